@@ -1,0 +1,50 @@
+"""Results kept on disk under a name made of what they were computed from."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def digest(value: Any) -> str:
+    """Name of a JSON-serialisable value: 20 hexadecimal digits, equal for equal values."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def number(text: str) -> int:
+    """A 64-bit number that depends on `text` alone: the identity of a document, and its place in a fixed order."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def cached(folder: Path, key: str, what: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder `folder/key`, built by `build(empty folder)` if it is not there yet.
+
+    The result is built beside its place and renamed into it, so that it is whole or absent; of two processes that
+    build it at once, the first to finish wins and both return the same path.
+    """
+    target = folder / key
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    log.info("building %s (kept in %s)", what, target)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+    try:
+        build(building)
+        building.chmod(0o755)
+        os.rename(building, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    log.info("built %s in %.1f s", what, time.perf_counter() - started)
+    return target

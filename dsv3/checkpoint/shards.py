@@ -1,0 +1,126 @@
+"""Safetensors files of a checkpoint, written and read without holding more than one of them.
+
+FP8: a matrix stored as E4M3 has a companion `<name>_scale_inv`, one FP32 factor for each block of 128 x 128 (as the
+config's `weight_block_size` says; the blocks at the right and lower edges may be partial). The value is
+E4M3 * factor.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SCALE = "_scale_inv"
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 500MB or 5GB."""
+    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"max_shard_size={text}: a number with KB, MB or GB, such as 5GB")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The routing bias stays FP32: it moves by less than BF16 resolves."""
+    return torch.float32 if name.endswith("e_score_correction_bias") else dtype
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write the tensors, cast to `dtype`, as files of at most `max_bytes` (a larger tensor has one of its own).
+
+    One file is `model.safetensors`; several are numbered, with an index of what lies where.
+    """
+    sizes = {name: tensor.numel() * stored_dtype(name, dtype).itemsize for name, tensor in tensors.items()}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for file, names in zip(files, shards, strict=True):
+        # Copies: a file holds no two tensors of one storage, and ours are slices of stacked ones.
+        contents = {name: tensors[name].to(stored_dtype(name, dtype), copy=True).contiguous() for name in names}
+        save_file(contents, str(folder / file), metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+class Shards:
+    """The tensors of a folder, read one at a time; at most one file is open."""
+
+    def __init__(self, folder: Path, *, block: tuple[int, int] | None) -> None:
+        """`block`: rows and columns that one factor of an FP8 matrix is for; None where nothing is FP8.
+
+        Raises:
+            FileNotFoundError: the folder holds no safetensors, or not all that its index names.
+        """
+        self.folder = folder
+        self.block = block
+        if (folder / INDEX).exists():
+            self.where: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        elif (folder / SINGLE).exists():
+            with safe_open(str(folder / SINGLE), framework="pt") as file:
+                self.where = dict.fromkeys(file.keys(), SINGLE)
+        else:
+            raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+        absent = sorted({file for file in self.where.values() if not (folder / file).exists()})
+        if absent:
+            raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}")
+
+    def names(self) -> list[str]:
+        """Names of the tensors, without the factors of FP8 matrices."""
+        return [name for name in self.where if not name.endswith(SCALE)]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each of these tensors with its name, file by file; FP8 as FP32, everything else as it is stored."""
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.where[name], []).append(name)
+        for file, held in by_file.items():
+            with safe_open(str(self.folder / file), framework="pt") as opened:
+                for name in held:
+                    yield name, self._value(name, opened)
+
+    def _value(self, name: str, opened: Any) -> Tensor:
+        tensor = opened.get_tensor(name)
+        if tensor.element_size() > 1:
+            return tensor
+        if tensor.dtype != torch.float8_e4m3fn or self.block is None or name + SCALE not in self.where:
+            raise ValueError(f"{name} is stored as {tensor.dtype}; only E4M3 with factors by block can be read")
+        return from_blocks(tensor, self._scale(name, opened), self.block)
+
+    def _scale(self, name: str, opened: Any) -> Tensor:
+        """The factors of an FP8 matrix, which may have come to lie in the file after it."""
+        if self.where[name + SCALE] == self.where[name]:
+            return opened.get_tensor(name + SCALE)
+        with safe_open(str(self.folder / self.where[name + SCALE]), framework="pt") as other:
+            return other.get_tensor(name + SCALE)
+
+
+def from_blocks(stored: Tensor, scale_inv: Tensor, block: tuple[int, int]) -> Tensor:
+    """E4M3 [rows, columns] times its block's factor, FP32; `scale_inv` has one for each block, whole or partial."""
+    rows, columns = stored.shape
+    expected = [-(-rows // block[0]), -(-columns // block[1])]
+    if list(scale_inv.shape) != expected:
+        raise ValueError(f"factors of {list(scale_inv.shape)} blocks for {rows} x {columns}: {expected} are needed")
+    factors = scale_inv.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return stored.float() * factors[:rows, :columns]

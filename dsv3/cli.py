@@ -1,0 +1,211 @@
+"""The command line of the tools: `python -m dsv3 <tool> key=value ...`.
+
+A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyword of Python) with
+
+    a docstring, whose first line is the tool's summary;
+    a dataclass `Options`, each field made by `option(default, help)`, with REQUIRED for a default that must be given;
+    `run(options) -> dict | None`, which prints text to stdout and returns what `format=json` prints instead (what `run`
+    prints then goes to stderr; `options.format` tells which it is).
+
+Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
+with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`.
+
+Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError, told in one line; in full with
+DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dsv3.preflight import check
+from dsv3.preflight.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
+
+REQUIRED: Any = MISSING
+"""In place of the default of an option that must be given."""
+
+FORMATS = ("text", "json")
+_FORMAT_HELP = "text, or one JSON object on stdout (everything else then goes to stderr)"
+
+
+def option(default: Any, help: str, *, choices: Sequence[Any] = ()) -> Any:
+    """A field of a tool's `Options`: its default (or REQUIRED), one line of help, and the values allowed, if few."""
+    metadata = {"help": help, "choices": tuple(choices)}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def main(arguments: Sequence[str], *, package: str = "dsv3.tools") -> int:
+    """Run one tool and return the exit status; a user's mistake found while it runs exits with 1.
+
+    package: where the tools' modules lie.
+    """
+    try:
+        return _main(arguments, package)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: Sequence[str], package: str) -> int:
+    tools = {path.stem.rstrip("_"): path for path in _modules(package)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print_page(_overview(tools))
+        return 0
+    name, *rest = arguments
+    if name not in tools:
+        problem = Problem(name, NO_VALUE, f"there is no such tool.{did_you_mean(name, tools)}")
+        report([problem], hint=f"Tools: {', '.join(sorted(tools))}.")
+        return 2
+    tool = importlib.import_module(f"{package}.{tools[name].stem}")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print_page(_tool_help(name, tool))
+        return 0
+    options, problems = _read(tool, rest)
+    if problems:
+        report(problems, hint=f"python -m dsv3 {name} --help explains every key.")
+        return 2
+    return _run(lambda: tool.run(options), as_json=options.format == "json")
+
+
+def _modules(package: str) -> list[Path]:
+    folders = importlib.import_module(package).__path__
+    return sorted(path for folder in folders for path in Path(folder).glob("*.py") if not path.name.startswith("_"))
+
+
+def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
+    with user_errors(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        result = call()
+    if as_json:
+        print(json.dumps(_finite(result or {}), allow_nan=False))
+    return 0
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a user's mistake found while running into a line on stderr and exit status 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("DSV3_TRACEBACK") == "1":
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a number that is not finite: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fields(tool: ModuleType) -> dict[str, dataclasses.Field[Any]]:
+    own = ("overrides", "format")
+    return {field.name: field for field in dataclasses.fields(tool.Options) if field.name not in own}
+
+
+def _takes_overrides(tool: ModuleType) -> bool:
+    return any(field.name == "overrides" for field in dataclasses.fields(tool.Options))
+
+
+def _read(tool: ModuleType, arguments: Sequence[str]) -> tuple[Any, list[Problem]]:
+    """The tool's Options, with the output format in `format`, and every mistake in the arguments."""
+    fields = _fields(tool)
+    config = OmegaConf.structured(tool.Options)
+    output = FORMATS[0]
+    overrides: list[str] = []
+    problems: list[Problem] = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if key == "format" and equals:
+            output = text
+            problems += [] if text in FORMATS else [Problem(key, text, one_of(FORMATS, text))]
+        elif key in fields and equals:
+            problems += _set(config, fields[key], text)
+        elif _takes_overrides(tool) and (equals or key.startswith("~")):
+            overrides.append(argument)
+        elif not equals:
+            problems.append(Problem(argument, NO_VALUE, "key=value is needed"))
+        else:
+            problems.append(Problem(key, text, f"there is no such key.{did_you_mean(key, [*fields, 'format'])}"))
+    failed = {problem.key for problem in problems}
+    for key, field in fields.items():
+        if OmegaConf.is_missing(config, key) and key not in failed:
+            problems.append(Problem(key, NO_VALUE, f"a value is needed: {field.metadata['help']}"))
+    if overrides:
+        problems += check("train", overrides, also=[*fields, "format"])
+        config.overrides = overrides
+    if problems:
+        return None, problems
+    options: Any = OmegaConf.to_object(config)
+    options.format = output
+    return options, []
+
+
+def _set(config: Any, field: dataclasses.Field[Any], text: str) -> list[Problem]:
+    """Set one option from its text. Text options take it as it stands; all others are read as YAML."""
+    is_text = _type(field).startswith("str") and not (text == "null" and "None" in _type(field))
+    try:
+        value = text.replace("${", r"\${") if is_text else OmegaConf.create(f"value: {text}").value
+        OmegaConf.update(config, field.name, value)
+    except (OmegaConfBaseException, YAMLError):
+        return [Problem(field.name, text, f"a value of type {_type(field)} is needed{_example(field)}")]
+    choices = field.metadata["choices"]
+    if choices and config[field.name] not in choices:
+        return [Problem(field.name, text, one_of(choices, text))]
+    return []
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    """An option's type as it is written, e.g. `int` or `str | None`."""
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _example(field: dataclasses.Field[Any]) -> str:
+    default = _default(field)
+    return "" if default is None or default == REQUIRED else f", such as the default {shown(default)}"
+
+
+def _overview(tools: dict[str, Path]) -> Iterator[str]:
+    yield from ("python -m dsv3 <tool> [key=value ...]", "", "TOOLS")
+    width = max((len(name) for name in tools), default=0)
+    for name, path in sorted(tools.items()):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        yield f"  {name:<{width}}  {docstring.partition(chr(10))[0]}"
+    yield from ("", "python -m dsv3 <tool> --help explains the tool's keys.")
+    yield "Training and evaluation have scripts of their own: python train.py --help, python evaluate.py --help."
+
+
+def _tool_help(name: str, tool: ModuleType) -> Iterator[str]:
+    yield from (tool.__doc__ or "").strip().splitlines()
+    yield from ("", "USAGE", f"  python -m dsv3 {name} [key=value ...]", "", "KEYS")
+    for field in _fields(tool).values():
+        default = _default(field)
+        given = "(required)" if default == REQUIRED else f"= {shown(default) or repr(default)}"
+        allowed = f" One of: {', '.join(map(shown, field.metadata['choices']))}." if field.metadata["choices"] else ""
+        yield f"  {field.name}: {_type(field)} {given}  # {field.metadata['help']}{allowed}"
+    yield f"  format: str = text  # {_FORMAT_HELP}"
+    if _takes_overrides(tool):
+        yield "  Any group=option or key=value of `python train.py --help`, too."

@@ -1,0 +1,239 @@
+"""The contracts: one Protocol per kind of plugin, and the records that cross between them.
+
+A plugin is a class with keyword-only, typed arguments that satisfies one of these Protocols. Nothing is
+registered: a YAML file under `conf/` (or any user's file) names the class in `_target_`.
+
+Shape legend, used in the names of tensors everywhere:
+    B rows of a micro-batch      T positions of a row        N = B*T tokens
+    D model width                V vocabulary                H attention heads
+    E routed experts             K experts per token         M = N*K rows handed to experts
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+"""Target of a position that predicts nothing (padding, or masked by a boundary policy)."""
+
+Role = Literal[
+    "attention_down",  # W_DQ, W_DKV together with W_KR
+    "attention_up",  # W_UQ, W_QR, W_UKV; also the plain query, key and value projections
+    "attention_out",  # W_O
+    "ffn_gate_up",  # dense FFN and shared experts: gate and up projections
+    "ffn_down",
+    "expert_gate_up",  # routed experts
+    "expert_down",
+    "mtp_projection",  # M_k
+    "head",
+]
+"""What a linear layer is for. A precision plugin decides by role which layers run in which format."""
+
+Schedule = Callable[[int], float]
+"""A value as a pure function of the number of tokens trained on so far."""
+
+
+class MicroBatch(NamedTuple):
+    """Packed rows of tokens that fit through the model at once. All tensors are int64."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor  # the next token of each position, or IGNORE
+    positions_BT: Tensor  # for RoPE; restart in each document only where documents are isolated
+    document_ids_BT: Tensor  # documents of a row are numbered from 1; 0 is padding
+    domains_BT: Tensor  # index into the datamodule's `domains`
+
+
+class Step(NamedTuple):
+    """One optimiser step: what one Lightning batch is."""
+
+    micro_batches: list[MicroBatch]
+    tokens_before: int  # tokens trained on before this step (positions, padding included)
+    state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
+
+
+class Question(NamedTuple):
+    """A held-out question with one short right answer."""
+
+    family: str
+    prompt: str
+    answer: str
+    commonest: str  # the commonest answer of this family in training: the baseline
+
+
+class Routing(NamedTuple):
+    """What a router decides for N tokens."""
+
+    experts_NK: Tensor  # int64, distinct within a row
+    gates_NK: Tensor  # float32, weights of the chosen experts' outputs
+    affinities_NE: Tensor  # float32, the raw scores s_i >= 0 before any bias (eq. 15)
+
+
+class Cache(Protocol):
+    """Keys and values (or latents) of the positions decoded so far, for one layer."""
+
+    length: int  # positions held
+
+    def rewind(self, length: int) -> None:
+        """Forget every position at or after `length`."""
+
+
+class Attention(Protocol):
+    """Causal self-attention over packed rows."""
+
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Return the attended x_BTD, after the output projection.
+
+        `document_ids_BT`: given, a position sees only positions of its own document.
+        `cache`: given, the T positions continue those that it holds, and are added to it.
+        """
+
+    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+
+    def cache_numbers_per_token(self) -> int:
+        """Numbers that decoding keeps for each token in this layer."""
+
+    def flops_per_token(self, context: int) -> int:
+        """Multiply-adds times two, forward, of one token that sees `context` positions; projections included."""
+
+
+class Router(Protocol):
+    """Chooses K of E experts for each token, in FP32."""
+
+    def __call__(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
+        """`bias_E` moves the selection only, never a gate value. `tokens_N` are the token ids (hash routing)."""
+
+
+class Balancing(Protocol):
+    """Keeps the experts of one MoE layer evenly loaded, by a selection bias, by a loss, or by both.
+
+    An `nn.Module`; its state (FP32 bias, int64 counts) lives in buffers that are never cast, averaged or decayed.
+    """
+
+    bias: Tensor  # float32 [E], added to the affinities for selection
+
+    def loss(self, routing: Routing, batch_shape: tuple[int, int], mask_BT: Tensor, tokens_seen: int) -> Tensor:
+        """Return the weighted auxiliary loss of a micro-batch (a scalar; zero where there is none)."""
+
+    def observe(self, counts_E: Tensor) -> None:
+        """Add one micro-batch's load (int64, summed over ranks). Called in training only, once per micro-batch."""
+
+    def update(self, tokens_seen: int) -> None:
+        """Move the bias by what was observed since the last update. Called once per optimiser step."""
+
+
+class Dispatch(Protocol):
+    """Takes tokens to their experts and their outputs back. No token is dropped."""
+
+    def __call__(self, x_ND: Tensor, routing: Routing, experts: "Experts") -> Tensor:
+        """Return sum_k gates_NK * expert_k(x_ND), shape [N, D]."""
+
+
+class Experts(Protocol):
+    """E SwiGLU experts: down(silu(gate(x)) * up(x))."""
+
+    def __call__(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """`x_MD` is sorted by expert; the first counts_E[0] rows are expert 0's, and so on (int64)."""
+
+
+class MTPPrediction(NamedTuple):
+    """What one depth of multi-token prediction gives for S = T - k positions."""
+
+    hidden_BSD: Tensor  # after the module's own final norm; logits come from the shared head
+    targets_BS: Tensor  # t_{i+k+1}, or IGNORE
+    routing: Routing | None  # of the depth's MoE layer
+
+
+class MTP(Protocol):
+    """Multi-token prediction (eq. 21-25): an nn.Module that predicts further tokens from the hidden states."""
+
+    depth: int
+    weight: Schedule  # lambda
+    after_final_norm: bool
+
+    def __call__(
+        self, h_BTD: Tensor, batch: MicroBatch, embed: Callable[[Tensor], Tensor], isolate: bool
+    ) -> list[MTPPrediction]:
+        """`h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it."""
+
+
+GroupedMM = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_MK sorted by group, weight_ENK, counts_E) -> y_MN: each row times the transpose of its group's weight."""
+
+
+class Precision(Protocol):
+    """Decides in which number format each role of layer computes. Master weights are FP32 in every one."""
+
+    activation_dtype: torch.dtype  # of the residual stream
+
+    def linear(self, in_features: int, out_features: int, *, role: Role) -> nn.Module:
+        """A linear layer without bias; its `weight` is an FP32 parameter [out, in]."""
+
+    def grouped_linear(
+        self, n_groups: int, in_features: int, out_features: int, *, role: Role, grouped_mm: GroupedMM
+    ) -> nn.Module:
+        """A linear layer per expert: `(x_MK, counts_E) -> y_MN`; its `weight` is FP32 [E, out, in]."""
+
+    def check(self, device: torch.device) -> list[str]:
+        """What stands against running on `device`, each as a sentence that says what to do; empty if nothing."""
+
+
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+"""Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, without loss on any string of bytes."""
+
+    vocab_size: int
+    bos: int
+    eos: int
+    pad: int
+    fim_begin: int
+    fim_hole: int
+    fim_end: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without special tokens; text that looks like a special token is not one."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Exactly the bytes that the ids stand for; none for special tokens."""
+
+    def save(self, directory: str) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` that transformers' AutoTokenizer reads."""
+
+
+class Data(Protocol):
+    """The datamodule as the core sees it (a LightningDataModule as well)."""
+
+    domains: list[str]
+    tokenizer: Tokenizer
+
+    def train_dataloader(self) -> Iterator[Step]:
+        """Steps from the restored state (or the beginning) until the token budget is spent."""
+
+    def validation_batches(self) -> Iterator[MicroBatch]:
+        """The fixed held-out set; every token of it is a target once."""
+
+    def validation_bytes(self) -> Mapping[str, int]:
+        """UTF-8 bytes of each domain's held-out text, what bits per byte are counted over."""
+
+    def questions(self) -> list[Question]: ...
+
+    def demonstration(self) -> tuple[str, str, str]:
+        """A held-out text in three parts: prefix, suffix, and the middle that was cut out between them."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue after the step whose `state_after` this is."""

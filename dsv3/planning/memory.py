@@ -1,0 +1,62 @@
+"""Memory of the fullest GPU of a pipeline, in bytes.
+
+    weights      compute copies: linear layers and routed experts in one format, the rest in another
+    gradients    of all the parameters that the GPU holds: they add up over micro-batches, and ZeRO-1 leaves them whole
+    optimiser    master weights and two moments; ZeRO-1 divides them among the GPUs that hold the same parameters: DP of
+                 them, DP / EP for a routed expert, and twice as many with DualPipe, which holds every stage twice
+    activations  a stage's, times the micro-batches in flight (pipeline.py), under a balanced load of the experts
+    logits       FP32, of one micro-batch, where the head is
+    recomputed   with recompute=full, the block that is being computed again
+
+Buffers of kernels and of communication, the allocator's waste and the CUDA context are not counted.
+"""
+
+from dsv3.planning.activations import block_activations, logits, mtp_activations
+from dsv3.planning.pipeline import pipeline_costs
+from dsv3.planning.recipe import Recipe
+from dsv3.planning.skeleton import Skeleton
+from dsv3.planning.stages import Part, parts_of_pipeline
+
+
+def gpu_memory(s: Skeleton, r: Recipe) -> dict[str, float]:
+    """Kind -> bytes on the fullest GPU, and their `total`; `mean_total` is the mean over the pipeline's GPUs.
+
+    Raises ValueError where experts or layers cannot be spread as the recipe says.
+    """
+    if s.n_experts % r.ep:
+        raise ValueError(f"ep={r.ep}: it must divide the {s.n_experts} experts")
+    gpus = [_memory(s, r, part) for part in parts_of_pipeline(s, pp=r.pp, pipeline=r.pipeline)]
+    fullest = max(gpus, key=lambda gpu: gpu["total"])
+    return {**fullest, "mean_total": sum(gpu["total"] for gpu in gpus) / len(gpus)}
+
+
+def _memory(s: Skeleton, r: Recipe, part: Part) -> dict[str, float]:
+    f, linear, other = r.formats, part.weights.linear, part.weights.other
+    experts = part.weights.experts // r.ep
+    holders = len(part.stages) * r.dp if r.zero else 1
+    expert_holders = holders // r.ep if r.zero else 1
+    memory = {
+        "weights": (linear + experts) * f.weight + other * f.other_weight,
+        "gradients": (linear + other + experts) * f.gradient,
+        "optimiser": (f.master + 2 * f.moment) * ((linear + other) / holders + experts / expert_holders),
+        "activations": _activations(s, r, part),
+        "logits": logits(s) * r.sequence * r.micro_batch if part.has_head else 0,
+        "recomputed": _block_again(s, r, part) if r.recompute == "full" else 0,
+    }
+    return {**memory, "total": sum(memory.values())}
+
+
+def _activations(s: Skeleton, r: Recipe, part: Part) -> float:
+    per_token = part.dense_blocks * block_activations(s, r.formats, r.recompute, moe=False)
+    per_token += part.moe_blocks * block_activations(s, r.formats, r.recompute, moe=True)
+    per_token += part.mtp_modules * mtp_activations(s, r.formats, r.recompute)
+    costs = pipeline_costs(r.pipeline, pp=r.pp, micro_batches=r.micro_batches, times=r.times)
+    # Where a GPU has two stages, each holds half of the micro-batches in flight.
+    in_flight = min(costs.activations, r.micro_batches) / len(part.stages)
+    return per_token * r.sequence * r.micro_batch * in_flight
+
+
+def _block_again(s: Skeleton, r: Recipe, part: Part) -> float:
+    kinds = [moe for moe, count in ((False, part.dense_blocks), (True, part.moe_blocks)) if count]
+    per_token = max(block_activations(s, r.formats, "none", moe=moe) for moe in kinds)
+    return per_token * r.sequence * r.micro_batch

@@ -1,0 +1,97 @@
+"""What becomes of a run folder that already holds something.
+
+`resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
+`resume=never` moves the old folder aside; a path continues from that checkpoint.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dsv3.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+
+log = logging.getLogger(__name__)
+
+FREE = (
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.experiment",
+    "run.keep_checkpoints",
+    "logger",
+    "trainer",
+    "data.cache_dir",
+)
+"""Keys that may change between the parts of one run: none has a say in what is computed."""
+
+
+def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
+    """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
+
+    Raises:
+        ValueError: the folder's run was trained with other settings.
+        FileNotFoundError: `resume` names a checkpoint that is missing or damaged.
+    """
+    if config.resume == "never":
+        if folder.path.exists() and any(folder.path.iterdir()):
+            log.warning("the old run is kept at %s", folder.move_aside())
+        checkpoint = None
+    elif config.resume == "auto":
+        if folder.config_path.exists():
+            refuse_other_settings(config, folder)
+        checkpoint = folder.newest_valid_checkpoint()
+    else:
+        checkpoint = Path(config.resume)
+        if not is_intact(checkpoint):
+            raise FileNotFoundError(f"resume={config.resume}: there is no intact checkpoint of that name")
+    folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
+    folder.summary_path.unlink(missing_ok=True)
+    write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
+    return checkpoint
+
+
+def is_finished(config: DictConfig, folder: RunFolder) -> bool:
+    """Whether `resume=auto` has nothing left to do: the same training, summarised, to its length or step cap.
+
+    Raises:
+        ValueError: the folder's run was trained with other settings.
+    """
+    summary = folder.summary()
+    if config.resume != "auto" or summary is None or not folder.config_path.exists():
+        return False
+    refuse_other_settings(config, folder)
+    cap = config.trainer.max_steps
+    return summary["tokens"] >= config.run.tokens or (cap != -1 and summary["steps"] >= cap)
+
+
+def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
+    old = flat(OmegaConf.load(folder.config_path))
+    new = flat(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    changed = [
+        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder.path} holds a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nTake another folder (run.name=...), or resume=never to move the old one aside and begin anew."
+        )
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Dotted keys of the leaves of a nested config."""
+
+    def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in items:
+            if isinstance(value, dict | list) and value:
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(OmegaConf.to_container(config, resolve=True), ""))

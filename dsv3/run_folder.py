@@ -1,0 +1,159 @@
+"""A run is a folder, `runs/<experiment>/<name>/`:
+
+    config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
+    checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
+    summary.json        written at the end              timing/<table>/...   everything that a clock had a say in
+
+Tables are columnar, one part per checkpoint interval, named by the tokens at its end: a run that continues from a
+checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
+"""
+
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(temporary_path)`, flush it to disk and rename it to `path`: a reader sees the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Table:
+    """Rows kept in memory until `flush` writes them as one Parquet part."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[Mapping[str, Any]] = []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+    def flush(self, tokens: int) -> None:
+        """Write the rows so far as the part that ends at `tokens`."""
+        if self.rows:
+            frame = pd.DataFrame(self.rows)
+            part = self.folder / f"part-{tokens:015d}.parquet"
+            write_atomically(part, lambda path: frame.to_parquet(path, engine="pyarrow", index=False))
+            self.rows = []
+
+    def drop_after(self, tokens: int) -> None:
+        """Delete the parts that end past `tokens`."""
+        for part in self.folder.glob("part-*.parquet"):
+            if tokens_of(part) > tokens:
+                part.unlink()
+
+
+def tokens_of(path: Path) -> int:
+    """The number in `part-000000001024.parquet` or `tokens-000000001024.ckpt`."""
+    return int(path.name.split("-")[1].split(".")[0])
+
+
+class RunFolder:
+    """Paths of one run, and what may be asked of them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config_path = self.path / "config.yaml"
+        self.summary_path = self.path / "summary.json"
+        self.tokenizer_path = self.path / "tokenizer"
+        self.tables: dict[str, Table] = {}
+
+    def table(self, name: str) -> Table:
+        """The table that rows are added to, e.g. `metrics/train`."""
+        return self.tables.setdefault(name, Table(self.path / name))
+
+    def flush(self, tokens: int) -> None:
+        """Write the rows of all tables, up to `tokens`."""
+        for table in self.tables.values():
+            table.flush(tokens)
+
+    def read(self, name: str) -> pd.DataFrame:
+        """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
+        parts = sorted((self.path / name).glob("part-*.parquet"))
+        return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
+
+    def drop_after(self, tokens: int) -> None:
+        """Forget what was written past a checkpoint: metrics, timing and checkpoints alike."""
+        for folder in [*self.path.glob("metrics/*"), *self.path.glob("timing/*")]:
+            Table(folder).drop_after(tokens)
+        for checkpoint in self.checkpoints():
+            if tokens_of(checkpoint) > tokens:
+                checkpoint.unlink()
+
+    def checkpoint_path(self, tokens: int) -> Path:
+        return self.path / "checkpoints" / f"tokens-{tokens:015d}.ckpt"
+
+    def checkpoints(self) -> list[Path]:
+        """All of them, oldest first."""
+        return sorted((self.path / "checkpoints").glob("tokens-*.ckpt"))
+
+    def newest_valid_checkpoint(self) -> Path | None:
+        """The newest checkpoint whose checksums hold; damaged ones are passed over with a warning."""
+        for path in reversed(self.checkpoints()):
+            if is_intact(path):
+                return path
+            log.warning("%s is damaged; looking for an older one", path)
+        return None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.summary_path, lambda path: path.write_text(text))
+
+    def summary(self) -> dict[str, Any] | None:
+        return json.loads(self.summary_path.read_text()) if self.summary_path.exists() else None
+
+    def move_aside(self) -> Path:
+        """Rename the folder to the first free `<name>.old-<n>`, so that a new run can begin."""
+        n = 1
+        while (target := self.path.with_name(f"{self.path.name}.old-{n}")).exists():
+            n += 1
+        return self.path.rename(target)
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Whether the file is a whole zip archive with right checksums."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Tensors and plain containers only; nothing in the file is executed."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint file that a user names by either of them.
+
+    Raises:
+        FileNotFoundError: nothing is there, or no intact checkpoint, or no config.yaml beside it.
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint={checkpoint}: there is no such file or folder")
+    folder = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
+    file = folder.newest_valid_checkpoint() if path.is_dir() else path
+    if file is None:
+        raise FileNotFoundError(f"checkpoint={checkpoint}: the folder holds no intact checkpoints/tokens-*.ckpt")
+    if not folder.config_path.exists():
+        raise FileNotFoundError(f"checkpoint={checkpoint}: {folder.config_path} is missing")
+    return folder, file

@@ -1,0 +1,40 @@
+"""What the conformance checks share."""
+
+import torch
+from torch import Tensor, nn
+
+
+def require(condition: bool | Tensor, sentence: str) -> None:
+    """Raise AssertionError with `sentence` unless `condition` holds."""
+    if not bool(condition):
+        raise AssertionError(sentence)
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers by name, those left out of checkpoints included."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def require_uncast(module: nn.Module) -> None:
+    """Casts of the whole model (which Lightning and FSDP make) must leave every tensor of the module as it is."""
+    before = tensors(module)
+    for dtype in (torch.bfloat16, torch.float16):
+        module.to(dtype)
+        for name, tensor in tensors(module).items():
+            require(
+                tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]),
+                f"`{name}` is {before[name].dtype} and must stay so, with its values, under `.to({dtype})`; "
+                f"it became {tensor.dtype}: override `_apply` so that it moves to a device but is never cast",
+            )
+
+
+def require_reloadable(module: nn.Module, fresh: nn.Module) -> None:
+    """Load the module's state_dict into `fresh`; every tensor that is saved must arrive bit for bit."""
+    fresh.load_state_dict(module.state_dict())
+    for name, tensor in module.state_dict().items():
+        loaded = fresh.state_dict()[name]
+        require(
+            loaded.dtype == tensor.dtype and torch.equal(loaded, tensor),
+            f"`{name}` differs after load_state_dict(state_dict())",
+        )

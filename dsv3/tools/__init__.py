@@ -1,0 +1,1 @@
+"""One module a tool: `python -m dsv3 <tool> key=value ...`."""

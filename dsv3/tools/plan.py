@@ -1,0 +1,105 @@
+"""Plan a training: parameters, operations, caches, memory, traffic, bubbles and GPU hours, by arithmetic alone.
+
+python -m dsv3 plan model=v3_671b            the report's recipe, beside the published GPU hours
+python -m dsv3 plan model=small gpus=8 ep=8  what you would train, on what you have
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from dsv3.cli import option
+from dsv3.planning.recipe import FORMATS, REPORT, REPORT_PRESET, Recipe, single_gpu
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from dsv3.planning.skeleton import AttentionLayer
+    from dsv3.preflight.compose import Composer
+
+
+@dataclass
+class Options:
+    """Where an option is null, model=v3_671b takes the report's recipe, any other one GPU and its training config."""
+
+    overrides: list[str] = option([], "")  # noqa: RUF009
+    tokens: float | None = option(None, "trained on; null: 14.8e12, or run.tokens")
+    sequence: int | None = option(None, "tokens of a row; null: 4096, or data.sequence_length")
+    micro_batch: int | None = option(None, "rows that go through a stage at once; null: 1, or data.micro_batch_size")
+    micro_batches: int | None = option(None, "per pipeline and optimiser step; null: 120, or 1")
+    gpus: int | None = option(None, "pp times the data-parallel ranks; null: 2048, or 1")
+    gpus_per_node: int = option(8, "what fast links join")
+    pp: int | None = option(None, "pipeline stages; null: 16, or 1")
+    ep: int | None = option(None, "data-parallel ranks that a layer's experts are spread over; null: 64, or 1")
+    zero: int = option(1, "1: optimiser states are divided among data-parallel ranks", choices=(0, 1))
+    pipeline: str | None = option(None, "null: dualpipe, or 1f1b", choices=("1f1b", "zb1p", "dualpipe"))
+    recompute: str | None = option(
+        None, "in the backward pass; null: selective, or none", choices=("none", "selective", "full")
+    )
+    formats: str | None = option(None, "numbers; null: fp8 (the report's), or bf16", choices=tuple(FORMATS))
+    bytes: dict[str, float] = option(  # noqa: RUF009
+        {}, "changes to them, such as {moment: 4}; an unknown name lists all"
+    )
+    times: dict[str, float] = option(  # noqa: RUF009
+        {}, "of chunks F, B, W and F&B; null: {forward: 1, backward: 2, weight: 1, overlapped: 3}"
+    )
+    peak: float = option(REPORT.peak, "dense BF16 operations per second of a GPU, which mfu is a share of (H800)")
+    peak_fp8: float = option(REPORT.peak_fp8, "the same in FP8")
+    mfu: float = option(REPORT.mfu, "share of the peak that the training is assumed to reach")
+    gpu_hours: float | None = option(None, "of a finished training on these tokens: the MFU that they imply is derived")
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Print the plan, and return it.
+
+    Raises:
+        ValueError: options that do not fit each other or the model.
+    """
+    from dsv3.planning.page import show
+    from dsv3.planning.plan import make_plan
+    from dsv3.planning.skeleton import read_skeleton
+    from dsv3.preflight.compose import choices, hydra_flags, opened
+
+    with opened("train", hydra_flags(options.overrides)) as composer:
+        config = composer.compose(options.overrides)
+        skeleton = read_skeleton(config)
+        chosen = choices(config)
+        attentions = {chosen["attention"]: skeleton.attention, **other_attentions(composer, options.overrides, config)}
+    recipe = recipe_of(options, config, is_report=chosen["model"] == REPORT_PRESET)
+    plan = make_plan(skeleton, recipe, attentions=attentions, known_gpu_hours=options.gpu_hours)
+    show(plan, title=f"{chosen['model']}, attention {chosen['attention']}")
+    return {"model": chosen["model"], "attention": chosen["attention"], **plan}
+
+
+def recipe_of(options: Options, config: "DictConfig", *, is_report: bool) -> Recipe:
+    """The recipe that the options change. Raises ValueError for names in `bytes` or `times` that there are not."""
+    base = (
+        REPORT
+        if is_report
+        else single_gpu(
+            tokens=config.run.tokens, sequence=config.data.sequence_length, micro_batch=config.data.micro_batch_size
+        )
+    )
+    names = {field.name for field in fields(Recipe)} - {"formats", "times"}
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    formats = FORMATS[options.formats] if options.formats else base.formats
+    for name, value in options.times.items():
+        if name not in base.times._fields or not value >= 0:
+            raise ValueError(f"times.{name}={value}: 0 or more, for one of {', '.join(base.times._fields)}")
+    return replace(base, **given, formats=formats.with_bytes(options.bytes), times=base.times._replace(**options.times))
+
+
+def other_attentions(composer: "Composer", overrides: list[str], config: "DictConfig") -> "dict[str, AttentionLayer]":
+    """Every other attention in conf/ that this model's shapes allow."""
+    from dsv3.planning.skeleton import read_skeleton
+    from dsv3.preflight.compose import choices
+
+    without = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] != "attention"]
+    found = {}
+    for name in composer.options("attention"):
+        if name == choices(config)["attention"]:
+            continue
+        try:
+            found[name] = read_skeleton(composer.compose([*without, f"attention={name}"])).attention
+        except (ValueError, TypeError):  # the plugin refuses these shapes
+            continue
+    return found

@@ -1,0 +1,22 @@
+"""Score a checkpoint on its held-out text: python evaluate.py checkpoint=RUN [key=value] ...   (--help lists them)"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from dsv3 import preflight
+from dsv3.cli import user_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    from dsv3.evaluation import evaluate
+
+    with user_errors():
+        evaluate(config)
+
+
+if __name__ == "__main__":
+    preflight.check_or_exit("evaluate", sys.argv[1:])
+    main()

@@ -1,0 +1,118 @@
+"""Grouped-query attention (arXiv 2305.13245), as in LLaMA and DeepSeek LLM (arXiv 2401.02954).
+
+    q = RoPE(W_Q h)   k = RoPE(W_K h)   v = W_V h           per head of width d_h
+    o = softmax(q k^T * d_h^-1/2) v,    output W_O o
+
+The query heads stand in `n_kv_heads` groups of neighbours, and a group shares one key and one value head:
+`n_kv_heads = n_heads` is multi-head attention, 1 is multi-query attention. Decoding keeps k (after RoPE) and v.
+
+Weights carry transformers' names and its LLaMA layout, in which RoPE turns halves of a head (see `rope`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsv3.contracts import Precision
+from plugins.attention import rope
+from plugins.attention.masks import attention_mask
+
+
+class KeyValueCache:
+    """k (after RoPE) and v of up to `capacity` positions, float [2, B, H_kv, capacity, d_h]."""
+
+    def __init__(
+        self, batch: int, capacity: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.pairs = torch.empty(2, batch, n_kv_heads, capacity, head_dim, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, k_BHTR: Tensor, v_BHTR: Tensor) -> tuple[Tensor, Tensor]:
+        """Add T positions and return the keys and values of all held, [B, H_kv, length, d_h] each."""
+        end, capacity = self.length + k_BHTR.shape[2], self.pairs.shape[3]
+        if end > capacity:
+            raise ValueError(f"the cache holds {capacity} positions, {end} are needed")
+        self.pairs[0, :, :, self.length : end] = k_BHTR
+        self.pairs[1, :, :, self.length : end] = v_BHTR
+        self.length = end
+        return self.pairs[0, :, :, :end], self.pairs[1, :, :, :end]
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
+
+class GroupedQueryAttention(nn.Module):
+    """GQA over packed rows; the position of a token turns its queries and keys, nothing else.
+
+    dim: model width. n_heads, n_kv_heads: query heads, and key and value heads, which must divide them.
+    head_dim: d_h, even; n_heads * head_dim need not be dim.
+    rope_theta, yarn: see `rope`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        yarn: Mapping[str, Any] | None,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        if n_heads % n_kv_heads:
+            raise ValueError(f"model.n_kv_heads={n_kv_heads}: it must divide model.n_heads={n_heads}")
+        if head_dim % 2:
+            raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.rope_theta, self.yarn = rope_theta, yarn
+        self.scale = head_dim**-0.5 * rope.softmax_factor(yarn)
+        self.cache_dtype = precision.activation_dtype
+        self.q_proj = precision.linear(dim, n_heads * head_dim, role="attention_up")
+        self.k_proj = precision.linear(dim, n_kv_heads * head_dim, role="attention_up")
+        self.v_proj = precision.linear(dim, n_kv_heads * head_dim, role="attention_up")
+        self.o_proj = precision.linear(n_heads * head_dim, dim, role="attention_out")
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        frequencies = rope.inverse_frequencies(self.head_dim, self.rope_theta, self.yarn).to(x_BTD.device)
+        cos, sin = rope.cos_sin(positions_BT, frequencies)
+        q_BTHR, k_BTHR, v_BTHR = (
+            project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = rope.rotate_halves(q_BTHR, cos, sin).transpose(1, 2)
+        k, v = rope.rotate_halves(k_BTHR, cos, sin).transpose(1, 2), v_BTHR.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = attention_mask(q.shape[2], k.shape[2], document_ids_BT, q.device)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=self.n_heads != self.n_kv_heads,
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        device = next(self.parameters()).device
+        return KeyValueCache(batch, capacity, self.n_kv_heads, self.head_dim, self.cache_dtype, device)
+
+    def cache_numbers_per_token(self) -> int:
+        """A key and a value of every KV head."""
+        return 2 * self.n_kv_heads * self.head_dim
+
+    def flops_per_token(self, context: int) -> int:
+        products = sum(p.numel() for p in self.parameters() if p.ndim == 2)
+        return 2 * products + 2 * self.n_heads * context * 2 * self.head_dim

@@ -1,0 +1,153 @@
+"""Multi-head Latent Attention (report eq. 1-11).
+
+    c_Q = norm(W_DQ h)          q = [W_UQ c_Q ; RoPE(W_QR c_Q)]                    per head
+    c_KV = norm(W_DKV h)        k = [W_UK c_KV ; RoPE(W_KR h)]   v = W_UV c_KV     k_R is shared by all heads
+    o = softmax(q k^T * scale) v,   output W_O o,   scale = (d_h + d_R)^-1/2
+
+Decoding keeps c_KV and k_R only. `absorbed` decoding never expands them: q_C^T (W_UK c) = (W_UK^T q_C)^T c, so the
+query is taken to the latent space, attends to the latents as one shared head, and W_UV is applied to the result.
+
+Weights carry transformers' names and layout: `kv_a_proj_with_mqa` is [W_DKV ; W_KR], and each head's rows in
+`q_b_proj` are [q_C ; q_R], in `kv_b_proj` [k_C ; v].
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsv3.contracts import Precision
+from dsv3.layers import RMSNorm
+from plugins.attention import rope
+from plugins.attention.masks import attention_mask
+
+
+class LatentCache:
+    """c_KV (after its norm) and k_R (after RoPE) of up to `capacity` positions, float [B, capacity, d_c + d_R]."""
+
+    def __init__(self, batch: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.latents = torch.empty(batch, capacity, width, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, latents_BTC: Tensor) -> Tensor:
+        """Add T positions and return all held, [B, length, d_c + d_R]."""
+        end = self.length + latents_BTC.shape[1]
+        if end > self.latents.shape[1]:
+            raise ValueError(f"the cache holds {self.latents.shape[1]} positions, {end} are needed")
+        self.latents[:, self.length : end] = latents_BTC
+        self.length = end
+        return self.latents[:, :end]
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """MLA; `q_lora_rank` None means a plain query projection (DeepSeek-V2-Lite)."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        n_heads: int,
+        q_lora_rank: int | None,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        rope_theta: float,
+        yarn: Mapping[str, Any] | None,
+        norm_eps: float,
+        decode: Literal["absorbed", "plain"],
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        if qk_rope_head_dim % 2:
+            raise ValueError(f"model.qk_rope_head_dim={qk_rope_head_dim}: RoPE turns pairs, so an even number")
+        if decode not in ("absorbed", "plain"):
+            raise ValueError(f"attention.decode={decode}: absorbed or plain")
+        self.n_heads, self.decode = n_heads, decode
+        self.nope, self.rope, self.v, self.rank = qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
+        self.rope_theta, self.yarn = rope_theta, yarn
+        qk_width = qk_nope_head_dim + qk_rope_head_dim
+        self.scale = qk_width**-0.5 * rope.softmax_factor(yarn)
+        self.cache_dtype = precision.activation_dtype
+        if q_lora_rank:
+            self.q_a_proj = precision.linear(dim, q_lora_rank, role="attention_down")
+            self.q_a_layernorm = RMSNorm(q_lora_rank, eps=norm_eps)
+            self.q_b_proj = precision.linear(q_lora_rank, n_heads * qk_width, role="attention_up")
+        else:
+            self.q_proj = precision.linear(dim, n_heads * qk_width, role="attention_up")
+        self.q_lora_rank = q_lora_rank
+        self.kv_a_proj_with_mqa = precision.linear(dim, kv_lora_rank + qk_rope_head_dim, role="attention_down")
+        self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=norm_eps)
+        self.kv_b_proj = precision.linear(kv_lora_rank, n_heads * (self.nope + self.v), role="attention_up")
+        self.o_proj = precision.linear(n_heads * v_head_dim, dim, role="attention_out")
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: LatentCache | None = None,
+    ) -> Tensor:
+        frequencies = rope.inverse_frequencies(self.rope, self.rope_theta, self.yarn).to(x_BTD.device)
+        cos, sin = rope.cos_sin(positions_BT, frequencies)
+        q_nope, q_rope = self._query(x_BTD).split([self.nope, self.rope], dim=-1)
+        q_rope = rope.rotate(q_rope, cos, sin)
+        c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
+        c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
+        if cache is not None:
+            began_empty = cache.length == 0
+            c_BTC, k_rope = cache.append(torch.cat((c_BTC, k_rope), -1)).split([self.rank, self.rope], dim=-1)
+            if self.decode == "absorbed" and not began_empty:
+                return self.o_proj(self._absorbed(q_nope, q_rope, c_BTC, k_rope))
+        return self.o_proj(self._expanded(q_nope, q_rope, c_BTC, k_rope, document_ids_BT))
+
+    def _query(self, x_BTD: Tensor) -> Tensor:
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.q_lora_rank else self.q_proj(x_BTD)
+        return q.unflatten(-1, (self.n_heads, self.nope + self.rope))
+
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, c_BSC: Tensor, k_rope: Tensor, document_ids_BT: Tensor | None
+    ) -> Tensor:
+        """Attention over keys and values of every head; S >= T positions are held, the queries are the last T."""
+        q_BTHQ = torch.cat((q_nope, q_rope), -1)
+        kv = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, self.nope + self.v))
+        k_nope, v_BSHV = kv.split([self.nope, self.v], dim=-1)
+        k_BSHQ = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.n_heads, -1)), -1)
+        # Equal widths of q, k and v take the flash kernel; zeros change no product.
+        width = max(q_BTHQ.shape[-1], self.v)
+        q, k, v = (F.pad(t, (0, width - t.shape[-1])).transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
+        mask = attention_mask(q.shape[2], k.shape[2], document_ids_BT, q.device)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        return out[..., : self.v].transpose(1, 2).flatten(-2)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c_BSC: Tensor, k_rope: Tensor) -> Tensor:
+        """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads."""
+        weight: Tensor = self.kv_b_proj.get_parameter("weight")
+        w_HOC = weight.to(c_BSC.dtype).unflatten(0, (self.n_heads, self.nope + self.v))
+        w_uk, w_uv = w_HOC.split([self.nope, self.v], dim=1)
+        q_latent = torch.einsum("bthn,hnc->bhtc", q_nope, w_uk)
+        dtype = torch.promote_types(c_BSC.dtype, torch.float32)
+        scores = q_latent @ c_BSC.mT.unsqueeze(1) + q_rope.transpose(1, 2) @ k_rope.mT.unsqueeze(1)
+        mask = attention_mask(q_nope.shape[1], c_BSC.shape[1], None, c_BSC.device)
+        scores = scores.to(dtype) * self.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        o_latent = scores.softmax(-1).to(c_BSC.dtype) @ c_BSC.unsqueeze(1)
+        return torch.einsum("bhtc,hvc->bthv", o_latent, w_uv).flatten(-2)
+
+    def new_cache(self, batch: int, capacity: int) -> LatentCache:
+        device = next(self.parameters()).device
+        return LatentCache(batch, capacity, self.cache_numbers_per_token(), self.cache_dtype, device)
+
+    def cache_numbers_per_token(self) -> int:
+        """d_c + d_R: 576 at 671B."""
+        return self.rank + self.rope
+
+    def flops_per_token(self, context: int) -> int:
+        products = sum(p.numel() for p in self.parameters() if p.ndim == 2)
+        return 2 * products + 2 * self.n_heads * context * (self.nope + self.rope + self.v)

@@ -1,0 +1,52 @@
+"""The routed experts as two grouped products: gate and up together, then down."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPED_MM_ALIGNMENT = 16  # bytes; of every row that torch's kernel reads
+
+
+def grouped_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
+    """torch's grouped product; falls back on a loop for FP64, which the kernel lacks (oracles use it)."""
+    if x_MK.dtype == torch.float64:
+        return loop_mm(x_MK, weight_ENK, counts_E)
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    return F.grouped_mm(x_MK, weight_ENK.transpose(-2, -1), offs=ends_E)
+
+
+def loop_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
+    """The reference: one product an expert."""
+    parts = x_MK.split(counts_E.tolist())
+    return torch.cat([x @ weight.mT for x, weight in zip(parts, weight_ENK.unbind(0), strict=True)])
+
+
+class GroupedExperts(nn.Module):
+    """E experts FFN_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x) (eq. 12), computed for all tokens at once.
+
+    `gate_up_proj.weight` is [E, 2 * inter_dim, D], gates first; `down_proj.weight` is [E, D, inter_dim].
+    """
+
+    product = staticmethod(grouped_mm)
+
+    def __init__(self, *, dim: int, inter_dim: int, n_experts: int, grouped_linear: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("inter_dim", inter_dim)):
+            if size % (GROUPED_MM_ALIGNMENT // 2):
+                raise ValueError(f"experts.{name}={size}: the grouped product needs a multiple of 8")
+        self.gate_up_proj = grouped_linear(
+            n_experts, dim, 2 * inter_dim, role="expert_gate_up", grouped_mm=self.product
+        )
+        self.down_proj = grouped_linear(n_experts, inter_dim, dim, role="expert_down", grouped_mm=self.product)
+
+    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x_MD, counts_E).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up, counts_E)
+
+
+class LoopExperts(GroupedExperts):
+    """The same experts, one product each: the readable reference, and for formats the grouped kernel lacks."""
+
+    product = staticmethod(loop_mm)

@@ -1,0 +1,25 @@
+"""No multi-token prediction."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dsv3.contracts import MicroBatch, MTPPrediction, Precision
+
+
+class NoMTP(nn.Module):
+    """Predicts the next token only."""
+
+    depth = 0
+    after_final_norm = True
+
+    def __init__(self, *, block: Callable[[], nn.Module], precision: Precision) -> None:
+        super().__init__()
+
+    def weight(self, tokens_seen: int) -> float:
+        return 0.0
+
+    def forward(
+        self, h_BTD: Tensor, batch: MicroBatch, embed: Callable[[Tensor], Tensor], isolate: bool
+    ) -> list[MTPPrediction]:
+        return []

@@ -1,0 +1,94 @@
+"""Muon (Jordan et al. 2024; scaled as in Moonlight, arXiv 2502.16982) for matrices, AdamW for the rest.
+
+For a hidden matrix W [out, in] with gradient G, momentum mu, and O(X) the orthogonal factor of X:
+    M = mu M + G          U = G + mu M  (Nesterov)
+    W = W - lr * weight_decay * W - lr * 0.2 * sqrt(max(out, in)) * O(U)
+The entries of O(U) have root mean square 1 / sqrt(max(out, in)) at full rank, so the factor gives every
+matrix updates of about 0.2, which is what AdamW's are: both share one learning rate and decay.
+The factor is on the update only, never on the decay, which is why it is not a group's `lr_scale`.
+
+O(X) is approximated by Newton-Schulz steps on X / |X|_F:
+    A = X X^T          X = a X + (b A + c A A) X          (a, b, c) = (3.4445, -4.7750, 2.0315)
+which bring singular values to between about 0.7 and 1.2. The experts' stack [E, out, in] is a batch of matrices.
+"""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plugins.optimizer.adamw import PerParameter, adamw_step, decay_groups
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def muon(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    momentum: float,
+    newton_schulz_steps: int,
+    newton_schulz_dtype: Literal["bfloat16", "float32"],
+    adamw_names: Sequence[str],
+    betas: Sequence[float],
+    eps: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """One optimiser: Muon for parameters with ndim >= 2 whose name fits none of `adamw_names`, AdamW for the others.
+
+    momentum: mu. newton_schulz_steps, newton_schulz_dtype: of the approximation of O(X).
+    adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
+    betas, eps: AdamW's. weight_decay: of every matrix, in both.
+
+    Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
+    """
+    if newton_schulz_dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"optimizer.newton_schulz_dtype={newton_schulz_dtype!r}: it is bfloat16 or float32")
+    named = list(named_parameters)
+    left = {name for name, p in named if p.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in adamw_names)}
+    hidden = [parameter for name, parameter in named if name not in left]
+    if not hidden:
+        raise ValueError(f"optimizer.adamw_names={list(adamw_names)} leaves no matrix to Muon")
+    groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
+    for group in groups:
+        group["rule"] = "adamw"
+    groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": 1.0, "rule": "muon"})
+    beta1, beta2 = betas
+    defaults = {
+        "lr": 0.0,
+        "momentum": momentum,
+        "newton_schulz_steps": newton_schulz_steps,
+        "newton_schulz_dtype": newton_schulz_dtype,
+        "betas": (beta1, beta2),
+        "eps": eps,
+    }
+    return Muon(groups, defaults)
+
+
+class Muon(PerParameter):
+    """Steps each group by its `rule`, muon or adamw."""
+
+    def step_parameter(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if group["rule"] == "adamw":
+            return adamw_step(parameter, gradient, state, group, moments_dtype=torch.float32)
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(buffer, alpha=group["momentum"])
+        dtype = getattr(torch, group["newton_schulz_dtype"])
+        update = orthogonalised(update.to(dtype), steps=group["newton_schulz_steps"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+
+
+def orthogonalised(x: Tensor, *, steps: int) -> Tensor:
+    """Each matrix [..., out, in] with its singular values brought near 1 (zero stays zero), in x's dtype."""
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]  # the smaller of the two Gram matrices gives the same result for less work
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x

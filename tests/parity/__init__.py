@@ -1,0 +1,1 @@
+"""Our models beside transformers', with the same weights."""

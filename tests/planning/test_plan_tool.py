@@ -1,0 +1,121 @@
+"""`python -m dsv3 plan`: what it prints, what it returns, and how it takes mistakes."""
+
+import json
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from dsv3.cli import main
+from dsv3.contracts import Precision
+from tests.planning.models import PRESETS
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Any:
+    """plan(*arguments): the JSON that the tool prints."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        assert main(["plan", "format=json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_text_of_671b(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "model=v3_671b"]) == 0
+    text = capsys.readouterr().out
+    for figure in ("671.03B", "671,026,419,200", "37.55B", "37,552,282,624", "11,610,068,224", "70,272", "2,664,000"):
+        assert figure in text
+    assert "…" not in text, "no figure is cut off"
+
+
+def test_671b_beside_the_published_hours(plan: Any) -> None:
+    """MFU by hand: 260.64 GFLOPs per token with MTP, 250.45 without, 14.8T tokens, 2664K hours."""
+    found = plan("model=v3_671b")
+    published, seconds = found["published"], 2_664_000 * 3600
+    for peak, speed in (("peak", 989.4e12), ("peak_fp8", 1978.9e12)):
+        for part, flops in (("model", 250_449_887_232), ("total", 260_641_652_736)):
+            assert published["implied_mfu"][peak][part] == pytest.approx(flops * 14.8e12 / (seconds * speed))
+    hours = 260_641_652_736 * 14.8e12 / (0.4 * 989.4e12) / 3600
+    assert published["our_gpu_hours"] == found["duration"]["gpu_hours"] == pytest.approx(hours)
+    assert found["recipe"]["tokens_per_step"] == 15360 * 4096
+
+
+def test_the_mfu_of_the_published_hours_gives_them_back(plan: Any) -> None:
+    mfu = plan("model=v3_671b")["published"]["implied_mfu"]["peak"]["total"]
+    assert plan("model=v3_671b", f"mfu={mfu}")["duration"]["gpu_hours"] == pytest.approx(2_664_000)
+    known = plan("model=v3_671b", "tokens=1e12", "gpu_hours=180e3")["duration"]["implied_mfu"]["peak"]["total"]
+    assert known == pytest.approx(mfu)
+
+
+def test_another_model_than_the_published_is_not_set_beside_it(plan: Any) -> None:
+    assert "published" not in plan("model=v3_671b", "attention=gqa")
+    assert "published" in plan("model=v3_671b", "mtp=none")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_planned(preset: str, plan: Any) -> None:
+    found = plan(f"model={preset}")
+    assert found["model"] == preset
+    assert set(found["cache_per_token"]) >= {"mla", "gqa"}
+    assert found["memory_per_gpu"]["total"] > 0
+
+
+def test_what_is_given_is_planned_for(plan: Any) -> None:
+    arguments = ("gpus=16", "pp=2", "ep=4", "zero=0", "pipeline=dualpipe", "recompute=full", "micro_batches=8")
+    recipe = plan("model=v2_lite", *arguments, "formats=fp8", "bytes={moment: 4}", "times={overlapped: 2.5}")["recipe"]
+    expected = {"gpus": 16, "pp": 2, "dp": 8, "ep": 4, "zero": 0, "pipeline": "dualpipe", "recompute": "full"}
+    assert expected.items() <= recipe.items()
+    assert (recipe["formats"]["weight"], recipe["formats"]["moment"]) == (1, 4)
+    assert recipe["times"] == {"forward": 1, "backward": 2, "weight": 1, "overlapped": 2.5}
+
+
+def test_the_training_config_is_the_default(plan: Any) -> None:
+    recipe = plan("model=tiny", "run.tokens=123456", "data.sequence_length=64", "data.micro_batch_size=4")["recipe"]
+    assert (recipe["tokens"], recipe["sequence"], recipe["micro_batch"], recipe["gpus"]) == (123456, 64, 4, 1)
+
+
+class Windowed(nn.Module):
+    """An attention that planning has never heard of: it sees the last `window` positions and keeps only those."""
+
+    def __init__(self, *, dim: int, window: int, precision: Precision) -> None:
+        super().__init__()
+        self.qkv = precision.linear(dim, 3 * dim, role="attention_up")
+        self.out = precision.linear(dim, dim, role="attention_out")
+        self.decay = nn.Parameter(Tensor(dim))
+        self.dim, self.window = dim, window
+
+    def new_cache(self, batch: int, capacity: int) -> None:
+        return None
+
+    def cache_numbers_per_token(self) -> int:
+        return 2 * self.dim
+
+    def flops_per_token(self, context: int) -> int:
+        return 8 * self.dim**2 + 4 * self.dim * min(context, self.window)
+
+
+def test_a_strangers_attention_is_planned(plan: Any) -> None:
+    own = f"attention={{_target_: {__name__}.Windowed, _partial_: true, dim: ${{model.dim}}, window: 10}}"
+    found = plan("~attention", f"+{own}", "model=tiny", "sequence=100", "mtp=none")
+    assert found["parameters"]["attention"]["total"] == 3 * (4 * 64 * 64 + 64)
+    assert found["flops_per_token"]["training"]["attention scores"] == 3 * 3 * 4 * 64 * 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "messages"),
+    [
+        (["bytes={momen: 2}"], 1, ["bytes.momen=2.0", "moment"]),
+        (["times={fast: 2}"], 1, ["times.fast=2.0", "overlapped"]),
+        (["gpus=6", "pp=4"], 1, ["pp=4: it must divide gpus=6"]),
+        (["pipeline=zb2p"], 2, ["pipeline=zb2p", "zb1p"]),
+        (["gpu=6", "model=tinny"], 2, ["gpu=6", "gpus", "model=tinny", "tiny"]),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], status: int, messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments]) == status
+    told = capsys.readouterr().err
+    assert all(message in told for message in messages), told

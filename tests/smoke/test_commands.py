@@ -1,0 +1,112 @@
+"""train.py, evaluate.py and `python -m dsv3 generate` as a user calls them, from another directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv3.run_folder import RunFolder
+from tests.conftest import ROOT
+
+SETTINGS = [
+    "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
+    "+data.sources.code={_target_: data.sources.local_files, path: " + str(ROOT / "dsv3") + ", text_column: text, weight: 1.0}",
+    "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
+]  # fmt: skip
+
+
+def call(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made in a folder of its own, with wandb offline, from another current directory."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    run = tmp_path_factory.mktemp("runs") / "run"
+    cache = tmp_path_factory.mktemp("cache")
+    call(elsewhere, str(ROOT / "train.py"), *SETTINGS, f"run.dir={run}", f"data.cache_dir={cache}")
+    assert list(elsewhere.iterdir()) == []
+    return run
+
+
+def test_run_folder_holds_what_the_readme_says(trained: Path) -> None:
+    folder = RunFolder(trained)
+    assert {"config.yaml", "checkpoints", "metrics", "timing", "summary.json", "tokenizer", "wandb"} <= {
+        path.name for path in trained.iterdir()
+    }
+    train = folder.read("metrics/train")
+    assert train.tokens.tolist() == [256 * i for i in range(1, 21)]
+    assert train.loss.iloc[-1] < train.loss.iloc[0]
+    assert {"bpb", "grad_norm", "lr", "mtp1_loss", "mtp1_accuracy", "mtp_weight", "max_violation/mtp.0"} <= set(train)
+    experts = folder.read("metrics/experts")
+    assert set(experts.layer) == {"layers.1", "layers.2", "mtp.0"}
+    loads = torch.tensor(experts[experts.layer == "layers.1"].load.tolist())
+    assert (loads.sum(1) == 256 * 2).all()
+    timing = folder.read("timing/train")
+    assert timing.tokens.tolist() == train.tokens.tolist()
+    assert not any("second" in column for table in ("train", "experts") for column in folder.read(f"metrics/{table}"))
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["tokens"] == 5120
+    assert summary["steps"] == 20
+    assert summary["validation"]["before"]["code"]["bpb"] > summary["validation"]["after"]["code"]["bpb"]
+    assert {"seed", "parameters", "tokens_per_second", "max_violation", "completion", "infilling", "versions"} <= set(summary)
+
+
+def test_wandb_run_has_tokens_as_its_axis(trained: Path) -> None:
+    """The offline run's own records: the step metric of every metric is `tokens`."""
+    (run,) = (trained / "wandb").glob("offline-run-*/run-*.wandb")
+    content = run.read_bytes()
+    assert b"train/loss" in content
+    assert b"max_violation/layers.1" in content
+    assert b"tokens" in content
+    assert (trained / "wandb_id").read_text() in run.name
+
+
+def test_evaluate_scores_both_weights_and_equals_the_summary(trained: Path, tmp_path: Path) -> None:
+    done = call(tmp_path, str(ROOT / "evaluate.py"), f"checkpoint={trained}", "format=json")
+    result = json.loads(done.stdout)
+    summary = json.loads((trained / "summary.json").read_text())
+    for weights, when in (("live", "after"), ("ema", "ema")):
+        scores = result["weights"][weights]["domains"]
+        assert scores["code"]["bpb"] == pytest.approx(summary["validation"][when]["code"]["bpb"], rel=1e-6)
+    assert json.loads((trained / "evaluation.json").read_text()) == result
+    text = call(tmp_path, str(ROOT / "evaluate.py"), f"checkpoint={RunFolder(trained).checkpoints()[0]}").stdout
+    assert "bits per byte" in text
+    assert "code" in text
+
+
+def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path) -> None:
+    base = ["-m", "dsv3", "generate", f"checkpoint={trained}", "prompt=def f(", "max_tokens=8"]
+    result = json.loads(call(tmp_path, *base, "format=json").stdout)
+    assert result["tokens"] <= 8
+    text = call(tmp_path, *base).stdout
+    assert text == f"def f({result['text']}\n"
+    filled = json.loads(call(tmp_path, *base, "suffix=):", "weights=ema", "format=json").stdout)
+    assert filled["suffix"] == "):"
+    sampled = [
+        json.loads(call(tmp_path, *base, "temperature=1", f"seed={seed}", "format=json").stdout)["text"]
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["evaluate.py", "checkpoint=/nowhere"], "checkpoint=/nowhere: there is no such file or folder"),
+        (["-m", "dsv3", "generate", "checkpoint=/nowhere"], "checkpoint=/nowhere: there is no such file or folder"),
+    ],
+)
+def test_a_missing_checkpoint_is_named(command: list[str], says: str) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,137 @@
+"""An interrupted run, continued, equals an uninterrupted one bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv3.run_folder import RunFolder, load_checkpoint
+from tests.conftest import ROOT
+
+SETTINGS = [
+    "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
+    "run.tokens=20480", "run.checkpoint_tokens=4096", "run.validation_tokens=6144", "balancing=v3", "precision=fp32",
+]  # fmt: skip
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, f"run.dir={folder}", *more]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(folder: Path, *more: str) -> None:
+    process = start(folder, *more)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors.decode()
+
+
+def wait_for_tokens(process: subprocess.Popen[bytes], folder: Path, tokens: int) -> None:
+    """Until a checkpoint at or past `tokens` lies in the folder."""
+    while not any(int(c.stem.split("-")[1]) >= tokens for c in RunFolder(folder).checkpoints()):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.02)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two nested containers of tensors and plain values differ."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: {a.keys() ^ b.keys()}"]
+        return [d for key in a for d in differences(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [path]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
+    return [] if a == b else [f"{path}: {a} and {b}"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = RunFolder(one), RunFolder(other)
+    assert a.checkpoints()[-1].name == b.checkpoints()[-1].name
+    assert not differences(load_checkpoint(a.checkpoints()[-1]), load_checkpoint(b.checkpoints()[-1]))
+    for table in ("metrics/train", "metrics/experts", "metrics/validation"):
+        assert len(a.read(table)) > 0
+        assert a.read(table).equals(b.read(table)), table
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    finish(folder)
+    return folder
+
+
+def test_killed_at_a_random_moment_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    for after in (4096, 12288):
+        process = start(folder)
+        wait_for_tokens(process, folder, after)
+        time.sleep(random.random() / 2)
+        process.kill()
+        process.communicate()
+    finish(folder)
+    assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_writes_a_checkpoint_exits_and_continues(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "stopped"
+    process = start(folder)
+    wait_for_tokens(process, folder, 4096)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors.decode()
+    assert b"Traceback" not in errors
+    assert not (folder / "summary.json").exists()
+    finish(folder)
+    assert_same_run(uninterrupted, folder)
+
+
+def test_damaged_checkpoint_is_passed_over(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    process = start(folder)
+    wait_for_tokens(process, folder, 8192)
+    process.kill()
+    process.communicate()
+    newest = RunFolder(folder).checkpoints()[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert RunFolder(folder).newest_valid_checkpoint() != newest
+    finish(folder)
+    assert_same_run(uninterrupted, folder)
+
+
+def test_finished_run_is_not_repeated_and_other_settings_are_refused(uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    finish(uninterrupted)
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    process = start(uninterrupted, "seed=2")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert b"seed: 1 there, 2 now" in errors
+    assert b"Traceback" not in errors
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+
+
+def test_same_seed_twice_gives_the_same_files(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        finish(folder, "trainer.max_steps=20")
+    parts = [sorted(path.relative_to(folder) for path in folder.glob("metrics/*/*")) for folder in folders]
+    assert parts[0] == parts[1] != []
+    for part in parts[0]:
+        assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
+    assert len(RunFolder(folders[0]).read("metrics/train")) == 20

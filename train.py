@@ -1,0 +1,37 @@
+"""Train a DeepSeek-V3-style model: python train.py [group=option] [key=value] ...   (--help lists them)"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from dsv3 import preflight
+from dsv3.cli import user_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> None:
+    with user_errors():
+        train(config)
+
+
+def train(config: DictConfig) -> None:
+    from dsv3.build import build_run
+    from dsv3.resume import is_finished
+    from dsv3.run_folder import RunFolder
+    from dsv3.summary import show, summarise
+
+    folder = RunFolder(config.run.dir)
+    if not is_finished(config, folder):
+        run = build_run(config)
+        run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
+        if run.interruption.happened:
+            print(f"Interrupted. The same command continues from {folder.newest_valid_checkpoint()}", file=sys.stderr)
+            sys.exit(run.interruption.exit_status)
+        folder.write_summary(summarise(run))
+    show(folder)
+
+
+if __name__ == "__main__":
+    preflight.check_or_exit("train", sys.argv[1:])
+    main()
