@@ -16,9 +16,6 @@ from dsv3.contracts import MicroBatch, Question, Tokenizer
 CHARACTERS_PER_TOKEN = 3
 """Turns `validation_tokens` into a length of text, so that every tokenizer is measured on the same text."""
 
-EXCERPTS = 16
-"""A domain's validation text comes from at least this many documents: longer ones are cut."""
-
 
 class ValidationText(NamedTuple):
     """The beginning of a held-out document, or all of it."""
@@ -30,17 +27,16 @@ class ValidationText(NamedTuple):
 def validation_texts(texts: Sequence[str], *, validation_tokens: int) -> list[ValidationText]:
     """The first held-out `texts` that make up 3 * `validation_tokens` characters together (or all there are).
 
-    Of each at most a sixteenth of that length is taken; nothing here depends on the tokenizer or on a seed.
+    Nothing here depends on the tokenizer or on a seed.
     """
     left = CHARACTERS_PER_TOKEN * validation_tokens
-    longest = max(1, left // EXCERPTS)
     chosen = []
     for text in texts:
         if left <= 0:
             break
-        excerpt = text[: min(longest, left)]
-        chosen.append(ValidationText(excerpt, len(excerpt) == len(text)))
-        left -= len(excerpt)
+        taken = text[:left]
+        chosen.append(ValidationText(taken, len(taken) == len(text)))
+        left -= len(taken)
     return chosen
 
 

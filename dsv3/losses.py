@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsv3.contracts import IGNORE
 
-CHUNK = 1024  # positions
+CHUNK = 512  # positions
 
 
 class HeadLoss(NamedTuple):
@@ -39,12 +39,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)
             hidden, targets = hidden_ND[rows], targets_N[rows]
-            logits = (hidden @ weight.T).to(accumulate)
-            nll, predicted = _softmax_in_place(logits, targets)
+            logp, nll = _log_softmax(hidden @ weight.T, targets)
             total += nll.sum()
-            correct += (predicted == targets).sum()
+            correct += (logp.max(-1).indices == targets).sum()  # much faster than argmax on a CPU
             if grad_hidden_ND is not None and grad_weight_VD is not None:
-                grad = _logit_gradient(logits, targets).to(hidden.dtype)
+                grad = _logit_gradient(logp, targets).to(hidden.dtype)
                 torch.mm(grad, weight, out=grad_hidden_ND[rows])
                 grad_weight_VD += grad.T @ hidden
         if grad_hidden_ND is not None:
@@ -58,22 +57,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden_ND * grads[0].to(grad_hidden_ND.dtype), grad_weight_VD * grads[0], None
 
 
-def _softmax_in_place(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits into probabilities; return each position's loss (0 where ignored) and likeliest token."""
-    largest_N1, predicted_N1 = logits_NV.max(-1, keepdim=True)
-    target_logit_N1 = logits_NV.gather(1, targets_N.clamp(min=0).unsqueeze(1))
-    norm_N1 = logits_NV.sub_(largest_N1).exp_().sum(-1, keepdim=True)
-    logits_NV.div_(norm_N1)
-    nll_N = (norm_N1.log() + largest_N1 - target_logit_N1).squeeze(1)
-    return nll_N.masked_fill(targets_N == IGNORE, 0.0), predicted_N1.squeeze(1)
+def _log_softmax(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, at least FP32, and each position's loss (0 where ignored)."""
+    logp_NV = logits_NV.log_softmax(-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+    nll_N = -logp_NV.gather(1, targets_N.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return logp_NV, nll_N.masked_fill(targets_N == IGNORE, 0.0)
 
 
-def _logit_gradient(probabilities_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """softmax - onehot in place, zero where ignored."""
-    ignored_N1 = (targets_N == IGNORE).unsqueeze(1)
+def _logit_gradient(logp_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """softmax - onehot in place of the log-probabilities, zero where ignored."""
     index_N1 = targets_N.clamp(min=0).unsqueeze(1)
-    probabilities_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1.0, dtype=probabilities_NV.dtype))
-    return probabilities_NV.masked_fill_(ignored_N1, 0.0)
+    gradient_NV = logp_NV.exp_()
+    gradient_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1.0, dtype=logp_NV.dtype))
+    return gradient_NV.index_fill_(0, (targets_N == IGNORE).nonzero().squeeze(1), 0.0)
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
@@ -88,7 +84,7 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tup
     weight = weight_VD.to(hidden_ND.dtype)
     losses, predictions = [], []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-        nll, predicted = _softmax_in_place((hidden @ weight.T).float(), targets)
+        logp, nll = _log_softmax(hidden @ weight.T, targets)
         losses.append(nll)
-        predictions.append(predicted)
+        predictions.append(logp.max(-1).indices)
     return torch.cat(losses), torch.cat(predictions)

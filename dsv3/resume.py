@@ -35,9 +35,11 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
         ValueError: the folder's run was trained with other settings.
         FileNotFoundError: `resume` names a checkpoint that is missing or damaged.
     """
+    folder.hold()
     if config.resume == "never":
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.config_path.exists():
             log.warning("the old run is kept at %s", folder.move_aside())
+            folder.hold()
         checkpoint = None
     elif config.resume == "auto":
         if folder.config_path.exists():

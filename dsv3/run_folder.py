@@ -8,6 +8,7 @@ Tables are columnar, one part per checkpoint interval, named by the tokens at it
 checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -118,6 +119,19 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         return json.loads(self.summary_path.read_text()) if self.summary_path.exists() else None
+
+    def hold(self) -> None:
+        """Keep other processes from training in this folder until this one ends.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"run.dir={self.path}: another process is training there") from None
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free `<name>.old-<n>`, so that a new run can begin."""

@@ -7,18 +7,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from dsv3.checkpoint.families import config_to_hf, hf_to_choices
+from dsv3.build import build_model
+from dsv3.checkpoint.config_in import hf_to_choices
+from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
 from dsv3.checkpoint.shards import Shards, write_shards
+from dsv3.contracts import Tokenizer
 from dsv3.preflight.compose import CONF
 from dsv3.run_folder import RunFolder, find_run, load_checkpoint
 
@@ -42,6 +46,7 @@ def export_run(
         ValueError: Hugging Face's format cannot hold the model.
         FileNotFoundError: `checkpoint` is not a run's. FileExistsError: `out` holds something.
     """
+    check_free(out)
     folder, file = find_run(checkpoint)
     config = OmegaConf.load(folder.config_path)
     assert isinstance(config, DictConfig)
@@ -89,8 +94,6 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
         ValueError: our options build no such model, or its weights do not fit its config.json.
         FileNotFoundError: `path` lacks config.json or weights. FileExistsError: `out` holds something.
     """
-    from dsv3.build import build_model
-
     check_free(out)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"path={path}: config.json is missing")
@@ -125,13 +128,22 @@ def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: 
         raise ValueError(f"precision={precision} is not one of {', '.join(known)}")
     choices = hf_to_choices(hf, mtp_layers=mtp_layers)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [*choices.overrides, f"precision={precision}", "tokenizer=saved"])
+        config = compose("train", [*choices.overrides, f"precision={precision}"])
     with open_dict(config):
         config.model.update(choices.model)
-    config.tokenizer.directory = str(RunFolder(out).tokenizer_path)
+        config.tokenizer = {
+            "_target_": f"{saved_tokenizer.__module__}.{saved_tokenizer.__qualname__}",
+            "_partial_": True,
+            "directory": str(RunFolder(out).tokenizer_path),
+        }
     config.data.sequence_length = hf["max_position_embeddings"]
     config.run.update({"name": out.name, "dir": str(out)})
     return config
+
+
+def saved_tokenizer(*, directory: str, texts: Mapping[str, Sequence[str]], cache_dir: str) -> Tokenizer:
+    """The tokenizer that came with an imported model, whatever texts it is to encode."""
+    return instantiate(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=directory)
 
 
 def count_mtp_layers(hf: Mapping[str, Any], shards: Shards) -> int:

@@ -80,7 +80,8 @@ def _cache(page: Page, plan: dict[str, Any]) -> None:
 def _memory(page: Page, plan: dict[str, Any]) -> None:
     recipe = plan["recipe"]
     memory = {name: size for name, size in plan["memory_per_gpu"].items() if size}
-    rows = [(name.replace("_", " "), f"{size / GIB:.2f}") for name, size in memory.items()]
+    labels = {"mean_total": "mean of all", "recomputed": "one block again"}
+    rows = [(labels.get(name, name), f"{size / GIB:.2f}") for name, size in memory.items()]
     shape = f"{recipe['gpus']:,} GPUs = PP {recipe['pp']} x DP {recipe['dp']}, EP {recipe['ep']}, ZeRO-{recipe['zero']}"
     note = f"{shape}, {recipe['pipeline']}, recomputation {recipe['recompute']}, "
     note += f"micro-batches of {recipe['micro_batch']} x {recipe['sequence']:,} tokens."

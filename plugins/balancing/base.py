@@ -1,15 +1,13 @@
 """What balancing methods share: the contract's methods doing nothing, buffers that keep their dtype, a load product."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsv3.contracts import Routing
+from dsv3.layers import KeepsDtype
 
 
-class Unbalanced(nn.Module):
+class Unbalanced(KeepsDtype):
     """No balancing: a bias of zero, no loss, no counting. The base of every method, each adding what it does.
 
     n_experts: E.
@@ -29,15 +27,6 @@ class Unbalanced(nn.Module):
 
     def update(self, tokens_seen: int) -> None:
         """Nothing depends on the load."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Let `fn` move the buffers to a device, never to another dtype: BF16 would lose both bias and counts."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
 
 
 def normalised(affinities_NE: Tensor) -> Tensor:

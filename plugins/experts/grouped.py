@@ -30,12 +30,13 @@ class GroupedExperts(nn.Module):
     """
 
     product = staticmethod(grouped_mm)
+    multiple = GROUPED_MM_ALIGNMENT // 2  # of both sizes, for rows in BF16
 
     def __init__(self, *, dim: int, inter_dim: int, n_experts: int, grouped_linear: Callable[..., nn.Module]) -> None:
         super().__init__()
         for name, size in (("dim", dim), ("inter_dim", inter_dim)):
-            if size % (GROUPED_MM_ALIGNMENT // 2):
-                raise ValueError(f"experts.{name}={size}: the grouped product needs a multiple of 8")
+            if size % self.multiple:
+                raise ValueError(f"experts.{name}={size}: the grouped product needs a multiple of {self.multiple}")
         self.gate_up_proj = grouped_linear(
             n_experts, dim, 2 * inter_dim, role="expert_gate_up", grouped_mm=self.product
         )
@@ -47,6 +48,7 @@ class GroupedExperts(nn.Module):
 
 
 class LoopExperts(GroupedExperts):
-    """The same experts, one product each: the readable reference, and for formats the grouped kernel lacks."""
+    """The same experts, one product each: the readable reference, and for formats and sizes the kernel lacks."""
 
     product = staticmethod(loop_mm)
+    multiple = 1

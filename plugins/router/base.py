@@ -1,13 +1,12 @@
 """What routers share: an FP32 projection that nothing casts, and selection with a stated rule for ties."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from dsv3.layers import KeepsDtype
 
-class FP32Projection(nn.Module):
+
+class FP32Projection(KeepsDtype):
     """u . e_i for every expert i, in FP32 whatever the input's dtype, autocast or a cast of the whole model.
 
     `weight` is [E, D], a row e_i per expert.
@@ -23,15 +22,6 @@ class FP32Projection(nn.Module):
     def logits(self, x_ND: Tensor) -> Tensor:
         with torch.autocast(x_ND.device.type, enabled=False):
             return nn.functional.linear(x_ND.float(), self.weight)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Let `fn` move the weight to a device, never to another dtype."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
 
 
 def top(scores_NE: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ from transformers.modeling_layers import MtpModel
 
 from tests.parity.twins import configured, distance, load_twin, micro_batch, random_model, write_twin
 
-PROMPT, NEW = 9, 14
+PROMPT, NEW = 9, 7
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def twins(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drafts(twins):
-    """(ids so far, drafted token, its logits) of every draft in one generation, and the generated ids."""
+    """(ids so far, drafted token, its logits) of every draft in one generation."""
     _, theirs = twins
     made = []
     original = MtpModel.forward
@@ -53,18 +53,17 @@ def drafts(twins):
     prompt = torch.randint(50, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     MtpModel.forward = recorded
     try:
-        generated = theirs.generate(prompt, max_new_tokens=NEW, do_sample=False, use_mtp=True)
+        theirs.generate(prompt, max_new_tokens=NEW, do_sample=False, use_mtp=True)
     finally:
         MtpModel.forward = original
-    return made, generated
+    return made
 
 
 @torch.no_grad()
 def test_drafts_equal_transformers(twins, drafts):
     ours, _ = twins
-    made, _ = drafts
-    assert len(made) >= 5
-    for ids, token, logits in made:
+    assert len(drafts) >= 4
+    for ids, token, logits in drafts:
         hidden_BSD = ours(micro_batch(ids, ids), with_mtp=True).predictions[0].hidden_BSD
         drafted = ours.lm_head(hidden_BSD[:, -1])
         assert distance(drafted, logits[:, 0]) <= 1e-5
@@ -72,19 +71,10 @@ def test_drafts_equal_transformers(twins, drafts):
 
 
 @torch.no_grad()
-def test_drafts_change_no_text(twins, drafts):
-    """Speculative decoding gives the text of plain decoding, so the drafts above were made along our own text."""
-    ours, theirs = twins
-    _, generated = drafts
-    plain = theirs.generate(generated[:, :PROMPT], max_new_tokens=NEW, do_sample=False)
-    assert plain.tolist() == generated.tolist()
-
-
-@torch.no_grad()
 def test_cached_module_equals_uncached(twins):
     """Drafting token by token over a cache of the module's block."""
     ours, _ = twins
-    module = ours.mtp.modules_[0]
+    module = ours.mtp.depths[0]
     ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
     output = ours(micro_batch(ids, ids), with_mtp=True)
     expected = output.predictions[0].hidden_BSD
@@ -102,8 +92,8 @@ def test_cached_module_equals_uncached(twins):
 def test_the_oracle_sees_the_module(twins, drafts):
     """The comparison can fail: without its projection the module drafts otherwise."""
     ours, _ = twins
-    ids, _, logits = drafts[0][0]
-    weight = ours.mtp.modules_[0].eh_proj.weight
+    ids, _, logits = drafts[0]
+    weight = ours.mtp.depths[0].eh_proj.weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.copy_(weight.roll(weight.shape[1] // 2, dims=1))  # [hidden ; embedding] in place of [embedding ; hidden]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from dsv3.build import build_model
-from dsv3.checkpoint.families import config_to_hf
+from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import pieces, to_huggingface
 from dsv3.checkpoint.shards import write_shards
 from dsv3.contracts import MicroBatch, Routing
@@ -42,7 +42,7 @@ def configured(*options: str, **model: Any) -> DictConfig:
 
 
 def random_model(config: DictConfig, *, seed: int) -> Decoder:
-    """Weights of a size at which every part has a say: matrices that keep a vector's length, norms and biases unequal."""
+    """Weights with which every part has a say: matrices that keep a vector's length, norms and biases unequal."""
     model = build_model(config, init=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

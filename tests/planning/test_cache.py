@@ -31,8 +31,9 @@ def test_bytes_equal_the_real_caches(attention: str) -> None:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_expanded_gqa_is_multi_head_attention(kv_heads: int) -> None:
-    gqa = skeleton("model=small", "attention=gqa", f"model.n_kv_heads={kv_heads}").attention
-    mha = skeleton("model=small", "attention=gqa", "model.n_kv_heads=4").attention
+    shared = ("model=tiny", "attention=gqa", "model.n_heads=4")
+    gqa = skeleton(*shared, f"model.n_kv_heads={kv_heads}").attention
+    mha = skeleton(*shared, "model.n_kv_heads=4").attention
     assert cache_bytes(gqa, 1, 1)["expanded_numbers_per_layer"] == mha.cache_numbers
 
 

@@ -70,6 +70,16 @@ def test_mtp_equals_what_torch_counts() -> None:
     assert both - model == ROWS * (LENGTH - 1) * planned
 
 
+@pytest.mark.parametrize("preset", ["tiny", "v3_671b"])
+def test_each_depth_of_mtp_costs_the_same(preset: str) -> None:
+    one, two, none = (
+        forward_flops(skeleton(f"model={preset}", mtp), 64) for mtp in ("mtp.depth=1", "mtp.depth=2", "mtp=none")
+    )
+    assert none["MTP"] == 0
+    assert two["MTP"] == 2 * one["MTP"]
+    assert one["model"] == two["model"] == none["model"] == none["total"]
+
+
 def test_671b_by_hand() -> None:
     """6 x the matrices that a token meets, and 61 layers of 128 heads of 192 + 128 over 2048 positions."""
     norms = 61 * (2 * 7168 + 1536 + 512) + 7168

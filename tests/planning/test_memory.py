@@ -101,6 +101,12 @@ def test_more_of_anything_takes_no_more_memory(ep: int, pipeline: Any, recompute
         assert gpu_memory(s, replace(r, recompute="none"))["total"] > memory["total"]
 
 
+def test_no_more_micro_batches_are_in_flight_than_there_are() -> None:
+    s, r = skeleton("model=tiny"), replace(ONE_GPU, gpus=2, pp=2, micro_batches=8)
+    both, one = gpu_memory(s, r), gpu_memory(s, replace(r, micro_batches=1))
+    assert both["activations"] == 2 * one["activations"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -124,6 +130,6 @@ def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str)
 )
 def test_a_recipe_names_all_that_does_not_fit(changes: dict[str, Any], messages: list[str]) -> None:
     recipe: Recipe = replace(ONE_GPU, **changes)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="=") as error:
         recipe.check()
     assert all(message in str(error.value) for message in messages)

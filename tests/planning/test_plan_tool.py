@@ -1,6 +1,8 @@
 """`python -m dsv3 plan`: what it prints, what it returns, and how it takes mistakes."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from dsv3.cli import main
 from dsv3.contracts import Precision
-from tests.planning.models import PRESETS
+from tests.planning.models import CONF, PRESETS
 
 
 @pytest.fixture
@@ -40,6 +42,15 @@ def test_671b_beside_the_published_hours(plan: Any) -> None:
     hours = 260_641_652_736 * 14.8e12 / (0.4 * 989.4e12) / 3600
     assert published["our_gpu_hours"] == found["duration"]["gpu_hours"] == pytest.approx(hours)
     assert found["recipe"]["tokens_per_step"] == 15360 * 4096
+    steps = 14.8e12 / (15360 * 4096)
+    assert found["duration"]["seconds_per_step"] * steps == pytest.approx(hours / 2048 * 3600)
+
+
+def test_traffic_of_a_training_is_that_of_its_layers_both_ways(plan: Any) -> None:
+    """58 layers and MTP's; forward and backward; 4 nodes; 7168 numbers of one byte out and two back."""
+    traffic = plan("model=v3_671b")["all_to_all"]
+    assert traffic["limited"]["training_bytes_at_most"] == (58 + 1) * 2 * 4 * 7168 * 3
+    assert traffic["unlimited"]["training_bytes_at_most"] == 2 * traffic["limited"]["training_bytes_at_most"]
 
 
 def test_the_mfu_of_the_published_hours_gives_them_back(plan: Any) -> None:
@@ -96,11 +107,15 @@ class Windowed(nn.Module):
         return 8 * self.dim**2 + 4 * self.dim * min(context, self.window)
 
 
-def test_a_strangers_attention_is_planned(plan: Any) -> None:
-    own = f"attention={{_target_: {__name__}.Windowed, _partial_: true, dim: ${{model.dim}}, window: 10}}"
-    found = plan("~attention", f"+{own}", "model=tiny", "sequence=100", "mtp=none")
+def test_a_strangers_attention_is_planned(plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "attention").mkdir()
+    yaml = f"_target_: {__name__}.Windowed\n_partial_: true\ndim: ${{model.dim}}\nwindow: 10\n"
+    (tmp_path / "attention" / "windowed.yaml").write_text(yaml)
+    found = plan(f"hydra.searchpath=[file://{tmp_path}]", "attention=windowed", "model=tiny", "sequence=100")
     assert found["parameters"]["attention"]["total"] == 3 * (4 * 64 * 64 + 64)
     assert found["flops_per_token"]["training"]["attention scores"] == 3 * 3 * 4 * 64 * 10
+    assert found["cache_per_token"].keys() == {"windowed", "mla", "gqa"}
+    assert found["cache_per_token"]["windowed"]["bytes"] == 3 * 2 * 64 * 2
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,15 @@ def test_a_strangers_attention_is_planned(plan: Any) -> None:
 def test_mistakes_are_named(
     arguments: list[str], status: int, messages: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *arguments]) == status
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main(["plan", *arguments]))
+    assert ended.value.code == status
     told = capsys.readouterr().err
     assert all(message in told for message in messages), told
+
+
+def test_the_documented_output_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (CONF.parent / "docs" / "plan.md").read_text()
+    assert main(["plan", "model=v3_671b"]) == 0
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert f"$ python -m dsv3 plan model=v3_671b\n{printed}\n```" in document

@@ -90,6 +90,8 @@ def test_signal_writes_a_checkpoint_exits_and_continues(
     folder = tmp_path / "stopped"
     process = start(folder)
     wait_for_tokens(process, folder, 4096)
+    with pytest.raises(ValueError, match="another process is training there"):
+        RunFolder(folder).hold()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors.decode()

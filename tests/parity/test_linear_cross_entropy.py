@@ -1,0 +1,87 @@
+"""The chunked loss: its value against torch's, its hand-written gradient by finite differences."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv3 import losses
+from dsv3.contracts import IGNORE
+
+few = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def problem(tokens, seed, dtype=torch.float64, dim=5, vocabulary=7):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, dim, generator=generator, dtype=dtype)
+    weight = torch.randn(vocabulary, dim, generator=generator, dtype=dtype)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    ignored = torch.rand(tokens, generator=generator) < 0.3
+    return hidden.requires_grad_(), weight.requires_grad_(), targets.masked_fill(ignored, IGNORE)
+
+
+@pytest.fixture(params=[2, 3, 1024])
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", request.param)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient(seed):
+    hidden, weight, targets = problem(7, seed)
+    assert torch.autograd.gradcheck(
+        lambda h, w: losses.linear_cross_entropy(h, w, targets).total.square(), (hidden, weight)
+    )
+
+
+@given(tokens=st.integers(1, 40), seed=st.integers(0, 99), scale=st.sampled_from([1.0, 100.0]))
+@few
+def test_value_count_and_gradient_equal_torch(tokens, seed, scale):
+    results = []
+    for ours in (True, False):
+        hidden, weight, targets = problem(tokens, seed, torch.float32)
+        logits = scale * hidden @ weight.T
+        if ours:
+            found = losses.linear_cross_entropy(scale * hidden, weight, targets)
+            total = found.total
+            assert found.targets == (targets != IGNORE).sum()
+            assert found.correct == (logits.argmax(-1) == targets).sum()
+        else:
+            total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        total.backward()
+        results.append((total, hidden.grad, weight.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5 * max(scale, 1))
+
+
+@pytest.mark.usefixtures("chunk")
+def test_losses_of_each_token():
+    hidden, weight, targets = problem(9, 0, torch.float32)
+    found, predicted = losses.token_losses(hidden, weight, targets)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="none")
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(predicted, (hidden @ weight.T).argmax(-1))
+    assert not found.requires_grad
+
+
+def test_without_gradients_and_with_a_frozen_head():
+    hidden, weight, targets = problem(6, 0)
+    total = losses.linear_cross_entropy(hidden, weight, targets).total
+    with torch.no_grad():
+        assert torch.equal(losses.linear_cross_entropy(hidden, weight, targets).total, total)
+    losses.linear_cross_entropy(hidden, weight.detach(), targets).total.backward()
+    reference = hidden.detach().clone().requires_grad_()
+    torch.nn.functional.cross_entropy(reference @ weight.detach().T, targets, reduction="sum").backward()
+    assert torch.allclose(hidden.grad, reference.grad)
+
+
+def test_bf16_states_with_an_fp32_head():
+    """The gradient of the head is FP32, so that micro-batches add up in it."""
+    hidden, weight, targets = problem(64, 0, torch.float32, dim=32, vocabulary=50)
+    low = hidden.detach().bfloat16().requires_grad_()
+    loss = losses.linear_cross_entropy(low, weight, targets)
+    loss.total.backward()
+    assert loss.total.dtype == weight.grad.dtype == torch.float32
+    assert low.grad.dtype == torch.bfloat16
+    exact = torch.nn.functional.cross_entropy(hidden @ weight.detach().T, targets, reduction="sum")
+    assert abs(loss.total.item() / exact.item() - 1) < 0.01

@@ -1,0 +1,135 @@
+"""Local dispatch against the sum of eq. 12 written out, and its two hand-written gradients by finite differences."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv3.contracts import Routing
+from plugins.dispatch.local import LocalDispatch, _Combine, _Gather
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def routing_of(tokens, experts, top_k, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(tokens, experts, generator=generator, dtype=dtype)
+    chosen = scores.topk(top_k, -1)
+    return Routing(chosen.indices, torch.rand(tokens, top_k, generator=generator, dtype=dtype), scores)
+
+
+class Linear:
+    """Expert e multiplies by its own matrix; remembers what it was given."""
+
+    def __init__(self, experts, dim, dtype, seed=0):
+        self.weight = torch.randn(experts, dim, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        self.counts = None
+
+    def __call__(self, x_MD, counts_E):
+        self.counts = counts_E
+        parts = x_MD.split(counts_E.tolist())
+        return torch.cat([x @ w for x, w in zip(parts, self.weight.to(x_MD.dtype), strict=True)])
+
+
+def expected(x, routing, weight):
+    """sum_k g_k x W_k, token by token."""
+    rows = []
+    for token, (experts, gates) in zip(x, zip(routing.experts_NK, routing.gates_NK, strict=True), strict=True):
+        rows.append(sum(g * (token @ weight[e]) for e, g in zip(experts, gates, strict=True)))
+    return torch.stack(rows)
+
+
+sizes = {
+    "tokens": st.integers(1, 12),
+    "experts": st.integers(1, 7),
+    "top_k": st.integers(1, 7),
+    "seed": st.integers(0, 99),
+}
+
+
+@given(**sizes)
+@few
+def test_equals_the_sum_in_fp64_with_gradients(tokens, experts, top_k, seed):
+    routing = routing_of(tokens, experts, min(top_k, experts), seed, torch.float64)
+    layer = Linear(experts, 5, torch.float64)
+    grads = []
+    for combine in (lambda x, r: LocalDispatch()(x, r, layer), lambda x, r: expected(x, r, layer.weight)):
+        x = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        gates = routing.gates_NK.clone()
+        x.requires_grad_()
+        gates.requires_grad_()
+        y = combine(x, routing._replace(gates_NK=gates))
+        y.square().sum().backward()
+        grads.append((y, x.grad, gates.grad))
+    for one, other in zip(*grads, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@given(**sizes)
+@few
+def test_no_token_is_dropped(tokens, experts, top_k, seed):
+    """Counts sum to N*K; experts that only pass rows on give the token times the sum of its gates."""
+    routing = routing_of(tokens, experts, min(top_k, experts), seed)
+    seen = []
+
+    def passing(x_MD, counts_E):
+        seen.append(counts_E)
+        return x_MD
+
+    x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed))
+    y = LocalDispatch()(x, routing, passing)
+    assert seen[0].dtype == torch.int64
+    assert seen[0].tolist() == routing.experts_NK.flatten().bincount(minlength=experts).tolist()
+    assert int(seen[0].sum()) == routing.experts_NK.numel()
+    assert torch.allclose(y, x * routing.gates_NK.sum(-1, keepdim=True), atol=1e-5)
+
+
+@given(seed=st.integers(0, 99))
+@few
+def test_order_of_tokens_does_not_matter(seed):
+    routing, layer = routing_of(9, 5, 2, seed), Linear(5, 4, torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    x, order = torch.randn(9, 4, generator=generator), torch.randperm(9, generator=generator)
+    moved = Routing(*(field[order] for field in routing))
+    assert torch.allclose(LocalDispatch()(x[order], moved, layer), LocalDispatch()(x, routing, layer)[order], atol=1e-5)
+
+
+def test_output_keeps_the_dtype_of_the_stream():
+    routing, layer = routing_of(6, 4, 2, 0), Linear(4, 8, torch.float32)
+    x = torch.randn(6, 8).bfloat16().requires_grad_()
+    gates = routing.gates_NK.clone().requires_grad_()
+    y = LocalDispatch()(x, routing._replace(gates_NK=gates), layer)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert gates.grad.dtype == torch.float32
+
+
+def orders(tokens, experts, top_k, seed):
+    flat = routing_of(tokens, experts, top_k, seed).experts_NK.flatten()
+    order = flat.argsort(stable=True)
+    return order, order.argsort()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_of_gather(seed):
+    order, inverse = orders(4, 3, 2, seed)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: _Gather.apply(x, order, inverse, 2), (x,))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_of_combine(seed):
+    order, inverse = orders(4, 3, 2, seed)
+    rows = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda rows, gates: _Combine.apply(rows, gates, order, inverse), (rows, gates))
+
+
+def test_combine_leaves_the_upstream_gradient_alone():
+    """Its backward pass multiplies in place: what it multiplies must be its own copy."""
+    order, inverse = orders(4, 3, 2, 0)
+    rows = torch.randn(8, 3, requires_grad=True)
+    upstream = torch.ones(4, 3)
+    _Combine.apply(rows, torch.rand(4, 2), order, inverse).backward(upstream)
+    assert torch.equal(upstream, torch.ones(4, 3))

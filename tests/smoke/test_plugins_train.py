@@ -1,0 +1,85 @@
+"""Every option of every kind of plugin trains through its one key; every combination of the main kinds builds."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import dsv3.build
+from dsv3.build import build_data, build_model, build_run
+from dsv3.contracts import MicroBatch
+from dsv3.run_folder import RunFolder
+from tests.conftest import ROOT
+
+KINDS = (
+    "attention",
+    "router",
+    "balancing",
+    "experts",
+    "dispatch",
+    "mtp",
+    "precision",
+    "optimizer",
+    "schedule",
+    "logger",
+)
+SHORT = [
+    "model=tiny", "trainer.max_steps=20", "run.validation_tokens=100000000", "data.sequence_length=64",
+    "data.micro_batch_size=2", "data.batch_sequences.peak=2", "data.validation_tokens=256", "data.questions=8",
+]  # fmt: skip
+
+
+def options(kind: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / kind).glob("*.yaml"))
+
+
+def configured(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", overrides=[*SHORT, *overrides])
+
+
+@pytest.fixture(scope="module")
+def default_data() -> Any:
+    """The default data, made once; each run continues its stream from the beginning."""
+    return build_data(configured())
+
+
+@pytest.fixture
+def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(dsv3.build, "build_data", lambda config: default_data)
+    yield
+
+
+@pytest.mark.usefixtures("shared_data")
+@pytest.mark.parametrize(("kind", "option"), [(kind, option) for kind in KINDS for option in options(kind)])
+def test_trains_through_its_one_key(kind: str, option: str, tmp_path: Path) -> None:
+    logger = [] if kind == "logger" else ["logger=none"]
+    run = build_run(configured(f"{kind}={option}", f"run.dir={tmp_path}/run", *logger))
+    run.trainer.fit(run.module, run.data)
+    train = RunFolder(tmp_path / "run").read("metrics/train")
+    assert len(train) == 20
+    assert all(map(math.isfinite, train.loss))
+    assert train.loss.iloc[-5:].mean() < train.loss.iloc[:5].mean()
+
+
+@pytest.mark.parametrize("names", itertools.product(*(options(kind) for kind in ("attention", "router", "balancing"))))
+def test_every_combination_builds_and_runs(names: tuple[str, str, str]) -> None:
+    attention, router, balancing = names
+    model = build_model(configured(f"attention={attention}", f"router={router}", f"balancing={balancing}"))
+    tokens_BT = torch.arange(16).view(2, 8)
+    batch = MicroBatch(tokens_BT, tokens_BT, torch.arange(8).expand(2, 8), torch.ones_like(tokens_BT), tokens_BT * 0)
+    output = model(batch, with_mtp=True)
+    assert output.hidden_BTD.isfinite().all()
+    for name, moe in model.moe_layers():
+        loss = moe.balancing.loss(output.routings[name], (2, 8 - name.startswith("mtp")), *mask(name), 0)
+        assert loss.isfinite()
+
+
+def mask(name: str) -> list[torch.Tensor]:
+    return [torch.ones(2, 8 - name.startswith("mtp"), dtype=torch.bool)]
