@@ -1,5 +1,6 @@
 """What is measured on held-out texts: validation rows with their bytes, and questions with exact answers."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -117,10 +118,11 @@ def _evenly(queues: Sequence[Sequence[Question]], count: int) -> list[Question]:
 def demonstration(text: str, *, longest: int) -> tuple[str, str, str]:
     """Prefix, suffix and middle of an excerpt of at most `longest` characters; the middle is one line.
 
-    The line is the one nearest the excerpt's centre that is long enough to tell something; its indentation and
-    line break stay outside.
+    The excerpt begins at the text's first Python function, where it has one. The line is the one nearest the excerpt's
+    centre that is long enough to tell something; its indentation and line break stay outside.
     """
-    excerpt = pieces(text, longest)[0]
+    function = re.search(r"^def ", text, flags=re.MULTILINE)
+    excerpt = pieces(text[function.start() if function else 0 :], longest)[0]
     lines = excerpt.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)]).tolist()
     telling = [i for i, line in enumerate(lines) if line.strip() in lines_of(line)] or range(len(lines))

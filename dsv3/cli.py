@@ -151,11 +151,12 @@ def _read(tool: ModuleType, arguments: Sequence[str]) -> tuple[Any, list[Problem
             problems.append(Problem(key, NO_VALUE, f"a value is needed: {field.metadata['help']}"))
     if overrides:
         problems += check("train", overrides, also=[*fields, "format"])
-        config.overrides = overrides
     if problems:
         return None, problems
     options: Any = OmegaConf.to_object(config)
     options.format = output
+    if overrides:  # set as they stand: they may hold interpolations that only Hydra resolves
+        options.overrides = overrides
     return options, []
 
 

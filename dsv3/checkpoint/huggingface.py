@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from dsv3.build import build_model
-from dsv3.checkpoint.config_in import hf_to_choices
+from dsv3.checkpoint.config_in import Fields, hf_to_choices
 from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
 from dsv3.checkpoint.shards import Shards, write_shards
@@ -97,7 +97,7 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
     check_free(out)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"path={path}: config.json is missing")
-    hf = json.loads((path / "config.json").read_text())
+    hf = Fields(json.loads((path / "config.json").read_text()))
     shards = Shards(path, block=fp8_block(hf))
     config = run_config(hf, mtp_layers=count_mtp_layers(hf, shards), out=out, precision=precision)
     model = build_model(config, init=False)

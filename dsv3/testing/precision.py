@@ -110,8 +110,8 @@ def _product(
         ("the gradient of the input", leaf.grad, x64.grad),
         ("the gradient of the weight", layer.weight.grad, w64.grad),
     ):
-        require(found is not None, f"{what}: {name} is missing")
-        assert found is not None and expected is not None
+        if found is None or expected is None:
+            raise AssertionError(f"{what}: {name} is missing")
         off = error(found, expected)
         require(off <= tolerance, f"{what}: {name} is {off:.1%} off the exact product; {tolerance:.1%} is allowed")
     once = layer.weight.grad.clone()

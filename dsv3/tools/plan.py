@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Options:
     """Where an option is null, model=v3_671b takes the report's recipe, any other one GPU and its training config."""
 
-    overrides: list[str] = option([], "")  # noqa: RUF009
+    overrides: list[str] = option([], "")
     tokens: float | None = option(None, "trained on; null: 14.8e12, or run.tokens")
     sequence: int | None = option(None, "tokens of a row; null: 4096, or data.sequence_length")
     micro_batch: int | None = option(None, "rows that go through a stage at once; null: 1, or data.micro_batch_size")
@@ -36,10 +36,8 @@ class Options:
         None, "in the backward pass; null: selective, or none", choices=("none", "selective", "full")
     )
     formats: str | None = option(None, "numbers; null: fp8 (the report's), or bf16", choices=tuple(FORMATS))
-    bytes: dict[str, float] = option(  # noqa: RUF009
-        {}, "changes to them, such as {moment: 4}; an unknown name lists all"
-    )
-    times: dict[str, float] = option(  # noqa: RUF009
+    bytes: dict[str, float] = option({}, "changes to them, such as {moment: 4}; an unknown name lists all")
+    times: dict[str, float] = option(
         {}, "of chunks F, B, W and F&B; null: {forward: 1, backward: 2, weight: 1, overlapped: 3}"
     )
     peak: float = option(REPORT.peak, "dense BF16 operations per second of a GPU, which mfu is a share of (H800)")

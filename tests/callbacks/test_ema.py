@@ -43,10 +43,15 @@ def test_applied_puts_the_average_in_and_the_live_weights_back() -> None:
     ema, model = run_of([1.0, 5.0], 0.5)
     model.bias_E.fill_(7.0)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match="inside"), ema.applied(model):
-        assert (model.weight == 3.0).all()
-        assert (model.bias_E == 7.0).all(), "the routing bias is the live one"
-        raise RuntimeError("inside")
+
+    def fail_inside() -> None:
+        with ema.applied(model):
+            assert (model.weight == 3.0).all()
+            assert (model.bias_E == 7.0).all(), "the routing bias is the live one"
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -65,6 +70,5 @@ def test_decay_outside_its_range(decay: float) -> None:
 
 
 def test_crossed() -> None:
-    assert [crossed(10, before, after) for before, after in ((0, 9), (0, 10), (9, 11), (10, 19), (10, 20), (5, 35))] == [
-        False, True, True, False, True, True,
-    ]  # fmt: skip
+    cases = {(0, 9): False, (0, 10): True, (9, 11): True, (10, 19): False, (10, 20): True, (5, 35): True}
+    assert {case: crossed(10, *case) for case in cases} == cases

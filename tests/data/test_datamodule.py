@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data.datamodule import DataModule
+from data.held_out import demonstration
 from data.sources import Source, reasoning
 from dsv3.contracts import IGNORE, MicroBatch, Step
 from tests.data.conftest import Make, in_memory, words
@@ -256,10 +257,18 @@ def test_no_questions_where_no_source_asks(make: Make) -> None:
 def test_demonstration_is_a_held_out_text_in_three_parts(make: Make) -> None:
     data = make()
     prefix, suffix, middle = data.demonstration()
-    assert any(text.startswith(prefix + middle + suffix) for text in data.held_out_documents("long"))
+    assert any(prefix + middle + suffix in text for text in data.held_out_documents("long"))
     assert middle.strip() == middle
     assert "\n" not in middle
     assert len(middle) > 5
+
+
+def test_demonstration_begins_at_a_function_where_there_is_one() -> None:
+    text = '"""A module."""\nimport os\n\ndef list_all(path):\n    return sorted(os.listdir(path))\n'
+    prefix, suffix, middle = demonstration(text, longest=200)
+    assert prefix == "def list_all(path):\n    "
+    assert middle == "return sorted(os.listdir(path))"
+    assert suffix == "\n"
 
 
 @pytest.mark.parametrize(

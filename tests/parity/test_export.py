@@ -92,6 +92,12 @@ def test_live_or_averaged_weights(tmp_path, weights, tied):
     with torch.no_grad():
         _, logits = our_loss(loaded.model, micro_batch(tokens, tokens))
         assert distance(logits, theirs(tokens).logits) <= 1e-5
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        for name, weight in (
+            ("embed_tokens", loaded.model.embed_tokens.weight),
+            ("shared_head.head", loaded.model.lm_head.weight),
+        ):
+            assert torch.equal(file.get_tensor(f"model.layers.3.{name}.weight"), weight)
 
 
 def test_same_text_and_same_loss(tmp_path):

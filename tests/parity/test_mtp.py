@@ -35,7 +35,8 @@ def twins(tmp_path_factory):
     ours = random_model(config, seed=3)
     folder = tmp_path_factory.mktemp("twin")
     write_twin(config, ours, folder, mtp=True)
-    return ours, load_twin(folder)
+    theirs = load_twin(folder, unexpected=False)
+    return ours, theirs
 
 
 @pytest.fixture(scope="module")

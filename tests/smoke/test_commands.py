@@ -12,9 +12,10 @@ import torch
 from dsv3.run_folder import RunFolder
 from tests.conftest import ROOT
 
+SOURCE = f"{{_target_: data.sources.local_files, path: {ROOT / 'dsv3'}, text_column: text, weight: 1.0}}"
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
-    "+data.sources.code={_target_: data.sources.local_files, path: " + str(ROOT / "dsv3") + ", text_column: text, weight: 1.0}",
+    f"+data.sources.code={SOURCE}",
     "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
 ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,8 @@ def default_data() -> Any:
 
 
 @pytest.fixture
-def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dsv3.build, "build_data", lambda config: default_data)
-    yield
 
 
 @pytest.mark.usefixtures("shared_data")
