@@ -11,12 +11,15 @@ from data.split import lines_of
 from dsv3.contracts import IGNORE
 from tests.data.conftest import ROOT
 
+CONF = yaml.safe_load((ROOT / "conf" / "data" / "default.yaml").read_text())
+WEIGHTS = torch.tensor([source["weight"] for source in CONF["sources"].values()])
+
 
 def test_domains_hold_enough_for_the_default_study(default_data: DataModule) -> None:
-    tokens = {name: len(domain.tokens) for name, domain in default_data._train.items()}
-    assert tokens["code"] > 2_000_000
-    assert tokens["prose"] > 1_000_000
-    assert tokens["math"] > 600_000
+    """No domain is read twice in the default run."""
+    length = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text())["run"]["tokens"]
+    tokens = torch.tensor([len(domain.tokens) for domain in default_data._train.values()])
+    assert (tokens > length * WEIGHTS / WEIGHTS.sum()).all()
 
 
 def test_shares_of_training_tokens(default_data: DataModule) -> None:
@@ -25,7 +28,7 @@ def test_shares_of_training_tokens(default_data: DataModule) -> None:
         for batch in step.micro_batches:
             counts += torch.bincount(batch.domains_BT.flatten(), minlength=3)
     assert counts.sum() >= 300_000
-    assert torch.allclose(counts / counts.sum(), torch.tensor([0.55, 0.2, 0.25]), atol=0.1)
+    assert torch.allclose(counts / counts.sum(), WEIGHTS, atol=0.1)
 
 
 def test_steps_mix_the_domains(default_data: DataModule) -> None:
@@ -72,7 +75,12 @@ def test_validation_is_about_as_long_as_asked_for(default_data: DataModule) -> N
     counts = torch.zeros(3)
     for batch in default_data.validation_batches():
         counts += torch.bincount(batch.domains_BT[batch.targets_BT != IGNORE], minlength=3)
-    assert ((counts > 0.7 * 32768) & (counts < 1.3 * 32768)).all()
+    code, prose, math = counts.tolist()
+    wanted = CONF["validation_tokens"]
+    assert 0.7 * wanted < code < 1.3 * wanted
+    assert 0.7 * wanted < prose < 1.3 * wanted
+    families = CONF["sources"]["math"]["families"]
+    assert math > 10 * CONF["sources"]["math"]["held_out"] * len(families), "all held-out questions, being shorter"
 
 
 def test_nothing_of_this_project_or_of_benchmarks_is_trained_on(default_data: DataModule) -> None:

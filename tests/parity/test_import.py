@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ from dsv3.build import build_model, load_run
 from dsv3.checkpoint.huggingface import run_config
 from dsv3.checkpoint.shards import Shards, from_blocks
 from dsv3.parameters import count_parameters
-from dsv3.tools import export, import_
+from dsv3.tools import export, generate, import_
 from tests.parity.runs import write_run
 from tests.parity.test_export import SMALL
 from tests.parity.twins import configured, distance, load_twin, micro_batch, our_loss, random_model
@@ -81,17 +82,28 @@ def test_export_and_import_are_bitwise(tmp_path, source):
 
 
 def test_the_tokenizer_comes_along(tmp_path, source):
-    before, after = load_run(source).tokenizer(), through(tmp_path, source).tokenizer()
+    before, loaded = load_run(source).tokenizer(), through(tmp_path, source)
+    for_data = instantiate(loaded.config.tokenizer)(texts={"code": ["other"]}, cache_dir=str(tmp_path))
     text = "def f(x): return 1"
-    assert after.encode(text) == before.encode(text)
-    assert after.eos == before.eos
+    for after in (loaded.tokenizer(), for_data):
+        assert after.encode(text) == before.encode(text)
+        assert after.eos == before.eos
+
+
+def test_an_imported_run_generates(tmp_path, source):
+    through(tmp_path, source)
+    one, other = (
+        generate.run(generate.Options(checkpoint=str(run), prompt="def f(x):", max_tokens=8))
+        for run in (source, tmp_path / "back")
+    )
+    assert one["text"] == other["text"]
+    assert one["tokens"] > 0
 
 
 @pytest.mark.parametrize("source", ["v3", "v2", "llm, YaRN"], indirect=True)
 def test_what_transformers_saves(tmp_path, source):
     """transformers keeps neither the MTP layer nor our section, and writes RoPE's settings otherwise."""
-    mtp = "v3" in MODELS and bool(load_run(source).config.mtp.get("depth", 0))
-    export.run(export.Options(checkpoint=str(source), out=str(tmp_path / "hf"), mtp=mtp))
+    export.run(export.Options(checkpoint=str(source), out=str(tmp_path / "hf")))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     del theirs.config.dsv3
     theirs.save_pretrained(tmp_path / "theirs")
