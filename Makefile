@@ -21,7 +21,7 @@ $(READY): pyproject.toml requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
 	@touch $(READY)
 
-train: $(READY) ## run the default study (ten minutes on two cores) and print its summary
+train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
 test: $(READY) ## run the tests (at most ten minutes)
