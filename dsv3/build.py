@@ -64,10 +64,10 @@ def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
     return model
 
 
-def build_data(config: DictConfig) -> Data:
-    """The datamodule, set up."""
-    tokenizer = instantiate(config.tokenizer, _convert_="all")
-    data = instantiate(config.data, _convert_="all")(tokenizer=tokenizer)
+def build_data(config: DictConfig, *, tokenizer: Tokenizer | None = None) -> Data:
+    """The datamodule, set up; with the tokenizer that is given (a trained model's own), or else the config's."""
+    factory = instantiate(config.tokenizer, _convert_="all") if tokenizer is None else lambda **_: tokenizer
+    data = instantiate(config.data, _convert_="all")(tokenizer=factory)
     data.setup("fit")
     return data
 

@@ -33,7 +33,7 @@ def evaluate(config: DictConfig) -> None:
 
 def score(loaded: Loaded) -> dict[str, Any]:
     """Held-out scores by weights, "live" and "ema". JSON-serialisable."""
-    data = build_data(loaded.config)
+    data = build_data(loaded.config, tokenizer=loaded.tokenizer())
     result: dict[str, Any] = {"checkpoint": str(loaded.file), "tokens": loaded.tokens, "weights": {}}
     for weights in ("live", "ema"):
         if weights == "ema":

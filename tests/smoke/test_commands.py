@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from dsv3.run_folder import RunFolder
 from tests.conftest import ROOT
@@ -84,6 +86,18 @@ def test_evaluate_scores_both_weights_and_equals_the_summary(trained: Path, tmp_
     text = call(tmp_path, str(ROOT / "evaluate.py"), f"checkpoint={RunFolder(trained).checkpoints()[0]}").stdout
     assert "bits per byte" in text
     assert "code" in text
+
+
+def test_evaluate_keeps_to_the_tokenizer_of_the_run(trained: Path, tmp_path: Path) -> None:
+    """A tokenizer trained anew on other texts would give other ids: the model's own is the one that counts."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = OmegaConf.load(run / "config.yaml")
+    config.tokenizer.sample_characters = 1000
+    OmegaConf.save(config, run / "config.yaml")
+    result = json.loads(call(tmp_path, str(ROOT / "evaluate.py"), f"checkpoint={run}", "format=json").stdout)
+    wanted = json.loads((trained / "summary.json").read_text())["validation"]["after"]["code"]["bpb"]
+    assert result["weights"]["live"]["domains"]["code"]["bpb"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path) -> None:
