@@ -2,6 +2,8 @@
 
 import sys
 
+sys.path.pop(0)  # this folder: lm-eval's `import evaluate` means Hugging Face's package, not this file
+
 import hydra
 from omegaconf import DictConfig
 

@@ -41,7 +41,7 @@ def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
             router=router(),
             balancing=balancing(),
             dispatch=dispatch,
-            experts=experts(grouped_linear=precision.grouped_linear),
+            experts=experts(precision=precision),
             shared_experts=SwiGLU(dim=shapes.dim, inter_dim=shared, precision=precision) if shared else None,
         )
 
@@ -101,10 +101,14 @@ def build_run(config: DictConfig) -> Run:
         raise ValueError("; ".join(problems))
     folder = RunFolder(config.run.dir)
     resume_from = prepare(config, folder)
-    data = build_data(config)
+    start = load_run(config.run.weights_from) if config.run.weights_from else None
+    data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
+    model = build_model(config)
+    if start:
+        begin_with(model, start)
     module = LanguageModel(
-        build_model(config),
+        model,
         optimizer=instantiate(config.optimizer, _convert_="all"),
         schedule=instantiate(config.schedule, _convert_="all"),
         grad_clip=config.grad_clip,
@@ -145,6 +149,18 @@ def set_up_logging() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=r".*(num_workers|isinstance\(treespec).*")
+
+
+def begin_with(model: Decoder, start: "Loaded") -> None:
+    """Take over the weights and the routing state of a trained model.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape.
+    """
+    try:
+        model.load_state_dict(start.model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
 
 
 @dataclass

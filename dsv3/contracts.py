@@ -181,6 +181,10 @@ class Precision(Protocol):
     ) -> nn.Module:
         """A linear layer per expert: `(x_MK, counts_E) -> y_MN`; its `weight` is FP32 [E, out, in]."""
 
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, where `gate_up` [..., 2 * I] holds the gates first; what of it is kept for the backward
+        pass, and in which format, is the precision's choice."""
+
     def check(self, device: torch.device) -> list[str]:
         """What stands against running on `device`, each as a sentence that says what to do; empty if nothing."""
 

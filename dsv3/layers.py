@@ -44,7 +44,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up_proj = precision.linear(dim, 2 * inter_dim, role="ffn_gate_up")
         self.down_proj = precision.linear(inter_dim, dim, role="ffn_down")
+        self.swiglu = precision.swiglu
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.swiglu(self.gate_up_proj(x)))

@@ -6,7 +6,7 @@ A step's losses, summed over its micro-batches:
 """
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -17,6 +17,13 @@ from dsv3.losses import HeadLoss, linear_cross_entropy
 from dsv3.model import Decoder, DecoderOutput
 
 StepRecord = dict[str, Any]
+
+
+class RoutingObserver(Protocol):
+    """Looks on while training; changes nothing. Callbacks add themselves to `LanguageModel.observers`."""
+
+    def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
+        """Called once per micro-batch, after its backward pass; routings by MoE layer."""
 
 
 class LanguageModel(lightning.LightningModule):
@@ -45,6 +52,7 @@ class LanguageModel(lightning.LightningModule):
         self.register_buffer("token_bytes_V", token_bytes_V, persistent=False)
         self.tokens_seen = 0
         self.data_state: dict[str, Any] = {}
+        self.observers: list[RoutingObserver] = []
 
     @property
     def finished(self) -> bool:
@@ -63,6 +71,8 @@ class LanguageModel(lightning.LightningModule):
             output = self.model(micro, with_mtp=True)
             self.manual_backward(self._loss(output, micro, totals, tokens))
             self._observe(output.routings, micro, totals)
+            for observer in self.observers:
+                observer.observe(micro, output.routings)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         rate = self.schedule(tokens)
         for group in optimizer.param_groups:

@@ -219,6 +219,24 @@ def test_trap_12_softmax_scale_is_plain_without_yarn(composed: Compose) -> None:
     assert attention.scale == (config.model.qk_nope_head_dim + config.model.qk_rope_head_dim) ** -0.5
 
 
+def test_trap_16_recomputed_routing_is_the_same_at_ties(composed: Compose) -> None:
+    """All experts tied: the routing made in the backward pass must choose as the forward pass did."""
+    config = composed("precision=bf16")
+    module, step = module_of(config), step_of(config)
+    chosen: list[Tensor] = []
+    for _, moe in module.model.moe_layers():
+        with torch.no_grad():
+            moe.router.weight.mul_(1e-12)
+        moe.router.register_forward_hook(lambda _m, _i, routing: chosen.append(routing.experts_NK))
+    layer = module.model.layers[1]
+    forward = layer.forward
+    layer.forward = lambda *args: checkpoint(forward, *args, use_reentrant=False)
+    module.training_step(step._replace(micro_batches=step.micro_batches[:1]), 0)
+    first, again = chosen[0], chosen[-1]
+    assert len(chosen) == 4, "three layers, one of them twice"
+    assert torch.equal(first, again)
+
+
 def test_trap_15_every_parameter_is_a_float32_master_under_bf16(composed: Compose) -> None:
     run_config = composed("precision=bf16")
     model = build_model(run_config)

@@ -48,6 +48,9 @@ class ShapesOnly:
     ) -> nn.Module:
         return GroupedProjection(n_groups, in_features, out_features)
 
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gate_up.chunk(2, dim=-1)[0]
+
     def check(self, device: torch.device) -> list[str]:
         return []
 

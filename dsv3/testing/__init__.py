@@ -1,7 +1,7 @@
 """Conformance: `check_<kind>(factory, ...)` raises AssertionError, with a sentence, where a plugin breaks its contract.
 
 They are for anyone's plugins. A factory is what the core gets from the plugin's YAML and calls for a new plugin:
-without arguments, but for attention (`precision=...`) and experts (`grouped_linear=...`).
+without arguments, but for attention and experts (`precision=...`).
 """
 
 from dsv3.testing.attention import check_attention

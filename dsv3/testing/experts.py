@@ -13,19 +13,19 @@ ROUNDING = 1e-4  # relative, of FP32 sums in another order
 
 
 def check_experts(factory: Callable[..., nn.Module], *, dim: int, n_experts: int) -> None:
-    """Raise AssertionError, saying what is wrong, unless `factory(grouped_linear=...)` makes experts for the core.
+    """Raise AssertionError, saying what is wrong, unless `factory(precision=...)` makes experts for the core.
 
     dim, n_experts: what the factory was given; at least 3 experts.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         precision = Plain(torch.float32)
-        experts = factory(grouped_linear=precision.grouped_linear)
+        experts = factory(precision=precision)
         require(isinstance(experts, nn.Module), "experts are an nn.Module")
         require(
             bool(precision.roles) and set(precision.roles) <= {"expert_gate_up", "expert_down"},
-            "the layers must be made by the `grouped_linear` that is given, with the roles expert_gate_up and "
-            f"expert_down: precision is chosen there; asked for were {precision.roles}",
+            "the layers must be made by the `grouped_linear` of the precision that is given, with the roles "
+            f"expert_gate_up and expert_down: formats are chosen there; asked for were {precision.roles}",
         )
         drawn(experts)
         counts_E = torch.arange(n_experts) % 5  # some get nothing
@@ -38,7 +38,7 @@ def check_experts(factory: Callable[..., nn.Module], *, dim: int, n_experts: int
 
 
 def _shapes(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, counts_E: Tensor) -> None:
-    lower = drawn(factory(grouped_linear=Plain(torch.bfloat16).grouped_linear))
+    lower = drawn(factory(precision=Plain(torch.bfloat16)))
     with torch.no_grad():
         for module, x, counts in (
             (experts, x_MD, counts_E),
@@ -100,7 +100,7 @@ def _gradients(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
 
 
 def _state(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, counts_E: Tensor) -> None:
-    fresh = drawn(factory(grouped_linear=Plain(torch.float32).grouped_linear))
+    fresh = drawn(factory(precision=Plain(torch.float32)))
     require(
         not {id(p) for p in experts.parameters()} & {id(p) for p in fresh.parameters()},
         "the factory must make new parameters each time: every layer has experts of its own",

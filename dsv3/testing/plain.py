@@ -25,6 +25,10 @@ class Plain:
         self.roles.append(role)
         return _GroupedLinear((n_groups, out_features, in_features), self.activation_dtype)
 
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * up
+
     def check(self, device: torch.device) -> list[str]:
         return []
 

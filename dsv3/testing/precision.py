@@ -36,6 +36,7 @@ def check_precision(factory: Callable[[], Any], *, device: str = "cpu", toleranc
         )
         for role in ROLES:
             _linear(precision, role, torch.device(device), tolerance)
+        _swiglu(precision, torch.device(device), tolerance)
         for role in EXPERT_ROLES:
             _grouped(precision, role, torch.device(device), tolerance)
 
@@ -69,6 +70,26 @@ def _grouped(precision: Any, role: Role, device: torch.device, tolerance: float)
     require(not layer.weight.grad[1].any(), f"{what}: a group without rows must get a gradient of zero")
     fresh = drawn(precision.grouped_linear(len(COUNTS), IN, OUT, role=role, grouped_mm=loop_mm)).to(device)
     require_reloadable(layer, fresh)
+
+
+def _swiglu(precision: Any, device: torch.device, tolerance: float) -> None:
+    """Value and gradient of the activation against FP64."""
+    leaf = torch.randn(2, 24, 2 * OUT, device=device).to(precision.activation_dtype).requires_grad_()
+    exact = leaf.detach().double().requires_grad_()
+    gate, up = exact.chunk(2, dim=-1)
+    y, y64 = precision.swiglu(leaf), nn.functional.silu(gate) * up
+    require(
+        y.shape == y64.shape and y.dtype == precision.activation_dtype,
+        f"swiglu must give {precision.activation_dtype} {list(y64.shape)}, not {y.dtype} {list(y.shape)}",
+    )
+    upstream = torch.randn(y.shape, device=device).to(y.dtype)
+    y.backward(upstream)
+    y64.backward(upstream.double())
+    for name, found, expected in (("value", y, y64), ("gradient", leaf.grad, exact.grad)):
+        if found is None or expected is None:
+            raise AssertionError(f"swiglu has no {name}")
+        off = error(found, expected)
+        require(off <= tolerance, f"swiglu: the {name} is {off:.1%} off silu(gate) * up; {tolerance:.1%} is allowed")
 
 
 def _weight(layer: nn.Module, shape: tuple[int, ...], what: str) -> None:

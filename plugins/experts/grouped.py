@@ -1,10 +1,10 @@
 """The routed experts as two grouped products: gate and up together, then down."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dsv3.contracts import Precision
 
 GROUPED_MM_ALIGNMENT = 16  # bytes; of every row that torch's kernel reads
 
@@ -32,19 +32,21 @@ class GroupedExperts(nn.Module):
     product = staticmethod(grouped_mm)
     multiple = GROUPED_MM_ALIGNMENT // 2  # of both sizes, for rows in BF16
 
-    def __init__(self, *, dim: int, inter_dim: int, n_experts: int, grouped_linear: Callable[..., nn.Module]) -> None:
+    def __init__(self, *, dim: int, inter_dim: int, n_experts: int, precision: Precision) -> None:
         super().__init__()
         for name, size in (("dim", dim), ("inter_dim", inter_dim)):
             if size % self.multiple:
                 raise ValueError(f"experts.{name}={size}: the grouped product needs a multiple of {self.multiple}")
-        self.gate_up_proj = grouped_linear(
+        self.gate_up_proj = precision.grouped_linear(
             n_experts, dim, 2 * inter_dim, role="expert_gate_up", grouped_mm=self.product
         )
-        self.down_proj = grouped_linear(n_experts, inter_dim, dim, role="expert_down", grouped_mm=self.product)
+        self.down_proj = precision.grouped_linear(
+            n_experts, inter_dim, dim, role="expert_down", grouped_mm=self.product
+        )
+        self.swiglu = precision.swiglu
 
     def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x_MD, counts_E).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up, counts_E)
+        return self.down_proj(self.swiglu(self.gate_up_proj(x_MD, counts_E)), counts_E)
 
 
 class LoopExperts(GroupedExperts):

@@ -53,6 +53,10 @@ class OneFormat:
             n_groups, in_features, out_features, dtype=self.activation_dtype, grouped_mm=grouped_mm
         )
 
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
     def check(self, device: torch.device) -> list[str]:
         return []
 

@@ -115,6 +115,19 @@ def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_trap_17_evaluate_py_does_not_hide_hugging_faces_package(tmp_path: Path) -> None:
+    package = tmp_path / "evaluate"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit\natexit.register(lambda: print('found', __import__('evaluate').__file__))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert f"found {package / '__init__.py'}" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from dsv3.testing import check_experts
-from dsv3.testing.plain import drawn
+from dsv3.testing.plain import Plain, drawn
 from plugins.experts.grouped import GroupedExperts, LoopExperts
 from plugins.precision.plain import BF16, FP32
 
@@ -21,7 +21,7 @@ few = settings(max_examples=20, deadline=None, derandomize=True)
 
 def made(kind, *, dim=16, inter=8, n_experts=4, precision=FP32):
     torch.manual_seed(0)
-    return drawn(kind(dim=dim, inter_dim=inter, n_experts=n_experts, grouped_linear=precision().grouped_linear))
+    return drawn(kind(dim=dim, inter_dim=inter, n_experts=n_experts, precision=precision()))
 
 
 def reference(experts, x_MD, counts_E):
@@ -89,8 +89,8 @@ def test_shipped_experts_conform(name):
 
 
 class Good(LoopExperts):
-    def __init__(self, *, grouped_linear):
-        super().__init__(dim=16, inter_dim=8, n_experts=4, grouped_linear=grouped_linear)
+    def __init__(self, *, precision):
+        super().__init__(dim=16, inter_dim=8, n_experts=4, precision=precision)
 
 
 def test_good_experts_conform():
@@ -135,21 +135,26 @@ class Detached(Good):
 
 
 class OwnLayers(nn.Module):
-    def __init__(self, *, grouped_linear):
+    def __init__(self, *, precision):
         super().__init__()
         self.layer = nn.Linear(16, 16)
 
 
+class AllForTheHead(Plain):
+    def grouped_linear(self, *sizes, role, grouped_mm):
+        return super().grouped_linear(*sizes, role="head", grouped_mm=grouped_mm)
+
+
 class WrongRole(Good):
-    def __init__(self, *, grouped_linear):
-        super().__init__(
-            grouped_linear=lambda *a, role, grouped_mm: grouped_linear(*a, role="head", grouped_mm=grouped_mm)
-        )
+    def __init__(self, *, precision):
+        other = AllForTheHead(precision.activation_dtype)
+        other.roles = precision.roles
+        super().__init__(precision=other)
 
 
 class Forgetful(Good):
-    def __init__(self, *, grouped_linear):
-        super().__init__(grouped_linear=grouped_linear)
+    def __init__(self, *, precision):
+        super().__init__(precision=precision)
         self.scale = torch.rand(())
 
     def forward(self, x, counts):

@@ -131,6 +131,17 @@ class RolesForgotten(Good):
         return (Wrong if role == "mtp_projection" else CastLinear)(i, o, dtype=torch.float32)
 
 
+class OtherActivation(Good):
+    def swiglu(self, gate_up):
+        gate, up = gate_up.chunk(2, -1)
+        return torch.nn.functional.gelu(gate) * up
+
+
+class ActivationGradientLost(Good):
+    def swiglu(self, gate_up):
+        return super().swiglu(gate_up.detach()) + 0 * gate_up.sum()
+
+
 class Refusing(Good):
     def check(self, device):
         return ["it needs a GPU."]
@@ -158,6 +169,8 @@ class NoDtype(Good):
         (with_layer(OtherInValidation), "the same without gradients"),
         (LeakyGroups, "a group without rows must get a gradient of zero"),
         (RolesForgotten, r"linear\(role='mtp_projection'\)"),
+        (OtherActivation, "swiglu: the value is"),
+        (ActivationGradientLost, "swiglu: the gradient is 100.0% off"),
         (Refusing, "does not run on cpu: it needs a GPU"),
         (ChecksNothing, "list of sentences"),
         (NoDtype, "activation_dtype"),

@@ -1,0 +1,48 @@
+"""Beginning with another run's weights, for context extension."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from dsv3.build import Loaded, build_model, build_run, load_run
+from tests.synthetic import ByteTokenizer
+
+YARN = "model.yarn={factor: 4.0, original_length: 32, beta_fast: 32.0, beta_slow: 1.0, mscale: 1.0}"
+
+
+@pytest.fixture
+def short_run(composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of three steps on 32 positions."""
+    monkeypatch.setattr(Loaded, "tokenizer", lambda self: ByteTokenizer())
+    run = build_run(composed(f"run.dir={tmp_path}/short", "trainer.max_steps=3"))
+    run.trainer.fit(run.module, run.data)
+    return tmp_path / "short"
+
+
+def test_a_longer_phase_begins_with_the_weights_of_a_shorter_one(
+    composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path
+) -> None:
+    config = composed(
+        f"run.dir={tmp_path}/long",
+        f"run.weights_from={short_run}",
+        YARN,
+        "data.sequence_length=128",
+        "trainer.max_steps=2",
+    )  # fmt: skip
+    run = build_run(config)
+    before, start = run.module.model.state_dict(), load_run(short_run).model.state_dict()
+    assert before.keys() == start.keys()
+    assert all(torch.equal(before[key], start[key]) for key in before)
+    assert any("bias" in key and before[key].abs().sum() > 0 for key in before), "routing state comes along"
+    assert run.module.model.layers[0].self_attn.scale > build_model(composed()).layers[0].self_attn.scale
+    run.trainer.fit(run.module, run.data)
+    assert run.module.tokens_seen == 2 * 2 * 4 * 128
+
+
+def test_another_shape_is_refused_by_name(composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path) -> None:
+    config = composed(f"run.dir={tmp_path}/other", f"run.weights_from={short_run}", "model.moe_inter_dim=48")
+    with pytest.raises(ValueError, match=r"run\.weights_from=.*another model"):
+        build_run(config)
