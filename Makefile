@@ -30,10 +30,13 @@ test: $(READY) ## run the tests (at most ten minutes)
 test-all: $(READY) ## run every test, the slow ones too
 	$(BIN)/python -m pytest
 
+bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
+	$(BIN)/python -m dsv3 bench
+
 check: $(READY) ## lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train test test-all check
+.PHONY: help setup train test test-all bench check

@@ -1,7 +1,5 @@
 """From a composed config to objects. The only place that instantiates configs."""
 
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
 from dsv3.model import Block, Decoder, init_weights
 from dsv3.moe import MoE
+from dsv3.process import set_up_process
 from dsv3.resume import prepare
 from dsv3.run_folder import RunFolder, find_run, load_checkpoint
 
@@ -95,7 +94,7 @@ class Run:
 
 def build_run(config: DictConfig) -> Run:
     """Prepare the run folder (see `dsv3.resume`) and assemble data, model, callbacks and Trainer."""
-    set_up_logging()
+    set_up_process()
     problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
@@ -139,16 +138,6 @@ def build_run(config: DictConfig) -> Run:
         use_distributed_sampler=False,
     )
     return Run(config, folder, data, module, trainer, validate, ema, interruption, resume_from)
-
-
-def set_up_logging() -> None:
-    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)
-    warnings.filterwarnings("ignore", module=r"lightning\..*", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=r".*(num_workers|isinstance\(treespec).*")
 
 
 def begin_with(model: Decoder, start: "Loaded") -> None:
