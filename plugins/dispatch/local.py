@@ -1,8 +1,8 @@
 """Dispatch where every expert is on this device.
 
-The M = N*K (token, expert) pairs are sorted by expert, the experts run on contiguous rows, and the results
-are put back and summed with their gates. Copies of a token are K apart in the unsorted order, so gathering
-is one permutation each way; its gradient is the inverse permutation and a sum over K, never a scatter-add.
+The M = N*K (token, expert) pairs are sorted by expert, the experts run on contiguous rows, and each token's K rows of
+the results, which carry their gates already, are summed. Copying rows out and summing them back are each other's
+gradient, so nothing is kept for the backward pass but indices, and there is never a scatter-add.
 """
 
 from typing import Any
@@ -13,39 +13,37 @@ from torch import Tensor
 from dsv3.contracts import Experts, Routing
 
 
-class _Gather(torch.autograd.Function):
-    """rows_MD = x_ND[order // K], where `order` sorts the pairs by expert and `inverse` puts them back."""
+class _Copy(torch.autograd.Function):
+    """rows_MD = x_ND[token_M]; `places_NK` says where the K copies of each token went."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, inverse_M: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(inverse_M)
-        ctx.top_k = top_k
-        return x_ND.index_select(0, order_M.div(top_k, rounding_mode="floor"))
+    def forward(ctx: Any, x_ND: Tensor, token_M: Tensor, places_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(places_NK)
+        return x_ND.index_select(0, token_M)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (inverse_M,) = ctx.saved_tensors
-        grad_NKD = grads[0].index_select(0, inverse_M).unflatten(0, (-1, ctx.top_k))
-        return grad_NKD.sum(1), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (places_NK,) = ctx.saved_tensors
+        return summed(grads[0], places_NK), None, None
 
 
-class _Combine(torch.autograd.Function):
-    """y_ND = sum_k gates_NK * rows_MD[inverse]."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_MD: Tensor, gates_NK: Tensor, order_M: Tensor, inverse_M: Tensor) -> Tensor:
-        rows_NKD = rows_MD.index_select(0, inverse_M).unflatten(0, gates_NK.shape)
-        ctx.save_for_backward(rows_NKD, gates_NK, order_M)
-        return torch.bmm(gates_NK.to(rows_MD.dtype).unsqueeze(1), rows_NKD).squeeze(1)
+class _Sum(torch.autograd.Function):
+    """y_ND = the sum of the rows at places_NK; row m went to token token_M[m]."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        rows_NKD, gates_NK, order_M = ctx.saved_tensors
-        grad_ND = grads[0].contiguous()
-        grad_gates_NK = torch.bmm(rows_NKD, grad_ND.unsqueeze(2)).squeeze(2).to(gates_NK.dtype)
-        token_M = order_M.div(gates_NK.shape[1], rounding_mode="floor")
-        gates_M1 = gates_NK.flatten().index_select(0, order_M).to(grad_ND.dtype).unsqueeze(1)
-        return grad_ND.index_select(0, token_M).mul_(gates_M1), grad_gates_NK, None, None
+    def forward(ctx: Any, rows_MD: Tensor, token_M: Tensor, places_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_M)
+        return summed(rows_MD, places_NK)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (token_M,) = ctx.saved_tensors
+        return grads[0].index_select(0, token_M), None, None
+
+
+def summed(rows_MD: Tensor, places_NK: Tensor) -> Tensor:
+    """sum_k rows_MD[places_NK[:, k]]; one kernel reads the rows and writes the sums."""
+    return torch.nn.functional.embedding_bag(places_NK, rows_MD.contiguous(), mode="sum")
 
 
 class LocalDispatch:
@@ -55,8 +53,11 @@ class LocalDispatch:
         n_experts, top_k = routing.affinities_NE.shape[1], routing.experts_NK.shape[1]
         expert_M = routing.experts_NK.flatten()
         order_M = expert_M.argsort(stable=True)
-        inverse_M = torch.empty_like(order_M)
-        inverse_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
+        places_M = torch.empty_like(order_M)
+        places_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
+        token_M = order_M.div(top_k, rounding_mode="floor")
+        places_NK = places_M.view_as(routing.experts_NK)
         counts_E = torch.bincount(expert_M, minlength=n_experts)
-        rows_MD = _Gather.apply(x_ND, order_M, inverse_M, top_k)
-        return _Combine.apply(experts(rows_MD, counts_E), routing.gates_NK, order_M, inverse_M)
+        gates_M = routing.gates_NK.flatten().index_select(0, order_M)
+        rows_MD = _Copy.apply(x_ND, token_M, places_NK)
+        return _Sum.apply(experts(rows_MD, counts_E, gates_M), token_M, places_NK)
