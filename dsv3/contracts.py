@@ -10,7 +10,7 @@ Shape legend, used in the names of tensors everywhere:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +187,25 @@ class Precision(Protocol):
 
     def check(self, device: torch.device) -> list[str]:
         """What stands against running on `device`, each as a sentence that says what to do; empty if nothing."""
+
+
+class QuantisationLoss(NamedTuple):
+    """What is lost where a tensor is rounded to a small format."""
+
+    snr_db: float  # 10 log10(sum x^2 / sum (x - x')^2); infinite where nothing is lost
+    underflow: float  # share of the numbers other than zero that become zero
+    saturation: float  # share of all numbers other than zero that lie beyond the format's range
+    amax: float  # the largest magnitude
+
+
+@runtime_checkable
+class MeasuresQuantisation(Protocol):
+    """What a Precision may offer beside its contract: to measure what its formats lose while a step runs."""
+
+    def start_measuring(self) -> None: ...
+
+    def stop_measuring(self) -> Mapping[tuple[str, str], QuantisationLoss]:
+        """By role of layer and use of a tensor, over all layers of the role since the start."""
 
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
