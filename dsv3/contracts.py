@@ -168,6 +168,15 @@ GroupedMM = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_MK sorted by group, weight_ENK, counts_E) -> y_MN: each row times the transpose of its group's weight."""
 
 
+def is_precision_state(name: str) -> bool:
+    """Whether a tensor of a state_dict is what a precision remembers, such as a history of amax.
+
+    It is saved with the model, and is no part of it that another precision could take over. A precision names its
+    buffers `precision_<what>`; `_extra_state` is torch's name for what a module saves beside tensors.
+    """
+    return name.rpartition(".")[2].startswith(("precision_", "_extra_state"))
+
+
 class Precision(Protocol):
     """Decides in which number format each role of layer computes. Master weights are FP32 in every one."""
 

@@ -1,8 +1,8 @@
 """FP8 with one scale for each row or column that a product sums along.
 
 That is x and dy by token, w by output (Fprop) or by input (Dgrad). For Wgrad, which sums over tokens, x and dy have a
-scale for each channel; the experts' tokens are apart. An outlier reaches further than under `fp8_blockwise` and less far
-than under `fp8_tensorwise`.
+scale for each channel, and the experts' tokens are apart. An outlier reaches further than under `fp8_blockwise` and
+less far than under `fp8_tensorwise`.
 """
 
 from collections.abc import Sequence
