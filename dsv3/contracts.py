@@ -224,6 +224,13 @@ class MeasuresQuantisation(Protocol):
         """By role of layer and use of a tensor, over all layers of the role since the start."""
 
 
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """What a Precision may offer beside its contract: something that it does once after every optimiser step."""
+
+    def end_step(self) -> None: ...
+
+
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 """Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step."""
 

@@ -76,7 +76,7 @@ class FP8Blockwise(EmulatedFP8):
             dy_wgrad=column,
         )
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
         if not self.hold_swiglu_inputs or not (torch.is_grad_enabled() and gate_up.requires_grad):
-            return super().swiglu(gate_up)
-        return held_swiglu(gate_up, self.row)
+            return super().swiglu(gate_up, row_weights)
+        return held_swiglu(gate_up, row_weights, self.row)

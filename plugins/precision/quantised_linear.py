@@ -43,8 +43,8 @@ class Recipe:
 class Origin(NamedTuple):
     """What a layer's input can be computed from again in the backward pass, so that it need not be kept itself."""
 
-    held: Held
-    restore: Callable[[Held], Tensor]
+    tensors: tuple[Tensor | None, ...]
+    restore: Callable[..., Tensor]  # of the tensors
 
 
 def set_origin(x: Tensor, origin: Origin) -> None:
@@ -60,10 +60,11 @@ class _Products(torch.autograd.Function):
         ctx: Any, x_NK: Tensor, weight: Tensor, layer: "QuantisedLinear", counts_E: Tensor | None, origin: Origin | None
     ) -> Tensor:
         x, held = layer.read(x_NK, hold=ctx.needs_input_grad[1] and origin is None)
-        kept = held if origin is None else origin.held
-        if kept is not None:
-            ctx.save_for_backward(weight, counts_E, *kept)
-        ctx.layer, ctx.shape, ctx.restore = layer, tuple(x_NK.shape), None if origin is None else origin.restore
+        if held is not None:
+            origin = Origin(held, layer.restored(tuple(x_NK.shape)))
+        if origin is not None:
+            ctx.save_for_backward(weight, counts_E, *origin.tensors)
+            ctx.layer, ctx.restore, ctx.was_held = layer, origin.restore, held is not None
         return layer.product(x, layer.factor("w_fprop", weight, x.dtype), counts_E).to(x_NK.dtype)
 
     @staticmethod
@@ -81,7 +82,9 @@ class _Products(torch.autograd.Function):
             dx_NK = layer.product(dy, w.mT, counts_E).to(grads[0].dtype)
         if dy is None or layer.recipe.dy_wgrad != layer.recipe.dy_dgrad:
             dy = layer.factor("dy_wgrad", dy_NO, torch.float32, groups)
-        x = layer.read_again(Held(*kept), ctx.shape, ctx.restore, groups)
+        x = ctx.restore(*kept)
+        if not ctx.was_held or layer.recipe.x_wgrad != layer.recipe.x_held:
+            x = layer.factor("x_wgrad", x, torch.float32, groups)
         return dx_NK, layer.weight_gradient(dy.float(), x, counts_E), None, None, None
 
 
@@ -113,8 +116,6 @@ class QuantisedLinear(nn.Module):
         x_NK = x.to(self.activation_dtype).flatten(0, -2)
         if not x.numel():
             return self.product(x_NK, self.weight.to(x_NK.dtype), counts_E)
-        if self.scales is not None:
-            self.scales.forward_begins(self.weight)
         y_NO = _Products.apply(x_NK, self.weight, self, counts_E, getattr(x, "origin", None))
         return y_NO.view(*x.shape[:-1], -1)
 
@@ -138,14 +139,10 @@ class QuantisedLinear(nn.Module):
             x, held = recipe.x_held.values(x_NK, dtype, scale=scale), None
         return (x if recipe.x_fprop == recipe.x_held else self.factor("x_fprop", x, dtype)), held
 
-    def read_again(
-        self, kept: Held, shape: tuple[int, ...], restore: Callable[[Held], Tensor] | None, groups: Groups | None
-    ) -> Tensor:
-        """x as Wgrad multiplies it, from what was kept of it, or from what `restore` makes it of."""
-        recipe = self.recipe
-        x_NK = recipe.x_held.decoded(kept, shape, torch.float32) if restore is None else restore(kept)
-        done = restore is None and recipe.x_wgrad == recipe.x_held
-        return x_NK if done else self.factor("x_wgrad", x_NK, torch.float32, groups)
+    def restored(self, shape: tuple[int, ...]) -> Callable[..., Tensor]:
+        """What makes of codes and scales the x that was held."""
+        quantiser = self.recipe.x_held
+        return lambda codes, scales: quantiser.decoded(Held(codes, scales), shape, torch.float32)
 
     def dtype_of(self, *factors: Factor) -> torch.dtype:
         """The dtype that a product's factors are multiplied in: the activations' where it holds their values."""

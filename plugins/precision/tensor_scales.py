@@ -4,8 +4,8 @@ Delayed scaling (arXiv 2209.05433) spares a pass over the tensor before it can b
 saturate when amax has grown: scale = max(amax of the last steps) / largest. Before there is any history, the tensor's
 own amax serves.
 
-A step's amax is the largest over its micro-batches, and joins the history with the first forward pass of training after
-the weight has changed. Taking a maximum twice changes nothing, so forward passes that are recomputed count once.
+A step's amax is the largest over its micro-batches and joins the history when the step ends. Taking a maximum twice
+changes nothing, so forward passes that are recomputed count once.
 """
 
 import torch
@@ -21,22 +21,17 @@ class TensorScales(KeepsDtype):
     """Scales of one layer's x, w and dy. `history`: steps remembered; 0: the tensor's own amax."""
 
     precision_history: Tensor  # float32 [3, history], newest first
-    precision_amax: Tensor  # float32 [3], of the step under way
+    precision_amax: Tensor  # float32 [3], of the step under way; zeros between steps
 
     def __init__(self, *, history: int) -> None:
         super().__init__()
         self.history = history
-        self.weight_version: int | None = None
         if history:
             self.register_buffer("precision_history", torch.zeros(len(KINDS), history))
-            self.register_buffer("precision_amax", torch.zeros(len(KINDS)))
+            self.register_buffer("precision_amax", torch.zeros(len(KINDS)), persistent=False)
 
-    def forward_begins(self, weight: Tensor) -> None:
-        """To be told before each forward pass."""
-        if not self.history or not self.training or weight._version == self.weight_version:
-            return
-        self.weight_version = weight._version
-        if self.precision_amax.any():
+    def end_step(self) -> None:
+        if self.history:
             self.precision_history.copy_(self.precision_history.roll(1, dims=1))
             self.precision_history[:, 0] = self.precision_amax
             self.precision_amax.zero_()

@@ -31,6 +31,7 @@ class FP8Tensorwise(EmulatedFP8):
         self.amax_history = amax_history
         self.whole = Quantiser(E4M3, None, None, power_of_two_scales, amax_floor, compile_quantiser)
         self.gradient_format = FORMATS[gradient_format]
+        self.layers: list[TensorScales] = []
 
     def recipe(self, role: Role) -> Recipe:
         whole, gradient = self.whole, replace(self.whole, format=self.gradient_format)
@@ -46,4 +47,10 @@ class FP8Tensorwise(EmulatedFP8):
         )
 
     def scales(self) -> TensorScales:
-        return TensorScales(history=self.amax_history)
+        self.layers.append(TensorScales(history=self.amax_history))
+        return self.layers[-1]
+
+    def end_step(self) -> None:
+        """A step of training is done: its amax joins the history."""
+        for scales in self.layers:
+            scales.end_step()

@@ -180,11 +180,12 @@ def test_experts_keep_the_same():
     m, dim, inter = 32, 64, 48
     experts = drawn(GroupedExperts(dim=dim, inter_dim=inter, n_experts=2, precision=made()))
     counts_E = torch.tensor([20, 12])
-    _, kept = kept_bytes(lambda x: experts(x, counts_E), inputs((m, dim), 0))
+    gates_M = torch.rand(m)
+    _, kept = kept_bytes(lambda x: experts(x, counts_E, gates_M), inputs((m, dim), 0))
     numbers = m * dim + m * 2 * inter
     assert kept == {
         torch.float8_e4m3fn: numbers,
-        torch.float32: 4 * numbers // TILE,
+        torch.float32: 4 * numbers // TILE + gates_M.nbytes,
         torch.int64: counts_E.nbytes,
     }
 
@@ -197,28 +198,39 @@ def test_without_holding_swiglu_inputs_its_output_is_kept_in_fp8():
     assert kept[torch.float8_e4m3fn] == n * dim + n * inter
 
 
-def test_swiglu_backward_uses_what_the_codes_stand_for():
-    gate_up = inputs((8, 2 * TILE), 1)
-    held = torch.from_numpy(reference.quantise(fp64(gate_up).reshape(-1, TILE), "E4M3", 1, TILE)[2]).view(8, -1)
-    leaf, exact = gate_up.clone().requires_grad_(), held.requires_grad_()
-    dy = inputs((8, TILE), 2)
-    y = made().swiglu(leaf)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_swiglu_backward_uses_what_the_codes_stand_for(weighted):
+    gate_up, dy = inputs((8, 2 * TILE), 1), inputs((8, TILE), 2)
+    weights = torch.rand(8, generator=torch.Generator().manual_seed(3)).requires_grad_() if weighted else None
+    leaf, exact = gate_up.clone().requires_grad_(), held_values(gate_up).requires_grad_()
+    y = made().swiglu(leaf, weights)
     y.backward(dy)
-    gate, up = exact.chunk(2, -1)
-    (torch.nn.functional.silu(gate) * up).backward(dy.double())
-    assert torch.equal(y, made(hold_swiglu_inputs=False).swiglu(gate_up)), "the value comes from the inputs themselves"
+    exact_weights = torch.ones(8) if weights is None else weights.detach().clone().requires_grad_()
+    silu_product(exact, exact_weights).backward(dy.double())
+    assert torch.equal(y, made(hold_swiglu_inputs=False).swiglu(gate_up, weights)), "y comes from the inputs themselves"
     assert torch.allclose(leaf.grad.double(), exact.grad, rtol=2**-7, atol=1e-6)
+    if weights is not None:
+        assert torch.allclose(weights.grad, exact_weights.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_the_down_projection_reads_swiglu_again_from_its_inputs():
-    """Its weight's gradient is that of a layer given silu(g) u of the held g and u."""
+def held_values(gate_up):
+    """What the codes of [g ; u] stand for: g and u are rows of their own, of one tile here."""
+    return torch.from_numpy(reference.quantise(fp64(gate_up).reshape(-1, TILE), "E4M3", 1, TILE)[2]).view_as(gate_up)
+
+
+def silu_product(gate_up, weights):
+    gate, up = gate_up.chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up * weights.unsqueeze(-1)
+
+
+def test_the_down_projection_computes_its_input_again():
+    """Its weight's gradient is that of a layer given silu(g) u w of the held g and u."""
     precision = made()
     layer = drawn(precision.linear(TILE, 8, role="ffn_down"))
     gate_up, dy = inputs((24, 2 * TILE), 1), inputs((24, 8), 2)
-    layer(precision.swiglu(gate_up.requires_grad_())).backward(dy)
-    held = torch.from_numpy(reference.quantise(fp64(gate_up).reshape(-1, TILE), "E4M3", 1, TILE)[2]).view(24, -1)
-    gate, up = held.float().chunk(2, -1)
-    again = (torch.nn.functional.silu(gate) * up).bfloat16()
+    weights = torch.rand(24, generator=torch.Generator().manual_seed(3))
+    layer(precision.swiglu(gate_up.requires_grad_(), weights)).backward(dy)
+    again = silu_product(held_values(gate_up).float(), weights).bfloat16()
     x_wgrad = reference.quantise(fp64(again), "E4M3", TILE, 1)[2]
     dy_wgrad = reference.quantise(fp64(dy), "E4M3", TILE, 1)[2]
     assert_within(layer.weight.grad, Products.product(dy_wgrad.T, x_wgrad))

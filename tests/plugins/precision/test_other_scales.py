@@ -66,8 +66,9 @@ def test_every_setting_conforms(name, settings):
     check_precision(lambda: made(name, **settings))
 
 
-def step(layer, x, dy, optimizer, *, recompute=False):
-    """One step of training on micro-batches x; the outputs."""
+def step(layer, x, dy, trainer, *, recompute=False):
+    """One step of training on micro-batches x; the outputs. `trainer`: the precision and the optimiser."""
+    precision, optimizer = trainer
     outputs = []
     for micro, gradient in zip(x, dy, strict=True):
         leaf = micro.clone().requires_grad_()
@@ -76,13 +77,15 @@ def step(layer, x, dy, optimizer, *, recompute=False):
         outputs.append(y.detach())
     optimizer.step()
     optimizer.zero_grad()
+    precision.end_step()
     return torch.stack(outputs)
 
 
 def delayed(history=2):
     torch.manual_seed(0)
-    layer = drawn(made("fp8_tensorwise", amax_history=history).linear(K, OUT, role="ffn_gate_up"))
-    return layer, torch.optim.SGD(layer.parameters(), lr=1e-3)
+    precision = made("fp8_tensorwise", amax_history=history)
+    layer = drawn(precision.linear(K, OUT, role="ffn_gate_up"))
+    return layer, (precision, torch.optim.SGD(layer.parameters(), lr=1e-3))
 
 
 def micro_batches(steps):
@@ -95,25 +98,25 @@ def micro_batches(steps):
 
 
 def test_a_delayed_scale_follows_from_earlier_steps():
-    layer, optimizer = delayed(history=2)
-    data = micro_batches(4)
+    layer, trainer = delayed(history=2)
+    data, weights = micro_batches(4), []
     for number, (x, dy) in enumerate(data):
         weight = layer.weight.detach().clone()
-        y = step(layer, x, dy, optimizer)
+        y = step(layer, x, dy, trainer)
         past = [x.abs().max() for x, _ in data[max(0, number - 2) : number]]
         for micro, found in zip(x, y, strict=True):
             scale = (torch.stack(past).max() if past else micro.abs().max()) / 448
             values = reference.numbers("E4M3")[
                 reference.encode((micro / scale).clamp(-448, 448).double().numpy(), "E4M3")
             ] * scale.double().item() * torch.sign(micro).double().numpy()  # fmt: skip
-            weights = layer.scales.precision_history[1]
-            assert_within(found, Products.product(values, expected_weight(weight, weights, number).T))
-    assert layer.scales.precision_history[0].tolist() == [x.abs().max().item() for x, _ in data[2:0:-1]]
+            expected = expected_weight(weight, weights[-2:] or [weight])
+            assert_within(found, Products.product(values, expected.T))
+        weights.append(weight)
+    assert layer.scales.precision_history[0].tolist() == [x.abs().max().item() for x, _ in data[:-3:-1]]
 
 
-def expected_weight(weight, history, number):
-    amax = weight.abs().max() if number == 0 else history[: min(number, 2)].max()
-    scale = (amax / 448).double().item()
+def expected_weight(weight, earlier):
+    scale = (max(w.abs().max() for w in earlier) / 448).double().item()
     quantised = (weight.double() / scale).float().clamp(-448, 448).to(torch.float8_e4m3fn)
     return quantised.double().numpy() * scale
 
@@ -121,8 +124,8 @@ def expected_weight(weight, history, number):
 def test_recomputed_forward_passes_count_once():
     results = []
     for recompute in (False, True):
-        layer, optimizer = delayed()
-        outputs = [step(layer, x, dy, optimizer, recompute=recompute) for x, dy in micro_batches(4)]
+        layer, trainer = delayed()
+        outputs = [step(layer, x, dy, trainer, recompute=recompute) for x, dy in micro_batches(4)]
         results.append((torch.stack(outputs), layer.state_dict()))
     (one, state), (other, other_state) = results
     assert torch.equal(one, other)
@@ -132,22 +135,22 @@ def test_recomputed_forward_passes_count_once():
 
 def test_the_history_resumes_bitwise():
     data = micro_batches(5)
-    layer, optimizer = delayed()
-    outputs = [step(layer, x, dy, optimizer) for x, dy in data]
-    first, optimizer = delayed()
+    layer, trainer = delayed()
+    outputs = [step(layer, x, dy, trainer) for x, dy in data]
+    first, trainer = delayed()
     for x, dy in data[:3]:
-        step(first, x, dy, optimizer)
-    second, optimizer = delayed()
+        step(first, x, dy, trainer)
+    second, trainer = delayed()
     second.load_state_dict(first.state_dict())
-    resumed = [step(second, x, dy, optimizer) for x, dy in data[3:]]
+    resumed = [step(second, x, dy, trainer) for x, dy in data[3:]]
     assert torch.equal(torch.stack(resumed), torch.stack(outputs[3:]))
     assert torch.equal(second.scales.precision_history, layer.scales.precision_history)
 
 
 def test_validation_leaves_the_history_alone():
-    layer, optimizer = delayed()
+    layer, trainer = delayed()
     x, dy = micro_batches(1)[0]
-    step(layer, x, dy, optimizer)
+    step(layer, x, dy, trainer)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     with torch.no_grad():
         layer.eval()(1000 * x)
@@ -155,14 +158,14 @@ def test_validation_leaves_the_history_alone():
 
 
 def test_what_is_not_finite_shows_and_is_not_remembered():
-    layer, optimizer = delayed()
+    layer, trainer = delayed()
     data = micro_batches(3)
-    step(layer, *data[0], optimizer)
+    step(layer, *data[0], trainer)
     x = data[1][0][0].clone()
     x[0, 0] = float("inf")
     assert layer(x).isnan().all()
     assert layer.scales.precision_amax.isfinite().all()
-    assert step(layer, *data[2], optimizer).isfinite().all()
+    assert step(layer, *data[2], trainer).isfinite().all()
 
 
 def test_a_cast_of_the_model_leaves_the_history_in_fp32():
