@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dsv3.callbacks import EMA, Interruption, Progress, Record, SaveCheckpoints, Validate
-from dsv3.contracts import Data, Tokenizer
+from dsv3.callbacks import EMA, Interruption, MeasureQuantisation, Progress, Record, SaveCheckpoints, Validate
+from dsv3.contracts import Data, MeasuresQuantisation, Tokenizer, is_precision_state
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
 from dsv3.model import Block, Decoder, init_weights
@@ -129,7 +129,7 @@ def build_run(config: DictConfig) -> Run:
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[interruption, ema, record, validate, save, progress],
+        callbacks=[interruption, ema, record, *quantisation(config, model, folder), validate, save, progress],
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -140,14 +140,32 @@ def build_run(config: DictConfig) -> Run:
     return Run(config, folder, data, module, trainer, validate, ema, interruption, resume_from)
 
 
+def quantisation(config: DictConfig, model: Decoder, folder: RunFolder) -> list[MeasureQuantisation]:
+    """The callback that measures what number formats lose, where it is asked for.
+
+    Raises:
+        ValueError: the precision has nothing to measure.
+    """
+    every = config.diagnostics.quantisation_tokens
+    if not every:
+        return []
+    if not isinstance(model.precision, MeasuresQuantisation):
+        raise ValueError(
+            f"diagnostics.quantisation_tokens={every}: {config.precision._target_} does not measure what it quantises"
+        )
+    return [MeasureQuantisation(every_tokens=every, folder=folder, precision=model.precision)]
+
+
 def begin_with(model: Decoder, start: "Loaded") -> None:
-    """Take over the weights and the routing state of a trained model.
+    """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
     """
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_precision_state(name)}
+    taken = {name: tensor for name, tensor in start.model.state_dict().items() if not is_precision_state(name)}
     try:
-        model.load_state_dict(start.model.state_dict())
+        model.load_state_dict(taken | own)
     except RuntimeError as error:
         raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
 

@@ -8,7 +8,8 @@ from dsv3.callbacks.checkpoint import SaveCheckpoints
 from dsv3.callbacks.ema import EMA
 from dsv3.callbacks.interruption import Interruption
 from dsv3.callbacks.progress import Progress
+from dsv3.callbacks.quantisation import MeasureQuantisation
 from dsv3.callbacks.record import Record
 from dsv3.callbacks.validate import Validate
 
-__all__ = ["EMA", "Interruption", "Progress", "Record", "SaveCheckpoints", "Validate"]
+__all__ = ["EMA", "Interruption", "MeasureQuantisation", "Progress", "Record", "SaveCheckpoints", "Validate"]

@@ -62,7 +62,14 @@ ABOVE_ZERO = (
     *("data.sources.*.weight", "data.batch_sequences.peak", "tokenizer.vocab_size", "grad_clip"),
 )
 ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top_k", "n_groups", "topk_groups"))
-NOT_NEGATIVE = ("seed", "model.n_dense_layers", "model.n_routed_experts", "model.n_shared_experts", "data.questions")
+NOT_NEGATIVE = (
+    "seed",
+    "model.n_dense_layers",
+    "model.n_routed_experts",
+    "model.n_shared_experts",
+    "data.questions",
+    "diagnostics.quantisation_tokens",
+)
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
 
 
