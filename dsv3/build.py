@@ -11,16 +11,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dsv3.callbacks import EMA, Interruption, Progress, Record, SaveCheckpoints, Validate
+from dsv3.callbacks import EMA, Guard, Interruption, Monitor, Progress, Record, SaveCheckpoints, Validate
 from dsv3.contracts import Data, Tokenizer
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
 from dsv3.model import Block, Decoder, init_weights
 from dsv3.moe import MoE
+from dsv3.planning.recipe import FORMATS
 from dsv3.resume import prepare
 from dsv3.run_folder import RunFolder, find_run, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+SENT_AS = FORMATS["fp8"]
+"""Formats in which a token would travel to its experts and back: the report's, whatever this run computes in."""
 
 
 def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
@@ -125,12 +128,20 @@ def build_run(config: DictConfig) -> Run:
         folder=folder,
         interruption=interruption,
     )
+    monitor = Monitor(
+        every_tokens=config.monitor.every_tokens,
+        long_tokens=config.run.checkpoint_tokens,
+        n_groups=config.model.n_groups,
+        dispatch_bytes=config.model.dim * (SENT_AS.dispatch + SENT_AS.combine),
+        folder=folder,
+    )
+    guard = Guard(**config.guard, folder=folder)
     progress = Progress(total_tokens=config.run.tokens, record=record, validate=validate)
     trainer = lightning.Trainer(
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[interruption, ema, record, validate, save, progress],
+        callbacks=[interruption, guard, ema, record, monitor, validate, save, progress],
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -133,6 +133,10 @@ class RunFolder:
         except BlockingIOError:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
 
+    def release(self) -> None:
+        """Let other runs have the folder, this process's own among them."""
+        self._lock.close()
+
     def move_aside(self) -> Path:
         """Rename the folder to the first free `<name>.old-<n>`, so that a new run can begin."""
         n = 1
