@@ -98,6 +98,8 @@ class Run:
 
 def build_run(config: DictConfig) -> Run:
     """Prepare the run folder (see `dsv3.resume`) and assemble data, model, callbacks and Trainer."""
+    from dsv3.watch.facts import write_facts  # which builds models on the meta device, by this module
+
     set_up_logging()
     problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
@@ -108,6 +110,7 @@ def build_run(config: DictConfig) -> Run:
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
+    write_facts(config, model, folder)
     if start:
         begin_with(model, start)
     module = LanguageModel(
@@ -124,6 +127,7 @@ def build_run(config: DictConfig) -> Run:
     validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
     save = SaveCheckpoints(
         every_tokens=config.run.checkpoint_tokens,
+        flush_tokens=config.monitor.every_tokens,
         keep=config.run.keep_checkpoints,
         folder=folder,
         interruption=interruption,

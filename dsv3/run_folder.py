@@ -2,10 +2,11 @@
 
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
-    summary.json        written at the end              timing/<table>/...   everything that a clock had a say in
+    summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
+    facts.json          sizes, operations per token     spikes/         batches that the guard wrote down
 
-Tables are columnar, one part per checkpoint interval, named by the tokens at its end: a run that continues from a
-checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
+Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
+continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
 """
 
 import fcntl
