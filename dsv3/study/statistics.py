@@ -61,4 +61,6 @@ def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lowe
             f"would have shown four times out of five is {difference.detectable:.4f} {unit}."
         )
     better = (difference.mean < 0) == lower_is_better
-    return f"{name}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."
+    return (
+        f"{name}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."
+    )
