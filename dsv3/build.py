@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dsv3.callbacks import EMA, Guard, Interruption, Monitor, Progress, Record, SaveCheckpoints, Validate
+from dsv3.callbacks import EMA, Guard, Interruption, Monitor, Pictures, Progress, Record, SaveCheckpoints, Validate
 from dsv3.contracts import Data, Tokenizer
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
@@ -140,12 +140,13 @@ def build_run(config: DictConfig) -> Run:
         folder=folder,
     )
     guard = Guard(**config.guard, folder=folder)
+    pictures = Pictures(every_tokens=config.run.checkpoint_tokens, folder=folder)
     progress = Progress(total_tokens=config.run.tokens, record=record, validate=validate)
     trainer = lightning.Trainer(
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[interruption, guard, ema, record, monitor, validate, save, progress],
+        callbacks=[interruption, guard, ema, record, monitor, validate, save, pictures, progress],
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -22,8 +22,8 @@ from dsv3.preflight.compose import CONF, asks_for_help, hydra_flags, opened, sho
 from dsv3.preflight.help_page import help_page
 from dsv3.preflight.overrides import jobs_of, parsed
 from dsv3.preflight.problems import Problem, print_page, report, shown
-from dsv3.preflight.study import arms_of
 from dsv3.preflight.relations import check_relations
+from dsv3.preflight.study import arms_of
 from dsv3.preflight.targets import check_targets
 from dsv3.preflight.view import View, check_defaults
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dsv3.run_folder import write_atomically
-from dsv3.study.results import BUDGETS, Metric, Study, at_equal, curve, metrics
+from dsv3.study.results import BUDGETS, Metric, Study, at_equal, curve, headline, metrics
 from dsv3.study.statistics import Difference, verdict
 from dsv3.watch.page import page, shown, table
 from dsv3.watch.style import COLOURS, X_AXES, framed, line
@@ -32,7 +32,7 @@ class Section(NamedTuple):
 
 def sections(study: Study) -> Iterator[Section]:
     equal = [at_equal(study, budget) for budget in BUDGETS]
-    yield Section("Verdict", verdicts(study, equal[0]), (), [])
+    yield Section("Verdict", verdicts(study, headline(study)), (), [])
     yield sizes(study)
     yield compared("At equal budgets", study, equal)
     yield compared("At the end of each run", study, list(metrics(study)))

@@ -7,7 +7,7 @@ validations. Only seeds that are finished in the arm and in the baseline enter a
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -32,6 +32,7 @@ class Study(NamedTuple):
     name: str
     question: str
     finding: str  # the report's, in words
+    metric: str | None  # that the verdict is on
     baseline: str
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
@@ -73,7 +74,8 @@ def read_study(root: Path) -> Study:
     order = [name for name in about.study.arms if name in runs]
     baseline = about.study.baseline if about.study.baseline in runs else order[0]
     question, finding = about.study.question or "", about.study.finding or ""
-    return Study(about.run.experiment, question, finding, baseline, {name: runs[name] for name in order}, unfinished)
+    arms = {name: runs[name] for name in order}
+    return Study(about.run.experiment, question, finding, about.study.metric, baseline, arms, unfinished)
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
@@ -97,6 +99,20 @@ def at_equal(study: Study, budget: str) -> Metric:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
 
     return Metric(f"held-out text at equal {budget}", "bits per byte", True, value)
+
+
+def headline(study: Study) -> Metric:
+    """What the verdict is on.
+
+    Raises:
+        ValueError: `study.metric` names nothing that the runs have.
+    """
+    if study.metric is None:
+        return at_equal(study, "tokens")
+    found = {metric.name: metric for metric in metrics(study)}
+    if study.metric not in found:
+        raise ValueError(f"study.metric={study.metric}: these runs have {', '.join(found)}")
+    return found[study.metric]
 
 
 def metrics(study: Study) -> Iterator[Metric]:
@@ -160,6 +176,6 @@ def _answers(run: History) -> float | None:
 
 
 def _benchmarks(run: History) -> dict[str, float]:
-    """Scores that `evaluate.py` or the training wrote under `benchmarks`, name -> number."""
-    found: Any = (run.summary or {}).get("benchmarks", {})
-    return {name: float(score) for name, score in found.items() if isinstance(score, int | float)}
+    """Scores at the end of the run, by task and metric."""
+    rows = (run.summary or {}).get("benchmarks", [])
+    return {f"{row['task']} {row['metric']}": row["after"] for row in rows if row["after"] is not None}
