@@ -139,8 +139,13 @@ class Dispatch(Protocol):
 class Experts(Protocol):
     """E SwiGLU experts: down(silu(gate(x)) * up(x))."""
 
-    def __call__(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """`x_MD` is sorted by expert; the first counts_E[0] rows are expert 0's, and so on (int64)."""
+    def __call__(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
+        """Each row's expert applied to it, times the row's gate (float32).
+
+        `x_MD` is sorted by expert; the first counts_E[0] rows are expert 0's, and so on (int64). A gate that is
+        applied before the down-projection, which is linear, is cheaper than one on its output, and leaves nothing of
+        width D to keep for the gate's gradient.
+        """
 
 
 class MTPPrediction(NamedTuple):
@@ -181,9 +186,11 @@ class Precision(Protocol):
     ) -> nn.Module:
         """A linear layer per expert: `(x_MK, counts_E) -> y_MN`; its `weight` is FP32 [E, out, in]."""
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, where `gate_up` [..., 2 * I] holds the gates first; what of it is kept for the backward
-        pass, and in which format, is the precision's choice."""
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """silu(gate) * up, where `gate_up` [..., 2 * I] holds the gates first, times `row_weights` [...] if given.
+
+        What is kept of it for the backward pass, and in which format, is the precision's choice.
+        """
 
     def check(self, device: torch.device) -> list[str]:
         """What stands against running on `device`, each as a sentence that says what to do; empty if nothing."""

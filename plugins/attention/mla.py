@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
 from dsv3.layers import RMSNorm
 from plugins.attention import rope
+from plugins.attention.causal import causal_attention
 from plugins.attention.masks import attention_mask
 
 
@@ -118,12 +118,9 @@ class MultiHeadLatentAttention(nn.Module):
         kv = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, self.nope + self.v))
         k_nope, v_BSHV = kv.split([self.nope, self.v], dim=-1)
         k_BSHQ = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.n_heads, -1)), -1)
-        # Equal widths of q, k and v take the flash kernel; zeros change no product.
-        width = max(q_BTHQ.shape[-1], self.v)
-        q, k, v = (F.pad(t, (0, width - t.shape[-1])).transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
-        mask = attention_mask(q.shape[2], k.shape[2], document_ids_BT, q.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
-        return out[..., : self.v].transpose(1, 2).flatten(-2)
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
+        out = causal_attention(q, k, v, scale=self.scale, document_ids_BT=document_ids_BT)
+        return out.transpose(1, 2).flatten(-2)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c_BSC: Tensor, k_rope: Tensor) -> Tensor:
         """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads."""

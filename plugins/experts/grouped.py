@@ -24,7 +24,7 @@ def loop_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
 
 
 class GroupedExperts(nn.Module):
-    """E experts FFN_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x) (eq. 12), computed for all tokens at once.
+    """E experts FFN_e(x) = W_down,e (g * silu(W_gate,e x) * W_up,e x) (eq. 12; g a row's gate), for all rows at once.
 
     `gate_up_proj.weight` is [E, 2 * inter_dim, D], gates first; `down_proj.weight` is [E, D, inter_dim].
     """
@@ -45,8 +45,8 @@ class GroupedExperts(nn.Module):
         )
         self.swiglu = precision.swiglu
 
-    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        return self.down_proj(self.swiglu(self.gate_up_proj(x_MD, counts_E)), counts_E)
+    def forward(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
+        return self.down_proj(self.swiglu(self.gate_up_proj(x_MD, counts_E), gates_M), counts_E)
 
 
 class LoopExperts(GroupedExperts):

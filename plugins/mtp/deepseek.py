@@ -93,7 +93,7 @@ class DeepSeekMTP(nn.Module):
             tokens_BS = batch.tokens_BT[:, k:]
             documents = batch.document_ids_BT[:, :length] if isolate else None
             h_BTD, routing = module(
-                h_BTD[:, :length], embed(tokens_BS), tokens_BS, batch.positions_BT[:, :length], documents
+                h_BTD[:, :length].contiguous(), embed(tokens_BS), tokens_BS, batch.positions_BT[:, :length], documents
             )
             predictions.append(MTPPrediction(norm(h_BTD), self._targets(batch, k), routing))
         return predictions
