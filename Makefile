@@ -19,6 +19,8 @@ $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
+	@command -v chromium >/dev/null || apt-get install --yes --quiet chromium >/dev/null 2>&1 \
+		|| echo "No Chromium could be installed: the browser tests will be skipped."
 	@touch $(READY)
 
 train: $(READY) ## run the default study and print its summary
