@@ -9,7 +9,6 @@ from dsv3.model import Decoder
 from dsv3.sampling import Choice, choice
 from dsv3.speculation import DraftCount, Drafter
 
-
 MOST = 1  # drafts between two passes of the model
 
 

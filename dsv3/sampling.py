@@ -20,7 +20,7 @@ class Choice(Protocol):
         """A token from a drafter's logits."""
 
     def verify(self, logits_SV: Tensor, drafts: Sequence[int]) -> tuple[int, int]:
-        """How many of the S - 1 `drafts`, made by as many calls of `draft` before, are kept, and the token after them."""
+        """How many of the S - 1 `drafts`, made by as many calls of `draft`, are kept, and the token after them."""
 
 
 class Greedy:
