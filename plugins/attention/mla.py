@@ -146,8 +146,8 @@ class MultiHeadLatentAttention(nn.Module):
         scores_BXS = torch.stack([q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents_BSC, strict=True)])
         dtype = torch.promote_types(latents_BSC.dtype, torch.float32)
         scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
-        if queries > 1:
-            mask_TS = attention_mask(queries, latents_BSC.shape[1], None, latents_BSC.device)
+        mask_TS = attention_mask(queries, latents_BSC.shape[1], None, latents_BSC.device) if queries > 1 else None
+        if mask_TS is not None:
             scores_BTHS = scores_BTHS.masked_fill(~mask_TS.unsqueeze(1), float("-inf"))
         weights_BXS = scores_BTHS.softmax(-1).to(latents_BSC.dtype).flatten(1, 2)
         c_BSC = latents_BSC[..., : self.rank]
