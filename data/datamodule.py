@@ -221,7 +221,8 @@ class DataModule(lightning.LightningDataModule):
         return [packs[start : start + size] for start in range(0, len(packs), size)]
 
     def _batch(self, packs: list[Pack]) -> MicroBatch:
-        tokens, domains = (np.stack(arrays) for arrays in zip(*packs))
+        tokens = np.stack([pack.tokens for pack in packs])
+        domains = np.broadcast_to(np.array([[pack.domain] for pack in packs]), tokens.shape)
         return micro_batch(tokens, domains, tokenizer=self.tokenizer, isolate=self._isolate, bos_is_target=True)
 
 

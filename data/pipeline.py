@@ -1,10 +1,11 @@
-"""The training stream, on Grain: documents -> mixture by tokens -> packed rows -> rows shuffled within a window.
+"""The training stream, on Grain: documents -> packed rows -> rows shuffled within a window -> mixture of the domains.
 
-Each domain's documents come in an order of their own, reshuffled every epoch. The mixture takes the next document
-from the domain that is furthest behind its share of the tokens given out so far, so that shares hold within one
-document although lengths differ a hundredfold. Packing lays documents end to end and cuts rows of T + 1 tokens that
-overlap by one: every token is a target once. All of it runs in this process, and its state is a few integers: the
-position in each domain's order, the tokens given out, and the place in the current document and window.
+Each domain has a stream of its own. Its documents come in an order that is drawn anew every epoch. Packing lays them
+end to end and cuts rows of T + 1 tokens that overlap by one: every token is a target once. Rows are shuffled within a
+window, or a step would be a few long documents. The mixture takes the next row from the domain that is furthest behind
+its share of the rows given out so far: every step has the same shares, to within a row. All of it runs in this
+process, and its state is a few integers: the rows given out, and of each domain the position in its order and the
+place in the current document and window.
 """
 
 import logging
@@ -27,10 +28,10 @@ FIM, SPLITTING = 0, 1
 
 
 class Pack(NamedTuple):
-    """A piece of the stream: a document, or a row of T + 1 tokens."""
+    """A row of T + 1 tokens."""
 
     tokens: np.ndarray  # int64
-    domains: np.ndarray  # int64, index of each token's domain
+    domain: int
 
 
 class Rendering:
@@ -81,40 +82,8 @@ def joined_tokens(tokenizer: ByteLevelBPE) -> dict[int, list[int]]:
     return found
 
 
-class TokenMixture(grain.IterDataset):
-    """Documents of several domains by their shares of the tokens."""
-
-    def __init__(self, parents: Sequence[grain.IterDataset], *, weights: Sequence[float]) -> None:
-        super().__init__(parents)
-        self._weights = weights
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _TokenMixtureIterator([iter(parent) for parent in self._parents], self._weights)
-
-
-class _TokenMixtureIterator(grain.DatasetIterator):
-    def __init__(self, parents: Sequence[grain.DatasetIterator], weights: Sequence[float]) -> None:
-        super().__init__(parents)
-        self._weights = weights
-        self._given = [0] * len(parents)  # tokens of each domain
-
-    def __next__(self) -> Pack:
-        behind = min(range(len(self._given)), key=lambda d: self._given[d] / self._weights[d])
-        tokens = next(self._parents[behind])
-        self._given[behind] += len(tokens)
-        return Pack(tokens, np.full(len(tokens), behind, dtype=np.int64))
-
-    def get_state(self) -> dict[str, Any]:
-        return {"parents": [parent.get_state() for parent in self._parents], "given": list(self._given)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        for parent, parent_state in zip(self._parents, state["parents"], strict=True):
-            parent.set_state(parent_state)
-        self._given = list(state["given"])
-
-
 class Packing(grain.IterDataset):
-    """Rows of `length + 1` tokens; each begins with the last token of the one before."""
+    """Rows of `length + 1` tokens from documents; each begins with the last token of the one before."""
 
     def __init__(self, parent: grain.IterDataset, *, length: int) -> None:
         super().__init__(parent)
@@ -129,7 +98,7 @@ class _Open(NamedTuple):
 
     state: dict[str, Any]  # of the parent, before it gave the document
     start: int  # tokens of it that are packed
-    rest: Pack
+    rest: np.ndarray
 
 
 class _PackingIterator(grain.DatasetIterator):
@@ -139,24 +108,23 @@ class _PackingIterator(grain.DatasetIterator):
         self._open: deque[_Open] = deque()
         self._skip = 0  # tokens of the next document that were packed before the state was restored
 
-    def __next__(self) -> Pack:
-        available = sum(len(document.rest.tokens) for document in self._open)
+    def __next__(self) -> np.ndarray:
+        available = sum(len(document.rest) for document in self._open)
         while available < self._length + 1:
             state = self._parent.get_state()
-            tokens, domains = next(self._parent)
-            document = _Open(state, self._skip, Pack(tokens[self._skip :], domains[self._skip :]))
+            document = _Open(state, self._skip, next(self._parent)[self._skip :])
             self._skip = 0
             self._open.append(document)
-            available += len(document.rest.tokens)
-        tokens, domains = (np.concatenate(parts) for parts in zip(*(document.rest for document in self._open)))
+            available += len(document.rest)
+        tokens = np.concatenate([document.rest for document in self._open])
         self._drop(self._length)
-        return Pack(tokens[: self._length + 1], domains[: self._length + 1])
+        return tokens[: self._length + 1]
 
     def _drop(self, count: int) -> None:
-        while count >= len(self._open[0].rest.tokens):
-            count -= len(self._open.popleft().rest.tokens)
+        while count >= len(self._open[0].rest):
+            count -= len(self._open.popleft().rest)
         state, start, rest = self._open[0]
-        self._open[0] = _Open(state, start + count, Pack(rest.tokens[count:], rest.domains[count:]))
+        self._open[0] = _Open(state, start + count, rest[count:])
 
     def get_state(self) -> dict[str, Any]:
         if self._open:
@@ -169,6 +137,38 @@ class _PackingIterator(grain.DatasetIterator):
         self._open.clear()
 
 
+class Mixture(grain.IterDataset):
+    """Rows of several domains by their shares."""
+
+    def __init__(self, parents: Sequence[grain.IterDataset], *, weights: Sequence[float]) -> None:
+        super().__init__(parents)
+        self._weights = weights
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _MixtureIterator([iter(parent) for parent in self._parents], self._weights)
+
+
+class _MixtureIterator(grain.DatasetIterator):
+    def __init__(self, parents: Sequence[grain.DatasetIterator], weights: Sequence[float]) -> None:
+        super().__init__(parents)
+        self._shares = [weight / sum(weights) for weight in weights]
+        self._given = [0] * len(parents)  # rows of each domain
+
+    def __next__(self) -> Pack:
+        rows = sum(self._given) + 1
+        behind = max(range(len(self._given)), key=lambda d: rows * self._shares[d] - self._given[d])
+        self._given[behind] += 1
+        return Pack(next(self._parents[behind]), behind)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"parents": [parent.get_state() for parent in self._parents], "given": list(self._given)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for parent, parent_state in zip(self._parents, state["parents"], strict=True):
+            parent.set_state(parent_state)
+        self._given = list(state["given"])
+
+
 def training_rows(
     *,
     domains: Mapping[str, DomainTokens],
@@ -178,11 +178,14 @@ def training_rows(
     shuffle_rows: int,
     seed: int,
 ) -> grain.IterDataset:
-    """Endless rows (`Pack`s of sequence_length + 1 tokens), shuffled within windows of `shuffle_rows`."""
-    streams = [_documents(name, domain, rendering, seed) for name, domain in domains.items()]
-    mixture = TokenMixture(streams, weights=[weights[name] for name in domains])
-    rows = Packing(mixture, length=sequence_length)
-    return grain.experimental.WindowShuffleIterDataset(rows, window_size=shuffle_rows, seed=seed)
+    """Endless rows of sequence_length + 1 tokens, each domain's shuffled within windows of `shuffle_rows`."""
+
+    def rows(name: str, domain: DomainTokens) -> grain.IterDataset:
+        packed = Packing(_documents(name, domain, rendering, seed), length=sequence_length)
+        return grain.experimental.WindowShuffleIterDataset(packed, window_size=shuffle_rows, seed=seed)
+
+    streams = [rows(name, domain) for name, domain in domains.items()]
+    return Mixture(streams, weights=[weights[name] for name in domains])
 
 
 def _documents(name: str, domain: DomainTokens, rendering: Rendering, seed: int) -> grain.IterDataset:

@@ -4,7 +4,7 @@ For a hidden matrix W [out, in] with gradient G, momentum mu, and O(X) the ortho
     M = mu M + G          U = G + mu M  (Nesterov)
     W = W - lr * weight_decay * W - lr * 0.2 * sqrt(max(out, in)) * O(U)
 The entries of O(U) have root mean square 1 / sqrt(max(out, in)) at full rank, so the factor gives every
-matrix updates of about 0.2, which is what AdamW's are: both share one learning rate and decay.
+matrix updates of about 0.2, which is what AdamW's are: both can share one learning rate and decay.
 The factor is on the update only, never on the decay, which is why it is not a group's `lr_scale`.
 
 O(X) is approximated by Newton-Schulz steps on X / |X|_F:
@@ -32,6 +32,7 @@ def muon(
     newton_schulz_steps: int,
     newton_schulz_dtype: Literal["bfloat16", "float32"],
     adamw_names: Sequence[str],
+    adamw_lr_scale: float,
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
@@ -40,7 +41,8 @@ def muon(
 
     momentum: mu. newton_schulz_steps, newton_schulz_dtype: of the approximation of O(X).
     adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
-    betas, eps: AdamW's. weight_decay: of every matrix, in both.
+    adamw_lr_scale: AdamW's learning rate as a multiple of Muon's. betas, eps: AdamW's.
+    weight_decay: of every matrix, in both.
 
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
     """
@@ -53,7 +55,7 @@ def muon(
         raise ValueError(f"optimizer.adamw_names={list(adamw_names)} leaves no matrix to Muon")
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
-        group["rule"] = "adamw"
+        group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}
     groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": 1.0, "rule": "muon"})
     beta1, beta2 = betas
     defaults = {

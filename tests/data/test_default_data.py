@@ -16,10 +16,10 @@ WEIGHTS = torch.tensor([source["weight"] for source in CONF["sources"].values()]
 
 
 def test_domains_hold_enough_for_the_default_study(default_data: DataModule) -> None:
-    """No domain is read twice in the default run."""
+    """No domain is read more than four times in the default run."""
     length = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text())["run"]["tokens"]
     tokens = torch.tensor([len(domain.tokens) for domain in default_data._train.values()])
-    assert (tokens > length * WEIGHTS / WEIGHTS.sum()).all()
+    assert (4 * tokens > length * WEIGHTS / WEIGHTS.sum()).all()
 
 
 def test_shares_of_training_tokens(default_data: DataModule) -> None:
@@ -59,10 +59,13 @@ def test_no_held_out_question_is_asked_in_training(default_data: DataModule) -> 
         assert question.prompt not in text
 
 
-def test_five_hundred_questions_of_eight_families(default_data: DataModule) -> None:
+def test_five_hundred_questions_divided_among_the_families(default_data: DataModule) -> None:
     questions = default_data.questions()
     assert len({question.prompt for question in questions}) == 500
-    assert set(Counter(question.family for question in questions).values()) == {62, 63}
+    families = CONF["sources"]["math"]["families"]
+    counts = Counter(question.family for question in questions)
+    assert set(counts) == set(families)
+    assert min(counts.values()) >= 0.95 * 500 / len(families)
     tokenizer = default_data.tokenizer
     for question in questions:
         full = tokenizer.encode(question.prompt + question.answer)

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import grain
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.datamodule import DataModule
 from data.fim import FillInTheMiddle, invert
-from data.pipeline import Pack, Packing, Rendering, TokenMixture, joined_tokens, training_rows
+from data.pipeline import Mixture, Packing, Rendering, joined_tokens, training_rows
 from data.tokenizer import ByteLevelBPE
 from tests.data.conftest import Make
 
@@ -29,25 +29,9 @@ def counting(lengths: list[int], first: int = 0) -> list[np.ndarray]:
     return [np.arange(a, b) for a, b in itertools.pairwise(ends)]
 
 
-class Single(grain.MapDataset):
-    """Packs of one domain."""
-
-    def __init__(self, documents: list[np.ndarray]) -> None:
-        super().__init__()
-        self._documents = documents
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index: Any) -> Any:
-        tokens = self._documents[index]
-        return Pack(tokens, np.zeros_like(tokens))
-
-
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), length=st.integers(1, 16))
 def test_rows_overlap_by_one_token_and_concatenate_to_the_documents(lengths: list[int], length: int) -> None:
-    parent = Single(counting(lengths)).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    rows = [row.tokens for row in Packing(parent, length=length)]
+    rows = list(Packing(stream(counting(lengths)), length=length))
     assert len(rows) == (sum(lengths) - 1) // length
     for row in rows:
         assert len(row) == length + 1
@@ -64,10 +48,9 @@ def test_rows_overlap_by_one_token_and_concatenate_to_the_documents(lengths: lis
 )
 def test_packing_resumes_anywhere(lengths: list[int], length: int, at: int) -> None:
     def rows() -> Any:
-        parent = Single(counting(lengths)).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        return iter(Packing(parent, length=length))
+        return iter(Packing(stream(counting(lengths)), length=length))
 
-    whole = [row.tokens.tolist() for row in rows()]
+    whole = [row.tolist() for row in rows()]
     first = rows()
     for _ in range(min(at, len(whole))):
         next(first)
@@ -75,22 +58,18 @@ def test_packing_resumes_anywhere(lengths: list[int], length: int, at: int) -> N
     second = rows()
     second.set_state(state)
     assert second.get_state() == state
-    assert [row.tokens.tolist() for row in second] == whole[min(at, len(whole)) :]
+    assert [row.tolist() for row in second] == whole[min(at, len(whole)) :]
 
 
-@given(
-    shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4),
-    lengths=st.lists(st.integers(1, 300), min_size=4, max_size=4),
-)
-def test_shares_of_tokens_hold_within_one_document(shares: list[float], lengths: list[int]) -> None:
-    parents = [stream([np.zeros(length, dtype=np.int64)] * 100_000) for length in lengths[: len(shares)]]
-    mixture = iter(TokenMixture(parents, weights=shares))
+@given(shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4))
+def test_shares_of_rows_hold_from_the_first_row_on(shares: list[float]) -> None:
+    parents = [stream([np.zeros(3, dtype=np.int64)] * 1000) for _ in shares]
+    mixture = iter(Mixture(parents, weights=shares))
     counts = np.zeros(len(shares))
     for _ in range(300):
-        pack = next(mixture)
-        counts[pack.domains[0]] += len(pack.tokens)
+        counts[next(mixture).domain] += 1
         expected = counts.sum() * np.array(shares) / sum(shares)
-        assert np.all(np.abs(counts - expected) <= max(lengths) * len(shares))
+        assert np.all(np.abs(counts - expected) < len(shares) / 2)
 
 
 def test_joined_tokens_are_punctuation_and_line_breaks(tokenizer: ByteLevelBPE) -> None:
@@ -182,7 +161,7 @@ def _documents(tokens: list[int], eos: int) -> list[list[int]]:
 
 
 def test_window_holds_the_packed_rows_in_another_order(data: DataModule) -> None:
-    def rows(window: int) -> list[tuple[int, ...]]:
+    def rows(window: int) -> dict[int, list[tuple[int, ...]]]:
         found = training_rows(
             domains=data._train,
             weights={"long": 0.5, "middle": 0.3, "short": 0.2},
@@ -191,8 +170,25 @@ def test_window_holds_the_packed_rows_in_another_order(data: DataModule) -> None
             shuffle_rows=window,
             seed=1,
         )
-        return [tuple(row.tokens) for row in itertools.islice(found, 60)]
+        by_domain: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+        for row in itertools.islice(found, 200):
+            by_domain[row.domain].append(tuple(row.tokens))
+        return by_domain
 
-    assert rows(20) != rows(1)
-    for start in range(0, 60, 20):
-        assert Counter(rows(20)[start : start + 20]) == Counter(rows(1)[start : start + 20])
+    shuffled, plain = rows(20), rows(1)
+    for domain in range(3):
+        assert shuffled[domain] != plain[domain]
+        for start in range(0, len(plain[domain]) - 19, 20):
+            window = slice(start, start + 20)
+            assert Counter(shuffled[domain][window]) == Counter(plain[domain][window])
+
+
+def test_every_stretch_of_rows_has_the_shares_of_the_domains_to_within_a_row(data: DataModule) -> None:
+    weights = {"long": 0.5, "middle": 0.3, "short": 0.2}
+    found = training_rows(
+        domains=data._train, weights=weights, rendering=rendering(data), sequence_length=50, shuffle_rows=4, seed=1
+    )
+    domains = [row.domain for row in itertools.islice(found, 400)]
+    for start in range(0, 400, 40):
+        counts = Counter(domains[start : start + 40])
+        assert all(abs(counts[i] - 40 * share) <= 1 for i, share in enumerate(weights.values()))
