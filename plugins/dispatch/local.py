@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import Experts, Routing
+from dsv3.layers import run
 
 
 class _Copy(torch.autograd.Function):
@@ -59,5 +60,6 @@ class LocalDispatch:
         places_NK = places_M.view_as(routing.experts_NK)
         counts_E = torch.bincount(expert_M, minlength=n_experts)
         gates_M = routing.gates_NK.flatten().index_select(0, order_M)
-        rows_MD = _Copy.apply(x_ND, token_M, places_NK)
-        return _Sum.apply(experts(rows_MD, counts_E, gates_M), token_M, places_NK)
+        rows_MD = run(_Copy, x_ND, token_M, places_NK)
+        y_ND: Tensor = run(_Sum, experts(rows_MD, counts_E, gates_M), token_M, places_NK)
+        return y_ND
