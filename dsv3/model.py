@@ -74,11 +74,11 @@ class Decoder(nn.Module):
         if tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = mtp(block=lambda: block(n_layers), precision=precision)
-        self.activation_dtype = precision.activation_dtype
+        self.precision = precision
         self.isolate_documents = isolate_documents
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        return self.embed_tokens(tokens_BT).to(self.activation_dtype)
+        return self.embed_tokens(tokens_BT).to(self.precision.activation_dtype)
 
     def forward(self, batch: MicroBatch, *, with_mtp: bool) -> DecoderOutput:
         """States and routings of a micro-batch; `with_mtp` runs the MTP modules too (training)."""

@@ -41,7 +41,8 @@ class Drafter:
         width = model.embed_tokens.embedding_dim
         # h^k of the positions read, k from 0: module k + 1 may have to read one again when a draft is not kept.
         self.states_1CD = [
-            torch.empty(1, capacity, width, dtype=model.activation_dtype, device=model.device) for _ in self.caches
+            torch.empty(1, capacity, width, dtype=model.precision.activation_dtype, device=model.device)
+            for _ in self.caches
         ]
         self.positions = 0
 

@@ -93,7 +93,7 @@ def test_drafts_are_those_of_whole_rows(chosen):
                 assert distance(found, model.logits(hidden_BSD[0, -1])) <= 1e-4
             tokens = [*tokens, *drafts[:kept], token]
             kept_counts.add(kept)
-    assert {0, 1, 2} <= kept_counts
+    assert {0, 1} <= kept_counts
 
 
 @pytest.mark.parametrize("chosen", [(), ("mtp.depth=2",)], ids=" ".join)

@@ -41,6 +41,7 @@ def expected(x, routing, weight):
 
 
 sizes = {
+    "multiple": st.integers(1, 5),
     "tokens": st.integers(1, 12),
     "experts": st.integers(1, 7),
     "top_k": st.integers(1, 7),
@@ -50,11 +51,14 @@ sizes = {
 
 @given(**sizes)
 @few
-def test_equals_the_sum_in_fp64_with_gradients(tokens, experts, top_k, seed):
+def test_equals_the_sum_in_fp64_with_gradients(multiple, tokens, experts, top_k, seed):
     routing = routing_of(tokens, experts, min(top_k, experts), seed, torch.float64)
     layer = Linear(experts, 5, torch.float64)
     grads = []
-    for combine in (lambda x, r: LocalDispatch()(x, r, layer), lambda x, r: expected(x, r, layer.weight)):
+    for combine in (
+        lambda x, r: LocalDispatch(row_multiple=multiple)(x, r, layer),
+        lambda x, r: expected(x, r, layer.weight),
+    ):
         x = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         gates = routing.gates_NK.clone()
         x.requires_grad_()
@@ -68,8 +72,8 @@ def test_equals_the_sum_in_fp64_with_gradients(tokens, experts, top_k, seed):
 
 @given(**sizes)
 @few
-def test_no_token_is_dropped(tokens, experts, top_k, seed):
-    """Counts sum to N*K; experts that only pass rows on give the token times the sum of its gates."""
+def test_no_token_is_dropped(multiple, tokens, experts, top_k, seed):
+    """Experts get their load, filled up to a whole multiple; those that only pass rows on give x * sum of gates."""
     routing = routing_of(tokens, experts, min(top_k, experts), seed)
     seen = []
 
@@ -78,32 +82,42 @@ def test_no_token_is_dropped(tokens, experts, top_k, seed):
         return x_MD * gates_M.unsqueeze(1)
 
     x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed))
-    y = LocalDispatch()(x, routing, passing)
+    y = LocalDispatch(row_multiple=multiple)(x, routing, passing)
     assert seen[0].dtype == torch.int64
-    assert seen[0].tolist() == routing.experts_NK.flatten().bincount(minlength=experts).tolist()
-    assert int(seen[0].sum()) == routing.experts_NK.numel()
+    load = routing.experts_NK.flatten().bincount(minlength=experts).tolist()
+    assert seen[0].tolist() == [-(-count // multiple) * multiple for count in load]
     assert torch.allclose(y, x * routing.gates_NK.sum(-1, keepdim=True), atol=1e-5)
 
 
-@given(seed=st.integers(0, 99))
+@given(seed=st.integers(0, 99), multiple=st.sampled_from([1, 4]))
 @few
-def test_order_of_tokens_does_not_matter(seed):
+def test_order_of_tokens_does_not_matter(seed, multiple):
     routing, layer = routing_of(9, 5, 2, seed), Linear(5, 4, torch.float32)
     generator = torch.Generator().manual_seed(seed)
     x, order = torch.randn(9, 4, generator=generator), torch.randperm(9, generator=generator)
     moved = Routing(*(field[order] for field in routing))
-    assert torch.allclose(LocalDispatch()(x[order], moved, layer), LocalDispatch()(x, routing, layer)[order], atol=1e-5)
+    assert torch.allclose(
+        LocalDispatch(row_multiple=multiple)(x[order], moved, layer),
+        LocalDispatch(row_multiple=multiple)(x, routing, layer)[order],
+        atol=1e-5,
+    )
 
 
-def test_output_keeps_the_dtype_of_the_stream():
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_output_keeps_the_dtype_of_the_stream(multiple):
     routing, layer = routing_of(6, 4, 2, 0), Linear(4, 8, torch.float32)
     x = torch.randn(6, 8).bfloat16().requires_grad_()
     gates = routing.gates_NK.clone().requires_grad_()
-    y = LocalDispatch()(x, routing._replace(gates_NK=gates), layer)
+    y = LocalDispatch(row_multiple=multiple)(x, routing._replace(gates_NK=gates), layer)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad.dtype == torch.bfloat16
     assert gates.grad.dtype == torch.float32
+
+
+def test_a_multiple_below_one():
+    with pytest.raises(ValueError, match=r"dispatch.row_multiple=0: at least 1"):
+        LocalDispatch(row_multiple=0)
 
 
 def places(tokens, experts, top_k, seed):
