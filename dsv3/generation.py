@@ -6,10 +6,8 @@ import torch
 
 from dsv3.layers import held_weights
 from dsv3.model import Decoder
-from dsv3.sampling import Choice, choice
-from dsv3.speculation import DraftCount, Drafter
-
-MOST = 1  # drafts between two passes of the model
+from dsv3.sampling import Choice, choice_of
+from dsv3.speculation import Drafter, Speculation
 
 
 def generate(
@@ -21,53 +19,63 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-    drafts: DraftCount | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_tokens` ids after `prompt`, ending before `stop`; meanwhile the weights must not change.
+    """Yield up to `max_tokens` ids after `prompt`, ending before `stop`. Meanwhile the weights must not change.
 
     temperature: 0 takes the likeliest token; otherwise one is drawn from softmax(logits / temperature), cut to the
         smallest set of tokens that holds `top_p` of the probability.
-    drafts: given, the model's MTP modules propose tokens, which changes neither the text (the sampled text's
-        distribution) but the number of passes of the model; what became of them is counted here.
+    speculation: given, the model's MTP modules draft tokens; fewer passes of the model make the same text, or, where
+        tokens are drawn, text of the same distribution. What became of the drafts is added up in it.
 
     Raises:
         ValueError: the prompt is empty, or there are no MTP modules to draft with.
     """
+    return continue_text(model, prompt, max_tokens, stop, choice_of(temperature, top_p, generator), speculation)
+
+
+def continue_text(
+    model: Decoder, prompt: Sequence[int], max_tokens: int, stop: int, choice: Choice, speculation: Speculation | None
+) -> Iterator[int]:
+    """`generate` by any rule of choosing tokens."""
     if not prompt:
         raise ValueError("an empty prompt: at least one token is needed, such as the tokenizer's bos")
-    drafter = Drafter(model, len(prompt) + max_tokens) if drafts is not None else None
-    return _generate(model, list(prompt), max_tokens, stop, choice(temperature, top_p, generator), drafter, drafts)
+    capacity = len(prompt) + max_tokens
+    drafter = Drafter(model, capacity) if speculation is not None else None
+    return _tokens(model, list(prompt), capacity, stop, choice, drafter, speculation or Speculation())
 
 
 @torch.inference_mode()
-def _generate(
+def _tokens(
     model: Decoder,
     tokens: list[int],
-    max_tokens: int,
+    capacity: int,
     stop: int,
-    chooses: Choice,
+    choice: Choice,
     drafter: Drafter | None,
-    count: DraftCount | None,
+    speculation: Speculation,
 ) -> Iterator[int]:
-    end = len(tokens) + max_tokens
-    caches = model.new_caches(1, end)
+    caches = model.new_caches(1, capacity)
     unread, drafts = tokens[:], list[int]()
     with held_weights(model):
-        while len(tokens) < end:
+        while len(tokens) < capacity:
             last_1TD = model.decode_states(torch.tensor([unread + drafts], device=model.device), caches)
             hidden_1TD = model.norm(last_1TD)
-            kept, token = chooses.verify(model.logits(hidden_1TD[0, len(unread) - 1 :]), drafts)
-            chosen, read = [*drafts[:kept], token], len(tokens) + kept
-            tokens += chosen
+            kept, token = choice.verify(model.logits(hidden_1TD[0, len(unread) - 1 :]), drafts)
+            read, chosen = len(tokens) + kept, [*drafts[:kept], token]
+            speculation.passes += 1
+            speculation.made += len(drafts)
+            speculation.kept += kept
             for new in chosen:
                 if new == stop:
                     return
                 yield new
+            tokens += chosen
             unread = [token]
-            if drafter is not None and count is not None:
+            if drafter is not None:
                 for cache in caches:
                     cache.rewind(read)
-                count.passes, count.made, count.kept = count.passes + 1, count.made + len(drafts), count.kept + kept
                 h_1TD = hidden_1TD if model.mtp.after_final_norm else last_1TD
                 drafter.read(h_1TD[:, : read - drafter.positions])
-                drafts = drafter.draft(tokens, min(MOST, end - len(tokens) - 1), chooses.draft)
+                count = min(speculation.drafts, capacity - len(tokens) - 1)
+                drafts = drafter.draft(tokens, count, choice.draft)

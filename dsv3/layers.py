@@ -24,6 +24,19 @@ class KeepsDtype(nn.Module):
         return super()._apply(moved, recurse)
 
 
+class _NoContext:
+    """Stands in for a Function's context where there will be no backward pass."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+
+def run(function: Any, *arguments: Any) -> Any:
+    """A torch.autograd.Function of the arguments: where no gradient is asked for, its forward pass and nothing else,
+    because registering a small operation costs more than the operation."""
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_NoContext(), *arguments)
+
+
 class _RMSNorm(torch.autograd.Function):
     """With r = (mean(x^2) + eps)^-1/2, z = x r and g = dy * weight, over rows of width D:
 
@@ -58,7 +71,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        normalised: Tensor = run(_RMSNorm, x, self.weight, self.eps)
+        return normalised
 
 
 class SwiGLU(nn.Module):
@@ -77,12 +91,11 @@ class SwiGLU(nn.Module):
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
-    weight alone (a cast, quantised blocks) once, and not for every token decoded."""
+    weight alone (a cast, quantised blocks) once, not for every token decoded. One within another changes nothing."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
-    for layer in layers:
-        layer.hold_weights(True)
+    held = [layer for layer in layers if layer.hold_weights(True)]
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in held:
             layer.hold_weights(False)

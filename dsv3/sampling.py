@@ -20,7 +20,7 @@ class Choice(Protocol):
         """A token from a drafter's logits."""
 
     def verify(self, logits_SV: Tensor, drafts: Sequence[int]) -> tuple[int, int]:
-        """How many of the S - 1 `drafts`, made by as many calls of `draft`, are kept, and the token after them."""
+        """How many of the S - 1 drafts are kept, and the token after them; each draft came from one call of `draft`."""
 
 
 class Greedy:
@@ -81,7 +81,7 @@ class Sampled:
         return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
-def choice(temperature: float, top_p: float, generator: torch.Generator | None) -> Choice:
+def choice_of(temperature: float, top_p: float, generator: torch.Generator | None) -> Choice:
     """Greedy at temperature 0."""
     if temperature == 0:
         return Greedy()

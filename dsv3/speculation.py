@@ -1,8 +1,9 @@
 """Drafts of further tokens by multi-token prediction, for speculative decoding (report section 5.4.3).
 
-The model has read t_0 .. t_i, and t_(i+1) is chosen but not read yet. Module k then takes h_i^(k-1) and t_(i+k) and its
-likeliest token is the draft of t_(i+k+1): the D modules in turn draft D tokens, each from the draft before. The main
-model reads t_(i+1) and all drafts at once, and says which it keeps.
+The model has read t_0 .. t_i, and t_(i+1) is chosen but not read yet. Module k then takes h_i^(k-1) and t_(i+k), and
+the head's likeliest token is the draft of t_(i+k+1): D modules in turn draft D tokens, each from the draft before. For
+more than D the last module goes on with its own output in place of a deeper one's. The main model then reads t_(i+1)
+and all drafts at once, and says which it keeps.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from dsv3.model import Decoder
 
 
 @dataclass
-class DraftCount:
-    """How the drafts of a generation fared."""
+class Speculation:
+    """How many tokens are drafted for each pass of the main model, and how they fared."""
 
-    passes: int = 0  # of the main model, the prompt's included
+    drafts: int = 2
+    passes: int = 0  # the prompt's included
     made: int = 0
     kept: int = 0
 
@@ -57,34 +59,31 @@ class Drafter:
         """
         drafts: list[int] = []
         h_11D: Tensor | None = None
-        for _ in range(count):
-            h_11D, logits_V = self._next(tokens, drafts, h_11D)
-            drafts.append(choose(logits_V))
-        self.caches[-1].rewind(min(self.caches[-1].length, self.positions))
+        for k in range(1, count + 1):
+            if h_11D is None or k <= len(self.caches):
+                h_1TD, hidden_1TD = self._module(k, tokens, drafts)
+            else:
+                h_1TD, hidden_1TD = self._extend(len(self.caches), h_11D, [drafts[-1]])
+            # A single module goes on as from the main model's states, which may be those after a norm.
+            normed = len(self.caches) == 1 and self.model.mtp.after_final_norm
+            h_11D = (hidden_1TD if normed else h_1TD)[:, -1:]
+            drafts.append(choose(self.model.logits(hidden_1TD[:, -1])[0]))
+        last = self.caches[-1]
+        last.rewind(min(last.length, self.positions))
         return drafts
 
-    def _next(self, tokens: Sequence[int], drafts: Sequence[int], h_11D: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next draft's logits [V], and the state that stands for a main model's where the last module goes on."""
-        model, depth, k = self.model, len(self.caches), len(drafts) + 1
-        if k <= depth:
-            h_1TD, hidden_1TD = self._extend(tokens, drafts, k)
-        else:
-            module_input = torch.tensor([[(*tokens[-depth:], *drafts)[-1]]], device=model.device)
-            assert h_11D is not None
-            h_1TD, hidden_1TD = model.mtp.extend(depth, h_11D, module_input, model.embed, self.caches[-1])
-        normed = depth == 1 and model.mtp.after_final_norm
-        return (hidden_1TD if normed else h_1TD)[:, -1:], model.logits(hidden_1TD[:, -1])[0]
-
-    def _extend(self, tokens: Sequence[int], drafts: Sequence[int], k: int) -> tuple[Tensor, Tensor]:
-        """Module k over the positions that it has not read, or read with a draft that was not kept."""
+    def _module(self, k: int, tokens: Sequence[int], drafts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Module k over the positions that it has not read, or has read with a draft that was not kept."""
         cache = self.caches[k - 1]
         # What stands at position j was made from t_(j+k): a draft, unless that is older than the newest token.
         start = max(0, min(cache.length, self.positions - k))
         cache.rewind(start)
         known = [*tokens[start + k :], *drafts][: self.positions - start]
-        known_1T = torch.tensor([known], device=self.model.device)
-        h_1TD = self.states_1CD[k - 1][:, start : self.positions]
-        h_1TD, hidden_1TD = self.model.mtp.extend(k, h_1TD, known_1T, self.model.embed, cache)
+        h_1TD, hidden_1TD = self._extend(k, self.states_1CD[k - 1][:, start : self.positions], known)
         if k < len(self.caches):
             self.states_1CD[k][:, start : self.positions] = h_1TD
         return h_1TD, hidden_1TD
+
+    def _extend(self, k: int, h_1TD: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        tokens_1T = torch.tensor([tokens], device=self.model.device)
+        return self.model.mtp.extend(k, h_1TD, tokens_1T, self.model.embed, self.caches[k - 1])

@@ -10,7 +10,7 @@ from typing import Any
 
 from dsv3.cli import option
 
-CASES = ("train", "memory", "decode", "experts", "fp8", "data")
+CASES = ("train", "memory", "decode", "experts", "fp8", "data", "speculation")
 
 
 @dataclass
@@ -44,7 +44,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def case(name: str) -> Any:
     """The function of a case: repeats -> figures."""
-    from dsv3.bench import data, decoding, memory, training
+    from dsv3.bench import data, decoding, memory, speculation, training
 
     return {
         "train": training.train,
@@ -53,6 +53,7 @@ def case(name: str) -> Any:
         "experts": training.experts,
         "fp8": training.fp8,
         "data": data.data,
+        "speculation": speculation.speculation,
     }[name]
 
 

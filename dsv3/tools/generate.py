@@ -1,6 +1,7 @@
 """Complete a prompt, or fill the gap between a prompt and a suffix, with a trained model."""
 
 import codecs
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class Options:
     temperature: float = option(0.0, "0: always the likeliest token; 1: sample from the model's distribution")
     top_p: float = option(1.0, "sample among the likeliest tokens that hold this share of the probability")
     seed: int = option(0, "of the sampling")
+    speculative: bool = option(False, "let multi-token prediction draft tokens: the same text in fewer passes")
+    drafts: int = option(2, "tokens drafted for each pass of the model, with speculative=true")
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Stream the text to stdout, and return it with its figures.
+    """Stream the text to stdout and its figures to stderr, and return both.
 
     Raises:
         ValueError: an option is out of its range.
@@ -36,6 +39,7 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.callbacks.ema import set_weights
     from dsv3.generation import generate
     from dsv3.infilling import infilling_prompt
+    from dsv3.speculation import Speculation
 
     check(options)
     loaded = load_run(options.checkpoint)
@@ -47,6 +51,7 @@ def run(options: Options) -> dict[str, Any]:
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(options.prompt)]
     ids: list[int] = []
+    speculation = Speculation(drafts=options.drafts) if options.speculative else None
 
     def remember(stream: Iterator[int]) -> Iterator[bytes]:
         for token in stream:
@@ -61,6 +66,7 @@ def run(options: Options) -> dict[str, Any]:
         temperature=options.temperature,
         top_p=options.top_p,
         generator=torch.Generator().manual_seed(options.seed),
+        speculation=speculation,
     )
     started = time.perf_counter()
     print(options.prompt, end="", flush=True)
@@ -68,19 +74,27 @@ def run(options: Options) -> dict[str, Any]:
         print(text, end="", flush=True)
     seconds = time.perf_counter() - started
     print(options.suffix)
+    figures = {"tokens": len(ids), "seconds": seconds, "tokens_per_second": len(ids) / seconds}
+    if speculation is not None:
+        figures |= {
+            "drafts_made": speculation.made,
+            "acceptance": speculation.acceptance,
+            "tokens_per_pass": len(ids) / speculation.passes,
+        }
+    print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
     return {
         "prompt": options.prompt,
         "suffix": options.suffix,
         "text": tokenizer.decode(ids),
-        "tokens": len(ids),
-        "seconds": seconds,
-        "tokens_per_second": len(ids) / seconds,
+        **figures,
     }
 
 
 def check(options: Options) -> None:
     if options.max_tokens < 1:
         raise ValueError(f"max_tokens={options.max_tokens}: at least 1")
+    if options.drafts < 1:
+        raise ValueError(f"drafts={options.drafts}: at least 1")
     if options.temperature < 0:
         raise ValueError(f"temperature={options.temperature}: at least 0")
     if not 0 < options.top_p <= 1:

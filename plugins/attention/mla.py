@@ -21,7 +21,6 @@ from dsv3.contracts import Precision
 from dsv3.layers import RMSNorm
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
-from plugins.attention.masks import attention_mask
 
 
 class AbsorbedWeights(NamedTuple):
@@ -146,9 +145,9 @@ class MultiHeadLatentAttention(nn.Module):
         scores_BXS = torch.stack([q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents_BSC, strict=True)])
         dtype = torch.promote_types(latents_BSC.dtype, torch.float32)
         scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
-        mask_TS = attention_mask(queries, latents_BSC.shape[1], None, latents_BSC.device) if queries > 1 else None
-        if mask_TS is not None:
-            scores_BTHS = scores_BTHS.masked_fill(~mask_TS.unsqueeze(1), float("-inf"))
+        if queries > 1:  # the last keys are the queries' own positions
+            later_TT = torch.ones(queries, queries, dtype=torch.bool, device=latents_BSC.device).triu(1)
+            scores_BTHS[..., -queries:].masked_fill_(later_TT.unsqueeze(1), float("-inf"))
         weights_BXS = scores_BTHS.softmax(-1).to(latents_BSC.dtype).flatten(1, 2)
         c_BSC = latents_BSC[..., : self.rank]
         o_BXC = torch.stack([w_XS @ c_SC for w_XS, c_SC in zip(weights_BXS, c_BSC, strict=True)])
@@ -158,8 +157,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _absorbed_weights(self, cache: LatentCache) -> AbsorbedWeights:
         if cache.absorbed is None:
-            weight: Tensor = self.kv_b_proj.get_parameter("weight")
-            w_HOC = weight.to(cache.latents.dtype).unflatten(0, (self.n_heads, self.nope + self.v))
+            weight = self.kv_b_proj.get_parameter("weight").detach().to(cache.latents.dtype)
+            w_HOC = weight.unflatten(0, (self.n_heads, self.nope + self.v))
             w_uk_HNC, w_uv_HVC = w_HOC.split([self.nope, self.v], dim=1)
             cache.absorbed = AbsorbedWeights(w_uk_HNC.contiguous(), w_uv_HVC.mT.contiguous())
         return cache.absorbed

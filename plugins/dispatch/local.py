@@ -61,6 +61,8 @@ class LocalDispatch:
         self.row_multiple = row_multiple
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
+        if not torch.is_grad_enabled() and routing.experts_NK.numel() <= routing.affinities_NE.shape[1]:
+            return self.few(x_ND, routing, experts)
         counts_E, places_NK, rows = self.layout(routing)
         places_M = places_NK.flatten()
         token_M = torch.arange(places_M.numel(), device=x_ND.device).div_(places_NK.shape[1], rounding_mode="floor")
@@ -68,6 +70,16 @@ class LocalDispatch:
         gates_R = routing.gates_NK.new_zeros(rows).scatter(0, places_M, routing.gates_NK.flatten())
         rows_RD = _Copy.apply(x_ND, token_R, places_NK)
         return _Sum.apply(experts(rows_RD, counts_E, gates_R), token_R, places_NK)
+
+    def few(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
+        """The same for no more pairs than there are experts, as in decoding: nothing filled up or kept."""
+        expert_M, places_NK = routing.experts_NK.flatten(), torch.empty_like(routing.experts_NK)
+        order_M = expert_M.argsort(stable=True)
+        places_NK.view(-1)[order_M] = torch.arange(len(order_M), device=order_M.device)
+        rows_MD = x_ND.index_select(0, order_M.div(places_NK.shape[1], rounding_mode="floor"))
+        gates_M = routing.gates_NK.flatten().index_select(0, order_M)
+        counts_E = torch.bincount(expert_M, minlength=routing.affinities_NE.shape[1])
+        return summed(experts(rows_MD, counts_E, gates_M), places_NK)
 
     def layout(self, routing: Routing) -> tuple[Tensor, Tensor, int]:
         """Rows of each expert, int64 [E], filled up; the place of each pair among them, int64 [N, K]; their sum."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import GroupedMM, Role
+from dsv3.layers import run
 
 
 class CastWeight(nn.Module):
@@ -22,8 +23,12 @@ class CastWeight(nn.Module):
         self.dtype = dtype
         self.held: Tensor | None = None
 
-    def hold_weights(self, held: bool) -> None:
-        self.held = self.weight.detach().to(self.dtype) if held else None
+    def hold_weights(self, hold: bool) -> bool:
+        """Whether that changed anything."""
+        if hold == (self.held is not None):
+            return False
+        self.held = self.weight.detach().to(self.dtype) if hold else None
+        return True
 
     def cast_weight(self) -> Tensor:
         return self.weight.to(self.dtype) if self.held is None else self.held
@@ -97,7 +102,8 @@ class OneFormat:
         )
 
     def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        return _SwiGLU.apply(gate_up, row_weights)
+        activated: Tensor = run(_SwiGLU, gate_up, row_weights)
+        return activated
 
     def check(self, device: torch.device) -> list[str]:
         return []

@@ -1,12 +1,16 @@
 """The benchmark program at a size of seconds: what it compares is the same model, and every case gives its figures."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
-from dsv3.bench import data, decoding, memory, models, training
+from dsv3.bench import data, decoding, memory, models, speculation, training
 from dsv3.bench.measuring import Figure, interleaved
+from dsv3.build import build_run
 from dsv3.cli import main
 
 
@@ -42,6 +46,22 @@ def test_every_case_gives_its_figures() -> None:
     assert all(figure.value > 0 for figure in figures)
     shares = [figure for figure in figures if figure.what.startswith("share")]
     assert len(shares) == 4
+
+
+def test_speculation_compares_the_same_texts(
+    composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build_run(composed(f"run.dir={tmp_path}", "run.tokens=512"))
+    made.trainer.fit(made.module, made.data)
+    with pytest.raises(FileNotFoundError, match="`make train` makes it"):
+        next(speculation.speculation(1, tmp_path))
+    (tmp_path / "summary.json").write_text("{}")
+    monkeypatch.setattr(speculation, "build_data", lambda config, tokenizer: made.data)
+    monkeypatch.setattr(speculation, "PROMPTS", 3)
+    monkeypatch.setattr(speculation, "TOKENS", 6)
+    (figure,) = speculation.speculation(1, tmp_path)
+    assert figure.value > 0
+    assert "3 of 3 texts the same" in figure.note
 
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers.modeling_layers import MtpModel
 
+from dsv3.generation import generate
+from dsv3.speculation import Speculation
 from tests.parity.twins import configured, distance, load_twin, micro_batch, random_model, write_twin
 
 PROMPT, NEW = 9, 7
@@ -88,6 +90,18 @@ def test_cached_module_equals_uncached(twins):
         h, _ = module(output.hidden_BTD[:, part], ours.embed(tokens), tokens, positions, None, cache)
         assert distance(module.norm(h), expected[:, part]) <= 1e-5
         start += length
+
+
+def test_speculative_text_equals_transformers(twins):
+    """With one draft a pass, as there, and with more."""
+    ours, theirs = twins
+    prompt = torch.randint(50, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    expected = theirs.generate(prompt, max_new_tokens=NEW, do_sample=False, use_mtp=True)[0, PROMPT:].tolist()
+    for drafts in (1, 3):
+        speculation = Speculation(drafts=drafts)
+        found = generate(ours, prompt[0].tolist(), max_tokens=NEW, stop=-1, speculation=speculation)
+        assert list(found) == expected
+        assert speculation.made > 0
 
 
 def test_the_oracle_sees_the_module(twins, drafts):

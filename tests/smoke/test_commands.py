@@ -115,6 +115,18 @@ def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_generate_with_drafts_gives_the_same_text_and_says_how_they_fared(trained: Path, tmp_path: Path) -> None:
+    base = ["-m", "dsv3", "generate", f"checkpoint={trained}", "prompt=def f(", "max_tokens=12", "format=json"]
+    plain, drafted = (json.loads(call(tmp_path, *base, f"speculative={on}").stdout) for on in ("false", "true"))
+    assert drafted["text"] == plain["text"]
+    assert "acceptance" not in plain
+    assert 0 <= drafted["acceptance"] <= 1
+    assert drafted["tokens_per_pass"] >= 1
+    text = call(tmp_path, *base[:-1], "speculative=true", "drafts=1")
+    assert "tokens_per_second" in text.stderr
+    assert "acceptance" in text.stderr
+
+
 def test_trap_17_evaluate_py_does_not_hide_hugging_faces_package(tmp_path: Path) -> None:
     package = tmp_path / "evaluate"
     package.mkdir()

@@ -28,6 +28,16 @@ KINDS = (
     "schedule",
     "logger",
 )
+ELSEWHERE = {
+    "data": "tests/data; data=large has to be fetched first",
+    "experiment": "tests/test_build.py and the runs of docs/LOG.md",
+    "model": "tests/golden/test_sizes.py builds every preset; this file trains the smallest",
+    "tokenizer": "here and below",
+    "trainer": "here",
+    "benchmarks": "tests/benchmarks",
+}
+"""Kinds that are no part of a model, and where they are tried."""
+
 SHORT = [
     "model=tiny", "trainer.max_steps=20", "run.validation_tokens=100000000", "data.sequence_length=64",
     "data.micro_batch_size=2", "data.batch_sequences.peak=2", "data.validation_tokens=256", "data.questions=8",
@@ -63,6 +73,21 @@ def test_trains_through_its_one_key(kind: str, option: str, tmp_path: Path) -> N
     train = RunFolder(tmp_path / "run").read("metrics/train")
     assert len(train) == 20
     assert all(map(math.isfinite, train.loss))
+    assert train.loss.iloc[-5:].mean() < train.loss.iloc[:5].mean()
+
+
+def test_every_kind_is_walked() -> None:
+    folders = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert set(KINDS) <= folders <= set(KINDS) | set(ELSEWHERE)
+
+
+@pytest.mark.slow
+def test_deepseeks_tokenizer_trains(tmp_path: Path) -> None:
+    """On the default data too, which has to be encoded with it first."""
+    run = build_run(configured("tokenizer=deepseek", "logger=none", f"run.dir={tmp_path}/run"))
+    run.trainer.fit(run.module, run.data)
+    train = RunFolder(tmp_path / "run").read("metrics/train")
+    assert len(train) == 20
     assert train.loss.iloc[-5:].mean() < train.loss.iloc[:5].mean()
 
 
