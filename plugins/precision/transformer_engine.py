@@ -24,7 +24,7 @@ from dsv3.contracts import GroupedMM, Role
 from plugins.precision.plain import BF16
 
 INSTALL = "pip install 'transformer-engine[pytorch]==2.20.2'"
-INSTEAD = "precision=fp8_blockwise emulates its recipe on any device"
+INSTEAD = "use precision=fp8_blockwise, which emulates its recipe on any device"
 MULTIPLE = 16  # of every size of an FP8 product
 RecipeName = Literal[
     "Float8BlockScaling", "Float8CurrentScaling", "DelayedScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"
@@ -95,7 +95,7 @@ class FP8TransformerEngine(BF16):
     ) -> None:
         self.roles = tuple(roles)
         self.recipe = recipe
-        self.settings = {"power_of_two_scales": power_of_two_scales, "amax_floor": amax_floor}
+        self.settings: dict[str, Any] = {"power_of_two_scales": power_of_two_scales, "amax_floor": amax_floor}
 
     def linear(self, in_features: int, out_features: int, *, role: Role) -> nn.Module:
         if role not in self.roles:
