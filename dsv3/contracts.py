@@ -168,6 +168,19 @@ class MTP(Protocol):
     ) -> list[MTPPrediction]:
         """`h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it."""
 
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        """One for each depth."""
+
+    def extend(
+        self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
+    ) -> tuple[Tensor, Tensor]:
+        """Return h^k (what the next depth takes) and the states for the shared head, [B, T, D] each, for T positions i
+        that continue what the depth's cache holds.
+
+        `depth` is k, from 1; `h_BTD` are h^(k-1)_i, for k = 1 the main model's as above; `tokens_BT` are t_(i+k), so
+        that the head's likeliest token is the draft of t_(i+k+1).
+        """
+
 
 GroupedMM = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_MK sorted by group, weight_ENK, counts_E) -> y_MN: each row times the transpose of its group's weight."""
@@ -183,7 +196,11 @@ def is_precision_state(name: str) -> bool:
 
 
 class Precision(Protocol):
-    """Decides in which number format each role of layer computes. Master weights are FP32 in every one."""
+    """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
+
+    A layer may have `hold_weights(held: bool)`: between True and False its weight stays as it is and no gradient is
+    asked for, so that it may keep a cast of it (`dsv3.layers.held_weights`, in which decoding runs).
+    """
 
     activation_dtype: torch.dtype  # of the residual stream
 

@@ -26,6 +26,13 @@ class RoutingObserver(Protocol):
         """Called once per micro-batch, after its backward pass; routings by MoE layer."""
 
 
+class UpdateGuard(Protocol):
+    """Decides whether a step's gradients are used. A callback puts itself at `LanguageModel.guard`."""
+
+    def allows(self, step: Step, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+        """Called once a step, before the update; `loss` in nats per target, load by MoE layer."""
+
+
 class LanguageModel(lightning.LightningModule):
     """Trains a Decoder. `training_step` does the whole optimiser step and returns what callbacks record."""
 
@@ -53,6 +60,7 @@ class LanguageModel(lightning.LightningModule):
         self.tokens_seen = 0
         self.data_state: dict[str, Any] = {}
         self.observers: list[RoutingObserver] = []
+        self.guard: UpdateGuard | None = None
 
     @property
     def finished(self) -> bool:
@@ -77,7 +85,8 @@ class LanguageModel(lightning.LightningModule):
         rate = self.schedule(tokens)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        optimizer.step()
+        if self.guard is None or self.guard.allows(step, totals.nll / totals.targets, norm.item(), totals.loads):
+            optimizer.step()
         optimizer.zero_grad()
         for _, moe in self.model.moe_layers():
             moe.balancing.update(tokens)
