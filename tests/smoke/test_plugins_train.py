@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import dsv3.build
@@ -68,7 +70,14 @@ def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("kind", "option"), [(kind, option) for kind in KINDS for option in options(kind)])
 def test_trains_through_its_one_key(kind: str, option: str, tmp_path: Path) -> None:
     logger = [] if kind == "logger" else ["logger=none"]
-    run = build_run(configured(f"{kind}={option}", f"run.dir={tmp_path}/run", *logger))
+    config = configured(f"{kind}={option}", f"run.dir={tmp_path}/run", *logger)
+    problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
+    if problems:
+        with pytest.raises(ValueError, match=re.escape(problems[0])):
+            build_run(config)
+        assert not (tmp_path / "run").exists(), "it stops before any work"
+        return
+    run = build_run(config)
     run.trainer.fit(run.module, run.data)
     train = RunFolder(tmp_path / "run").read("metrics/train")
     assert len(train) == 20
