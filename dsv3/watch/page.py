@@ -107,6 +107,8 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     yield from spike_tables(run)
     yield "<h2>Training</h2>"
     yield [curves.loss(run), curves.held_out(run), curves.rates(run), curves.questions([run])]
+    if len(run.table("metrics/benchmarks")):
+        yield curves.benchmarks([run])
     if len(run.table("metrics/routing")):
         yield "<h2>Experts</h2>"
         yield experts.load_over_time(run)
