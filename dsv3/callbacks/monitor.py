@@ -82,8 +82,9 @@ class Monitor(lightning.Callback):
 
         def note(module: nn.Module, arguments: Any, y_MD: Tensor) -> None:
             if self.sampling and module.training:
+                _, rows_E, gates_M = arguments
                 with self._timed():
-                    self.norms[layer] = output_norms(*arguments[1:], y_MD.detach())
+                    self.norms[layer] = output_norms(rows_E, gates_M, y_MD.detach())
 
         experts.register_forward_hook(note)
 
