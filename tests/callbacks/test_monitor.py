@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dsv3.build import build_run
 from dsv3.run_folder import RunFolder
+from dsv3.watch.page import write_run_report
 
 Compose = Callable[..., DictConfig]
 
@@ -60,10 +61,12 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
         dict(run.module.model.moe_layers())["layers.2"].balancing.parts.loss_free.bias[5] = -100.0
 
     keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
-    findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
+    folder = train(composed(f"run.dir={tmp_path}/run", *keys), plant)
+    findings = folder.read("metrics/findings")
     (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
     assert (found["kind"], found["tokens"], found["value"]) == ("dead expert", 2560, 0.0)
     assert found["text"] == "layers.2 expert 5 is dead: 0.00% of an even share"
+    assert found["text"] in write_run_report(folder.path).read_text()
 
 
 def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
