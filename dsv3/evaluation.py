@@ -1,4 +1,4 @@
-"""Scores of a checkpoint: loss and bits per byte by domain, exact answers; live weights and their average."""
+"""Scores of a checkpoint: held-out text, exact answers and expert load of a run; benchmarks of any causal model."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,8 @@ from rich.table import Table
 
 from dsv3.build import Loaded, build_data, load_run
 from dsv3.callbacks.ema import set_weights
+from dsv3.contracts import Data
+from dsv3.expert_load import ExpertLoad
 from dsv3.run_folder import write_atomically
 from dsv3.validation import answer_questions, domain_scores
 
@@ -18,36 +20,67 @@ def evaluate(config: DictConfig) -> None:
     """Score `config.checkpoint`, print the scores and write them as JSON.
 
     Raises:
-        FileNotFoundError: the checkpoint is not a run's.
+        FileNotFoundError: the checkpoint is neither a run's nor a Hugging Face folder.
+        ValueError: a setting does not fit the checkpoint.
     """
-    loaded = load_run(config.checkpoint)
-    result = score(loaded)
-    out = Path(config.out) if config.out else loaded.folder.path / "evaluation.json"
+    if config.weights not in ("live", "ema"):
+        raise ValueError(f"weights={config.weights}: live or ema")
+    wanted = bool(config.benchmarks.tasks or config.tasks)
+    console = Console(highlight=False, stderr=config.format == "json")
+    result: dict[str, Any] = {}
+    if is_published(config.checkpoint):
+        if not wanted:
+            raise ValueError("a Hugging Face folder has no held-out texts: name benchmarks=SUITE or tasks=[...]")
+        loaded, data, out = None, None, None
+    else:
+        loaded = load_run(config.checkpoint)
+        data = build_data(loaded.config, tokenizer=loaded.tokenizer())
+        result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
+        show(result, console)
+    if wanted:
+        from dsv3.benchmarks.session import Session
+
+        session = Session(config, console)
+        result["benchmarks"] = session.run(config.checkpoint, loaded, data)
+        if config.compare:
+            result["compare"] = session.compare(config.checkpoint, config.compare)
+        out = out or session.folder(config.checkpoint) / "evaluation.json"
+    assert out is not None
+    out = Path(config.out) if config.out else out
     text = json.dumps(result, indent=2)
     write_atomically(out, lambda path: path.write_text(text + "\n"))
     if config.format == "json":
         print(text)
-    else:
-        show(result, out)
+    console.print(f"written to {out}", soft_wrap=True)
 
 
-def score(loaded: Loaded) -> dict[str, Any]:
-    """Held-out scores by weights, "live" and "ema". JSON-serialisable."""
-    data = build_data(loaded.config, tokenizer=loaded.tokenizer())
+def is_published(checkpoint: str) -> bool:
+    """Whether this is a folder in Hugging Face's format."""
+    folder = Path(checkpoint)
+    return (folder / "config.json").is_file() and not (folder / "config.yaml").exists()
+
+
+def score(loaded: Loaded, data: Data) -> dict[str, Any]:
+    """Held-out scores by weights, "live" and "ema", and the live model's expert load by domain. JSON-serialisable.
+
+    The model is left with its live weights.
+    """
     result: dict[str, Any] = {"checkpoint": str(loaded.file), "tokens": loaded.tokens, "weights": {}}
-    for weights in ("live", "ema"):
-        if weights == "ema":
-            set_weights(loaded.model, loaded.ema_weights)
-        domains = domain_scores(loaded.model, data.validation_batches(), data.domains, data.validation_bytes())
+    live = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    for weights, values in (("ema", loaded.ema_weights), ("live", live)):
+        set_weights(loaded.model, values)
+        load = ExpertLoad(data.domains)
+        domains = domain_scores(loaded.model, data.validation_batches(), data.domains, data.validation_bytes(), load)
         questions = answer_questions(loaded.model, data.questions(), data.tokenizer)
         result["weights"][weights] = {
             "domains": {name: value._asdict() for name, value in domains.items()},
             "questions": {family: value._asdict() for family, value in questions.items()},
         }
+        result["expert_load"] = load.relative()
     return result
 
 
-def show(result: dict[str, Any], out: Path) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     live, ema = result["weights"]["live"], result["weights"]["ema"]
     table = Table(title=f"{result['checkpoint']} after {result['tokens']:,} tokens", title_justify="left")
     for column in ("held out", "loss", "loss, EMA", "bits per byte", "bits per byte, EMA"):
@@ -62,5 +95,16 @@ def show(result: dict[str, Any], out: Path) -> None:
         other, n = ema["questions"][family], value["questions"]
         shares = (value["correct"] / n, other["correct"] / n, value["baseline"] / n)
         answers.add_row(family, str(n), *(f"{share:.1%}" for share in shares))
-    console = Console(highlight=False)
-    console.print(table, answers, f"written to {out}", sep="\n", soft_wrap=True)
+    console.print(table, answers, specialisation(result["expert_load"]), sep="\n", soft_wrap=True)
+
+
+def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
+    """Of each MoE layer the largest relative load that a domain gives to one expert."""
+    domains = list(next(iter(load.values()), {}))
+    table = Table(title="expert load by domain: the fullest expert, over the mean", title_justify="left")
+    for column in ("layer", *domains):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer, of_domains in load.items():
+        fullest = {domain: max(range(len(loads)), key=loads.__getitem__) for domain, loads in of_domains.items()}
+        table.add_row(layer, *(f"{of_domains[d][e]:.2f} (expert {e})" for d, e in fullest.items()))
+    return table

@@ -1,6 +1,7 @@
-"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU."""
+"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU, weights held for decoding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +72,17 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
+    weight alone (a cast, quantised blocks) once, and not for every token decoded."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
+    for layer in layers:
+        layer.hold_weights(True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.hold_weights(False)

@@ -12,7 +12,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from dsv3.contracts import IGNORE, MicroBatch, OptimizerFactory, Routing, Schedule, Step
+from dsv3.contracts import IGNORE, FollowsSteps, MicroBatch, OptimizerFactory, Routing, Schedule, Step
 from dsv3.losses import HeadLoss, linear_cross_entropy
 from dsv3.model import Decoder, DecoderOutput
 
@@ -90,6 +90,8 @@ class LanguageModel(lightning.LightningModule):
         optimizer.zero_grad()
         for _, moe in self.model.moe_layers():
             moe.balancing.update(tokens)
+        if isinstance(self.model.precision, FollowsSteps):
+            self.model.precision.end_step()
         self.tokens_seen = tokens + totals.positions
         self.data_state = step.state_after
         return totals.record(self.token_bytes_V) | {

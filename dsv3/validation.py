@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
+from dsv3.expert_load import ExpertLoad
 from dsv3.losses import likeliest_tokens, token_losses
 from dsv3.model import Decoder
 
@@ -42,16 +43,23 @@ class DomainScore(NamedTuple):
 
 @torch.no_grad()
 def domain_scores(
-    model: Decoder, batches: Iterable[MicroBatch], domains: Sequence[str], n_bytes: Mapping[str, int]
+    model: Decoder,
+    batches: Iterable[MicroBatch],
+    domains: Sequence[str],
+    n_bytes: Mapping[str, int],
+    load: ExpertLoad | None = None,
 ) -> dict[str, DomainScore]:
-    """Score each domain's held-out text, and `all` of it together.
+    """Score each domain's held-out text, and `all` of it together; `load` counts which experts it went to.
 
     bits per byte = nats / ln 2 / UTF-8 bytes. The nats are those of every target, end-of-text tokens included;
     the bytes are the text's alone.
     """
     metric = DomainLoss(len(domains)).to(model.device)
     for batch in batches:
-        hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
+        output = model(batch, with_mtp=False)
+        if load is not None:
+            load.observe(batch, output.routings)
+        hidden_ND = output.hidden_BTD.flatten(0, 1)
         targets_N = batch.targets_BT.flatten()
         nll_N = token_losses(hidden_ND, model.head_weight, targets_N)
         metric.update(nll_N, targets_N, batch.domains_BT.flatten())

@@ -11,7 +11,19 @@ from dsv3.callbacks.interruption import Interruption
 from dsv3.callbacks.monitor import Monitor
 from dsv3.callbacks.pictures import Pictures
 from dsv3.callbacks.progress import Progress
+from dsv3.callbacks.quantisation import MeasureQuantisation
 from dsv3.callbacks.record import Record
 from dsv3.callbacks.validate import Validate
 
-__all__ = ["EMA", "Guard", "Interruption", "Monitor", "Pictures", "Progress", "Record", "SaveCheckpoints", "Validate"]
+__all__ = [
+    "EMA",
+    "Guard",
+    "Interruption",
+    "MeasureQuantisation",
+    "Monitor",
+    "Pictures",
+    "Progress",
+    "Record",
+    "SaveCheckpoints",
+    "Validate",
+]

@@ -70,6 +70,7 @@ NOT_NEGATIVE = (
     "model.n_routed_experts",
     "model.n_shared_experts",
     "data.questions",
+    "diagnostics.quantisation_tokens",
 )
 CHOICES = {"guard.on_spike": ("record", "skip", "roll_back"), "guard.on_nonfinite": ("skip", "roll_back")}
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")

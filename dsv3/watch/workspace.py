@@ -39,7 +39,7 @@ def build_workspace(*, project: str, entity: str | None, out: str | None) -> dic
 def default_entity() -> str:
     import wandb
 
-    return str(wandb.Api().default_entity)
+    return wandb.Api().default_entity or ""
 
 
 def described(*, project: str, entity: str) -> Any:

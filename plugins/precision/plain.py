@@ -13,31 +13,43 @@ from torch import Tensor, nn
 from dsv3.contracts import GroupedMM, Role
 
 
-class CastLinear(nn.Module):
+class CastWeight(nn.Module):
+    """A layer whose FP32 `weight` is used in `dtype`."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.dtype = dtype
+        self.held: Tensor | None = None
+
+    def hold_weights(self, held: bool) -> None:
+        self.held = self.weight.detach().to(self.dtype) if held else None
+
+    def cast_weight(self) -> Tensor:
+        return self.weight.to(self.dtype) if self.held is None else self.held
+
+
+class CastLinear(CastWeight):
     """y = x W^T with both factors in `dtype`; `weight` is FP32 [out, in]."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.dtype = dtype
+        super().__init__(out_features, in_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), self.weight.to(self.dtype))
+        return F.linear(x.to(self.dtype), self.cast_weight())
 
 
-class CastGroupedLinear(nn.Module):
+class CastGroupedLinear(CastWeight):
     """`CastLinear` for each of E groups of rows; `weight` is FP32 [E, out, in]."""
 
     def __init__(
         self, n_groups: int, in_features: int, out_features: int, *, dtype: torch.dtype, grouped_mm: GroupedMM
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
-        self.dtype = dtype
+        super().__init__(n_groups, out_features, in_features, dtype=dtype)
         self.grouped_mm = grouped_mm
 
     def forward(self, x_MK: Tensor, counts_E: Tensor) -> Tensor:
-        return self.grouped_mm(x_MK.to(self.dtype), self.weight.to(self.dtype), counts_E)
+        return self.grouped_mm(x_MK.to(self.dtype), self.cast_weight(), counts_E)
 
 
 class _SwiGLU(torch.autograd.Function):
