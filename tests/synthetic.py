@@ -48,7 +48,9 @@ class SyntheticData(lightning.LightningDataModule):
         micro_batches: int,
         isolate_documents: bool,
         fim: Mapping[str, Any],
+        validation_tokens: int | None = None,
     ) -> None:
+        """`validation_tokens`: as the real one takes it; here the validation set is what it is."""
         super().__init__()
         self.tokenizer = tokenizer()
         self.seed, self.length, self.total = seed, sequence_length, total_tokens

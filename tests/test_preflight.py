@@ -25,7 +25,7 @@ BASE = ["model=tiny", "logger=none"]
 def groups_of(config_name: str) -> set[str]:
     """The groups of which a primary config chooses an option."""
     defaults = OmegaConf.load(CONF / f"{config_name}.yaml").defaults
-    return {str(group) for default in defaults if default != "_self_" for group in default}
+    return {str(group).removeprefix("override ") for default in defaults if default != "_self_" for group in default}
 
 
 def keys_of(problems: list[Problem]) -> list[str]:

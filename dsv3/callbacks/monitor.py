@@ -3,10 +3,13 @@
 
 In a step, sums are added up for each MoE layer (`dsv3.watch.routing_statistics`); figures are made of them once an
 interval. Expert outputs are measured in one step an interval. What has been added up is part of a checkpoint, so that
-the tables of a continued run equal those of an uninterrupted one.
+the tables of a continued run equal those of an uninterrupted one. What monitoring itself takes is in `timing/monitor`.
 """
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -42,6 +45,8 @@ class Monitor(lightning.Callback):
         self.coactivation = folder.table("metrics/coactivation")
         self.stability = folder.table("metrics/stability")
         self.findings = folder.table("metrics/findings")
+        self.timing = folder.table("timing/monitor")
+        self.seconds = 0.0
         self.statistics: dict[str, RoutingStatistics] = {}
         self.pairs: dict[str, Tensor] = {}
         self.wrong: dict[str, list[tuple[str, int]]] = {}
@@ -50,6 +55,12 @@ class Monitor(lightning.Callback):
         self.sampling = True  # whether this step's expert outputs are measured
         self.norms: dict[str, tuple[Tensor, Tensor]] = {}
         self.restored: dict[str, Any] = {}
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.moes = dict(pl_module.model.moe_layers())
@@ -71,35 +82,38 @@ class Monitor(lightning.Callback):
 
         def note(module: nn.Module, arguments: Any, y_MD: Tensor) -> None:
             if self.sampling and module.training:
-                counts_E = arguments[1].to(y_MD.device)
-                norms_M = torch.linalg.vector_norm(y_MD.detach(), dim=1, dtype=torch.float32).double()
-                expert_M = torch.arange(len(counts_E), device=y_MD.device).repeat_interleave(counts_E)
-                sums_E = norms_M.new_zeros(len(counts_E)).index_add_(0, expert_M, norms_M)
-                self.norms[layer] = (sums_E, counts_E)
+                _, rows_E, gates_M = arguments
+                with self._timed():
+                    self.norms[layer] = output_norms(rows_E, gates_M, y_MD.detach())
 
         experts.register_forward_hook(note)
 
     def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
-        if self.probe is None:
-            self.probe = MicroBatch(*(tensor.clone() for tensor in micro))
-        for layer, routing in routings.items():
-            real_BS = real_tokens(micro, routing)
-            domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]
-            bias_E = self.moes[layer].balancing.bias
-            self.statistics[layer].update(routing, bias_E, domains_BS.flatten(), real_BS.flatten())
-            if layer in self.norms:
-                self.statistics[layer].add_norms(*self.norms.pop(layer))
+        with self._timed():
+            if self.probe is None:
+                self.probe = MicroBatch(*(tensor.clone() for tensor in micro))
+            for layer, routing in routings.items():
+                real_BS = real_tokens(micro, routing)
+                domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]
+                bias_E = self.moes[layer].balancing.bias
+                self.statistics[layer].update(routing, bias_E, domains_BS.flatten(), real_BS.flatten())
+                if layer in self.norms:
+                    self.statistics[layer].add_norms(*self.norms.pop(layer))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, tokens = batch.tokens_before, pl_module.tokens_seen
-        for layer, load_E in outputs["loads"].items():
-            self.statistics[layer].add_step(load_E)
         long = pl_module.finished or crossed(self.long_tokens, before, tokens)
-        self.sampling = long or crossed(self.every_tokens, before, tokens)
+        with self._timed():
+            for layer, load_E in outputs["loads"].items():
+                self.statistics[layer].add_step(load_E)
+            self.sampling = long or crossed(self.every_tokens, before, tokens)
+            if self.sampling:
+                self._end_interval(trainer, tokens)
+            if long:
+                self._end_stretch(pl_module.model, tokens)
         if self.sampling:
-            self._end_interval(trainer, tokens)
-        if long:
-            self._end_stretch(pl_module.model, tokens)
+            self.timing.append({"tokens": tokens, "seconds": self.seconds})
+            self.seconds = 0.0
 
     def _end_interval(self, trainer: Any, tokens: int) -> None:
         scalars: dict[str, float] = {"tokens": tokens}
@@ -161,3 +175,15 @@ class Monitor(lightning.Callback):
         self.probe = MicroBatch(*state_dict["probe"]) if state_dict["probe"] else None
         self.chosen = state_dict["chosen"]
         self.sampling = state_dict["sampling"]
+
+
+def output_norms(rows_E: Tensor, gates_M: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens of each expert of its output's L2 norm, the gate divided out, and their numbers, both [E].
+
+    `y_MD` are outputs times gates, sorted by expert, rows_E of each; rows of gate 0 only fill a product up.
+    """
+    real_M = gates_M > 0
+    expert_M = torch.arange(len(rows_E), device=y_MD.device).repeat_interleave(rows_E.to(y_MD.device))[real_M]
+    norms_M = torch.linalg.vector_norm(y_MD, dim=1, dtype=torch.float32)[real_M] / gates_M.detach()[real_M]
+    sums_E = torch.zeros(len(rows_E), dtype=torch.float64, device=y_MD.device).index_add_(0, expert_M, norms_M.double())
+    return sums_E, torch.bincount(expert_M, minlength=len(rows_E))

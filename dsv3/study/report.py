@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dsv3.run_folder import write_atomically
-from dsv3.study.results import BUDGETS, Metric, Study, at_equal, curve, headline, metrics
+from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, curve, headline, metrics
 from dsv3.study.statistics import Difference, verdict
 from dsv3.watch.page import page, shown, table
 from dsv3.watch.style import COLOURS, X_AXES, framed, line
@@ -81,7 +81,7 @@ def compared(title: str, study: Study, of: Sequence[Metric]) -> Section:
             if values:
                 difference = study.difference(metric, arm) if arm != study.baseline else None
                 rows.append(
-                    (metric.name, metric.unit, arm, float(np.mean(values)), *difference_cells(difference, values))
+                    (metric.name, metric.unit, arm, f"{np.mean(values):.5g}", *difference_cells(difference, values))
                 )
     return Section(title, [NOTE], headers, rows)
 
@@ -143,7 +143,7 @@ def html(study: Study) -> str:
         if section.rows:
             parts.append(table(section.headers, section.rows))
         if section.title == "Verdict":
-            parts.append([curves(study, budget) for budget in BUDGETS])
+            parts.append([curves(study, b) for b in BUDGETS if np.isfinite(common_budget(study, b))])
     return page(f"Study {study.name}", parts)
 
 

@@ -22,7 +22,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # of a budget, and bits per byte there
 class Metric(NamedTuple):
     name: str
     unit: str
-    lower_is_better: bool
+    lower_is_better: bool | None  # None: it is neither good nor bad
     of: Callable[[History], float | None]  # None: this run has no such number
 
 
@@ -124,7 +124,7 @@ def metrics(study: Study) -> Iterator[Metric]:
     yield Metric("held-out all, averaged weights", "bits per byte", True, _after("all", "ema"))
     yield Metric("training loss, last tenth", "nats per token", True, _last_loss)
     yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation)
-    yield Metric("specialisation", "mean |relative load on a domain - on all|", False, specialisation)
+    yield Metric("specialisation", "mean |relative load on a domain - on all|", None, specialisation)
     yield Metric("nodes of a token", "groups", True, _routing("nodes"))
     yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes"))
     yield Metric("exact answers", "per cent", False, _answers)

@@ -50,8 +50,8 @@ def paired(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
     return Difference(n, middle, middle - half, middle + half, detectable)
 
 
-def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lower_is_better: bool) -> str:
-    """One plain sentence."""
+def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lower_is_better: bool | None) -> str:
+    """One plain sentence. `lower_is_better` None: neither is, only more or less."""
     if difference.seeds == 1:
         return f"{name}: one seed, so nothing can be said of how sure its difference from {baseline} is."
     interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds"
@@ -60,7 +60,8 @@ def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lowe
             f"{name}: no difference from {baseline} shown ({interval}). The smallest difference that this study "
             f"would have shown four times out of five is {difference.detectable:.4f} {unit}."
         )
-    better = (difference.mean < 0) == lower_is_better
-    return (
-        f"{name}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."
-    )
+    if lower_is_better is None:
+        word = "higher" if difference.mean > 0 else "lower"
+    else:
+        word = "better" if (difference.mean < 0) == lower_is_better else "worse"
+    return f"{name}: {word} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."

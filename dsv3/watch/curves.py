@@ -130,3 +130,20 @@ def questions(runs: Sequence[History]) -> go.Figure:
     if not figure.data:
         return empty(title, "scored at the end of a run")
     return framed(figure, title, x="family of questions", y="per cent")
+
+
+def benchmarks(runs: Sequence[History]) -> go.Figure:
+    """The latest score of each benchmark, with its standard error, from `metrics/benchmarks`."""
+    title = "Benchmarks"
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        table = run.table("metrics/benchmarks")
+        if table.empty:
+            continue
+        last = table[table.tokens == table.tokens.iloc[-1]]
+        names = (last.task + ", " + last.metric).to_list()
+        error = {"type": "data", "array": numbers(last.stderr)}
+        figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
+    if not figure.data:
+        return empty(title, "this run has no scores of benchmarks")
+    return framed(figure, title, x="task, metric", y="score", height=420)

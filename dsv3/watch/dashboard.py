@@ -83,6 +83,7 @@ def layout(runs: Runs) -> html.Div:
             html.H2("Training"),
             grid("loss", "held_out", "rates", "questions"),
             grid("compared_loss", "compared_bpb"),
+            html.Div(graph("benchmarks"), className="wide"),
             html.H2("Experts"),
             html.Div(graph("load"), className="wide"),
             html.Div(
@@ -122,6 +123,7 @@ PICTURES: dict[str, Picture] = {
     "held_out": lambda runs, x, layer: curves.held_out(runs[0]),
     "rates": lambda runs, x, layer: curves.rates(runs[0]),
     "questions": lambda runs, x, layer: curves.questions(runs),
+    "benchmarks": lambda runs, x, layer: curves.benchmarks(runs),
     "compared_loss": lambda runs, x, layer: curves.comparison(runs, x=x),
     "compared_bpb": lambda runs, x, layer: curves.comparison(runs, x=x, what="held-out text"),
     "violation": lambda runs, x, layer: experts.violation(runs[0]),

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,17 @@ def find_runs(root: Path) -> list[History]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: there is no such folder")
-    folders = sorted(path.parent for path in root.rglob("config.yaml"))
     return [
-        History(folder, str(folder.relative_to(root)) if folder != root else folder.name)
-        for folder in folders
-        if ".old-" not in folder.name
+        History(folder, str(folder.relative_to(root)) if folder != root else folder.absolute().name)
+        for folder in run_folders(root)
     ]
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Folders with a config.yaml; what is inside of one is not looked at."""
+    if (root / "config.yaml").exists():
+        yield root
+    else:
+        for child in sorted(root.iterdir()):
+            if child.is_dir() and ".old-" not in child.name:
+                yield from run_folders(child)

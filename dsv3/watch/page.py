@@ -107,6 +107,8 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     yield from spike_tables(run)
     yield "<h2>Training</h2>"
     yield [curves.loss(run), curves.held_out(run), curves.rates(run), curves.questions([run])]
+    if len(run.table("metrics/benchmarks")):
+        yield curves.benchmarks([run])
     if len(run.table("metrics/routing")):
         yield "<h2>Experts</h2>"
         yield experts.load_over_time(run)
@@ -137,11 +139,18 @@ def facts_table(run: History) -> str:
         "active per token": counts.get("active"),
         "operations per token": facts.get("flops_per_token"),
         "seconds of training": round(float(train.seconds.iloc[-1])),
+        "of them monitoring": monitoring(run, float(train.seconds.iloc[-1])),
         "bits per byte, all held-out text": None if last is None else float(last),
         "seed": facts.get("seed"),
         "commit": summary.get("git_commit"),
     }
     return table(["", ""], [(name, value) for name, value in rows.items() if value is not None])
+
+
+def monitoring(run: History, seconds: float) -> str | None:
+    """The share of training's seconds that `dsv3.callbacks.monitor` took."""
+    timing = run.table("timing/monitor")
+    return None if timing.empty else f"{timing.seconds.sum() / seconds:.2%}"
 
 
 MOST_FINDINGS = 40

@@ -15,6 +15,7 @@ from dsv3.callbacks import Guard
 from dsv3.contracts import Step
 from dsv3.fit import fit
 from dsv3.run_folder import RunFolder, load_checkpoint
+from dsv3.watch.page import write_run_report
 
 Compose = Callable[..., DictConfig]
 PLANTED_AT = 5120  # tokens before the step that holds the planted row
@@ -63,6 +64,8 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
     (finding,) = folder.read("metrics/findings").query("kind == 'loss spike'").to_dict("records")
     assert finding["tokens"] == PLANTED_AT
     assert f"after {PLANTED_AT:,} tokens: record" in finding["text"]
+    page = write_run_report(folder.path).read_text()
+    assert f"Loss spike after {PLANTED_AT:,} tokens (record)" in page
 
 
 def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dsv3.build import build_run
 from dsv3.run_folder import RunFolder
+from dsv3.watch.page import write_run_report
 
 Compose = Callable[..., DictConfig]
 
@@ -60,10 +61,12 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
         dict(run.module.model.moe_layers())["layers.2"].balancing.parts.loss_free.bias[5] = -100.0
 
     keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
-    findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
+    folder = train(composed(f"run.dir={tmp_path}/run", *keys), plant)
+    findings = folder.read("metrics/findings")
     (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
     assert (found["kind"], found["tokens"], found["value"]) == ("dead expert", 2560, 0.0)
     assert found["text"] == "layers.2 expert 5 is dead: 0.00% of an even share"
+    assert found["text"] in write_run_report(folder.path).read_text()
 
 
 def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
@@ -90,3 +93,25 @@ def test_monitoring_changes_nothing_in_training(composed: Compose, tmp_path: Pat
     assert other.read("metrics/train").equals(ran.read("metrics/train"))
     ours, theirs = (torch.load(f.checkpoints()[-1], weights_only=True)["state_dict"] for f in (ran, other))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_output_norms_are_those_of_the_experts_alone(composed: Compose, tmp_path: Path) -> None:
+    """Against each expert applied to its tokens, row by row: filling rows and gates have no part in them."""
+    run = build_run(composed(f"run.dir={tmp_path}/run", "trainer.max_steps=1", "precision=fp32"))
+    calls: list[tuple[torch.Tensor, ...]] = []
+    name, moe = next(iter(run.module.model.moe_layers()))
+    moe.experts.register_forward_hook(lambda module, given, y: calls.append(given) if module.training else None)
+    gate_up_EID, down_EDI = (p.detach().clone() for p in moe.experts.parameters())
+    run.trainer.fit(run.module, run.data)
+    sums_E, counts_E = torch.zeros(16), torch.zeros(16)
+    for x_MD, rows_E, gates_M in calls:
+        for row, e in enumerate(torch.arange(16).repeat_interleave(rows_E).tolist()):
+            if gates_M[row] > 0:
+                gate, up = (gate_up_EID[e] @ x_MD[row]).chunk(2)
+                sums_E[e] += (down_EDI[e] @ (torch.nn.functional.silu(gate) * up)).norm().detach()
+                counts_E[e] += 1
+    assert len(calls) == 2, "two micro-batches"
+    assert counts_E.sum() == 256 * 2
+    routing = run.folder.read("metrics/routing")
+    measured = routing[routing.layer == name].output_norm.iloc[0]
+    assert measured == pytest.approx((sums_E / counts_E.clamp(min=1)).tolist(), rel=1e-3)

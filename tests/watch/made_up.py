@@ -45,6 +45,12 @@ class MadeUpRun:
         for domain, offset in (("code", 0.0), ("prose", 0.6), ("math", -1.0), ("all", 0.1)):
             row = {"tokens": self.tokens, "weights": "live", "domain": domain, "loss": 3.0, "bpb": loss / 2 + offset}
             self.folder.table("metrics/validation").append(row)
+        for task in ("letters", "numbers"):
+            row = {"tokens": self.tokens, "task": task, "metric": "acc", "value": 0.4, "stderr": 0.05}
+            self.folder.table("metrics/benchmarks").append(row)
+        for role in ("expert_down", "head"):
+            row = {"tokens": self.tokens, "role": role, "tensor": "input", "snr_db": 31.0, "underflow": 0.01}
+            self.folder.table("metrics/quantisation").append(row)
         for i, layer in enumerate(self.names):
             self._layer(i, layer, steps * TOKENS_PER_STEP)
         self.folder.flush(self.tokens)

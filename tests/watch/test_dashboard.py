@@ -58,6 +58,8 @@ def test_page_loads_slides_and_follows_a_running_job(made_up: MadeUpRun, tmp_pat
         made_up.interval()
         wait_for(tab, "loss", f"plot._fullData[0].y.length == {made_up.steps}")
         wait_for(tab, "load", f"plot.layout.title.text.includes('{made_up.tokens:,}')")
+        assert data_of(tab, "benchmarks", "plot._fullData[0].y.length") == 2
+        assert data_of(tab, "formats", "plot._fullData.length") == 4, "two roles, two figures"
         tab.page.wait_for_selector("text=layers.2 expert 7 is dead")
         assert_readable(tab)
         tab.page.set_viewport_size({"width": 390, "height": 844})

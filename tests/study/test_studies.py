@@ -1,0 +1,132 @@
+"""A study from its command to its report: paired arms, resumed where it was interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from dsv3.build import build_model
+from dsv3.cli import main
+from dsv3.preflight import check
+from dsv3.run_folder import RunFolder
+from dsv3.study.arms import expanded
+from dsv3.study.results import at_equal, read_study
+from tests.conftest import ROOT
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())
+SMALL = [
+    "--config-dir", str(ROOT / "tests" / "conf"), "experiment=table5_balancing", "model=tiny", "data=synthetic",
+    "tokenizer=bytes", "logger=none", "run.tokens=7680", "run.checkpoint_tokens=1280", "run.validation_tokens=3840",
+    "monitor.every_tokens=3840", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
+]  # fmt: skip
+
+
+def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    where = [f"run.dir={folder}/${{study.arm}}/seed${{seed}}", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *where, *more]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(folder: Path, *more: str) -> None:
+    process = study(folder, *more)
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors.decode()
+
+
+def numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What the report says, but for what a clock had a say in and where it was written."""
+    capsys.readouterr()
+    assert main(["report", str(folder), "format=json"]) == 0
+    sections = json.loads(capsys.readouterr().out)["sections"]
+    for section in sections:
+        section["rows"] = [row for row in section["rows"] if row.get("metric") != "held-out text at equal seconds"]
+    return sections
+
+
+def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(whole)
+    process = study(stopped)
+    second = stopped / "loss_free" / "seed1"
+    while not RunFolder(second).checkpoints():  # the first run is over, the second has begun
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGINT, errors.decode()
+    done = stopped / "sequence_aux" / "seed1" / "summary.json"
+    before = done.stat().st_mtime_ns
+    finish(stopped)
+    assert done.stat().st_mtime_ns == before, "a finished arm is not trained again"
+    assert numbers(stopped, capsys) == numbers(whole, capsys)
+    read = read_study(whole)
+    assert {arm: sorted(runs) for arm, runs in read.runs.items()} == {"sequence_aux": [1, 2], "loss_free": [1, 2]}
+    metric = at_equal(read, "tokens")
+    ends = [run.summary["validation"]["after"]["all"]["bpb"] for run in read.runs["loss_free"].values() if run.summary]
+    assert read.values(metric, "loss_free", [1, 2]) == pytest.approx(ends)
+    text = (whole / "report.md").read_text()
+    assert "loss_free: " in text
+    assert "sequence_aux" in text
+    assert (whole / "report.png").exists()
+    assert "plotly" in (whole / "report.html").read_text()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_arms_of_a_shipped_study_share_their_initial_weights(experiment: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={experiment}"])
+        jobs = expanded([f"experiment={experiment}", "seed=1"], config.study)
+        assert len(jobs) >= 2
+        assert config.study.baseline in config.study.arms
+        models = [build_model(compose("train", overrides=job)).state_dict() for job in jobs]
+    for other in models[1:]:
+        shared = [key for key in models[0] if key in other and other[key].shape == models[0][key].shape]
+        assert "embed_tokens.weight" in shared
+        assert all(torch.equal(models[0][key], other[key]) for key in shared if key.endswith("weight"))
+
+
+def test_every_arm_with_every_seed() -> None:
+    arms = {"arms": {"a": ["x=1"], "b": []}, "only": None, "seeds": [1, 2]}
+    assert expanded(["k=v"], arms) == [
+        ["x=1", "k=v", "study.arm=a", "seed=1"],
+        ["k=v", "study.arm=b", "seed=1"],
+        ["x=1", "k=v", "study.arm=a", "seed=2"],
+        ["k=v", "study.arm=b", "seed=2"],
+    ]
+    assert expanded(["seed=7"], arms | {"only": ["b"]}) == [["seed=7", "study.arm=b"]]
+    assert expanded(["seed=7"], {"arms": None}) == [["seed=7"]]
+    with pytest.raises(ValueError, match=r"study\.only=c: there is no such arm\. Arms: a, b"):
+        expanded([], arms | {"only": ["c"]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "message"),
+    [
+        (["study.only=[loss_fre]"], "study.only", "there is no such arm"),
+        (["study.baseline=mine"], "study.baseline", "one of sequence_aux, batch_aux, loss_free, none is needed"),
+        (["study.seeds=[]"], "study.seeds", "at least one seed"),
+        (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
+        (["study.arms.none=balancing"], "study.arms.none", "a list of overrides is needed"),
+    ],
+)
+def test_mistakes_in_a_study_are_found_before_any_work(arguments: list[str], key: str, message: str) -> None:
+    (problem,) = check("train", ["experiment=table5_balancing", *arguments])
+    assert problem.key == key
+    assert message in problem.message
+
+
+def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "there is no finished run of a study" in capsys.readouterr().err
