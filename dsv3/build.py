@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dsv3.callbacks import EMA, Interruption, Progress, Record, SaveCheckpoints, Validate
+from dsv3.callbacks import EMA, Benchmarks, Interruption, Progress, Record, SaveCheckpoints, Validate
 from dsv3.contracts import Data, Tokenizer
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
@@ -119,6 +119,7 @@ def build_run(config: DictConfig) -> Run:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
     ema, interruption, record = EMA(decay=config.ema.decay), Interruption(), Record(folder=folder)
     validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
+    benchmarks = Benchmarks(config=config, folder=folder)
     save = SaveCheckpoints(
         every_tokens=config.run.checkpoint_tokens,
         keep=config.run.keep_checkpoints,
@@ -130,7 +131,7 @@ def build_run(config: DictConfig) -> Run:
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[interruption, ema, record, validate, save, progress],
+        callbacks=[interruption, ema, record, validate, benchmarks, save, progress],
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,

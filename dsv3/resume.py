@@ -22,6 +22,7 @@ FREE = (
     "run.experiment",
     "run.keep_checkpoints",
     "logger",
+    "benchmarks",
     "trainer",
     "data.cache_dir",
 )

@@ -33,7 +33,7 @@ def test_it_trains_through_one_key(tmp_path: Path) -> None:
     searchpath = f"hydra.searchpath=[file://{ROOT}/tests/conf]"
     done = train(
         tmp_path, searchpath, "router=softplus", "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-        "trainer.max_steps=5", f"run.dir={tmp_path}/run",
+        "trainer.max_steps=5", "benchmarks=none", f"run.dir={tmp_path}/run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 5

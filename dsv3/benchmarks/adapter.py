@@ -154,7 +154,7 @@ def score_ending(logp_KV: torch.Tensor, ending: list[int]) -> Scored:
     ids_K = torch.tensor(ending, device=logp_KV.device)
     logp_KV = logp_KV[-len(ending) :]
     chosen = logp_KV.gather(1, ids_K.unsqueeze(1)).squeeze(1)
-    return float(chosen.sum()), bool((logp_KV.argmax(-1) == ids_K).all())
+    return float(chosen.sum()), bool((logp_KV.max(-1).indices == ids_K).all())
 
 
 def stop_at(until: Sequence[str], decode: Callable[[list[int]], str]) -> Callable[[int, list[int]], bool]:

@@ -59,10 +59,18 @@ ABOVE_ZERO = (
     *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
     *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
+    *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
     *("data.sources.*.weight", "data.batch_sequences.peak", "tokenizer.vocab_size", "grad_clip"),
 )
 ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top_k", "n_groups", "topk_groups"))
-NOT_NEGATIVE = ("seed", "model.n_dense_layers", "model.n_routed_experts", "model.n_shared_experts", "data.questions")
+NOT_NEGATIVE = (
+    "seed",
+    "shots",
+    "model.n_dense_layers",
+    "model.n_routed_experts",
+    "model.n_shared_experts",
+    "data.questions",
+)
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
 
 
