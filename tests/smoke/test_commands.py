@@ -19,6 +19,7 @@ SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
     f"+data.sources.code={SOURCE}",
     "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
+    "benchmarks=none",
 ]  # fmt: skip
 
 
