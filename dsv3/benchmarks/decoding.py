@@ -56,8 +56,10 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
     """The next id of each row."""
     if sampling.temperature == 0:
         return logits_BV.max(-1).indices.tolist()  # much faster than argmax on a CPU
-    probabilities_BV, order_BV = (logits_BV / sampling.temperature).softmax(-1).sort(descending=True)
-    outside_BV = probabilities_BV.cumsum(-1) - probabilities_BV >= sampling.top_p
-    weights_BV = probabilities_BV.masked_fill(outside_BV, 0.0).cpu()
-    drawn = [int(torch.multinomial(w, 1, generator=g)) for w, g in zip(weights_BV, generators, strict=True)]
-    return [int(order[i]) for order, i in zip(order_BV, drawn, strict=True)]
+    weights_BV = (logits_BV / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        sorted_BV, order_BV = weights_BV.sort(descending=True)
+        outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
+        weights_BV = weights_BV.masked_fill(outside_BV.gather(1, order_BV.argsort(-1)), 0.0)
+    # In the vocabulary's order, not in that of the probabilities, which rounding may change where two are near.
+    return [int(torch.multinomial(w, 1, generator=g)) for w, g in zip(weights_BV.cpu(), generators, strict=True)]

