@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The sandbox of generated programs: installed where that is allowed. Without it code benchmarks are skipped.
-BUBBLEWRAP := command -v bwrap >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
-	|| { timeout 120 apt-get -qq update && timeout 120 apt-get -qq install -y bubblewrap; } >/dev/null 2>&1 || true
+# Debian packages, installed where that is allowed; $(1) is the command, $(2) the package.
+INSTALL = command -v $(1) >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+	|| { timeout 120 apt-get -qq update && timeout 300 apt-get -qq install -y $(2); } >/dev/null 2>&1 || true
+# The sandbox of generated programs; without it code benchmarks are skipped.
+BUBBLEWRAP := $(call INSTALL,bwrap,bubblewrap)
+# For the tests of the dashboard; without it they are skipped.
+CHROMIUM := $(call INSTALL,chromium,chromium)
 
 .DEFAULT_GOAL := help
 
@@ -30,10 +34,15 @@ train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
 test: $(READY) ## run the tests (at most ten minutes)
+	@$(CHROMIUM)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(READY) ## run every test, the slow ones too
+	@$(CHROMIUM)
 	$(BIN)/python -m pytest
+
+bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
+	$(BIN)/python -m dsv3 bench
 
 check: $(READY) ## lint, types, import rules
 	$(BIN)/ruff check .
@@ -41,4 +50,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train test test-all check
+.PHONY: help setup train test test-all bench check

@@ -16,19 +16,21 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig) -> None:
-    from dsv3.build import build_run
+    from dsv3.fit import fit
     from dsv3.resume import is_finished
     from dsv3.run_folder import RunFolder
     from dsv3.summary import show, summarise
+    from dsv3.watch.page import write_run_report
 
     folder = RunFolder(config.run.dir)
     if not is_finished(config, folder):
-        run = build_run(config)
-        run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
+        run = fit(config)
+        if not run.interruption.happened:
+            folder.write_summary(summarise(run))
+        write_run_report(folder.path)
         if run.interruption.happened:
             print(f"Interrupted. The same command continues from {folder.newest_valid_checkpoint()}", file=sys.stderr)
             sys.exit(run.interruption.exit_status)
-        folder.write_summary(summarise(run))
     show(folder)
 
 

@@ -1,7 +1,5 @@
 """From a composed config to objects. The only place that instantiates configs."""
 
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +9,32 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dsv3.callbacks import EMA, Benchmarks, Interruption, Progress, Record, SaveCheckpoints, Validate
-from dsv3.contracts import Data, Tokenizer
+from dsv3.callbacks import (
+    EMA,
+    Benchmarks,
+    Guard,
+    Interruption,
+    MeasureQuantisation,
+    Monitor,
+    Pictures,
+    Progress,
+    Record,
+    SaveCheckpoints,
+    Validate,
+)
+from dsv3.contracts import Data, MeasuresQuantisation, Tokenizer, is_precision_state
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
 from dsv3.model import Block, Decoder, init_weights
 from dsv3.moe import MoE
+from dsv3.planning.recipe import FORMATS
+from dsv3.process import set_up_process
 from dsv3.resume import prepare
 from dsv3.run_folder import RunFolder, find_run, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+SENT_AS = FORMATS["fp8"]
+"""Formats in which a token would travel to its experts and back: the report's, whatever this run computes in."""
 
 
 def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
@@ -95,7 +109,9 @@ class Run:
 
 def build_run(config: DictConfig) -> Run:
     """Prepare the run folder (see `dsv3.resume`) and assemble data, model, callbacks and Trainer."""
-    set_up_logging()
+    from dsv3.watch.facts import write_facts  # which builds models on the meta device, by this module
+
+    set_up_process()
     problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
@@ -105,6 +121,7 @@ def build_run(config: DictConfig) -> Run:
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
+    write_facts(config, model, folder)
     if start:
         begin_with(model, start)
     module = LanguageModel(
@@ -122,16 +139,38 @@ def build_run(config: DictConfig) -> Run:
     benchmarks = Benchmarks(config=config, folder=folder)
     save = SaveCheckpoints(
         every_tokens=config.run.checkpoint_tokens,
+        flush_tokens=config.monitor.every_tokens,
         keep=config.run.keep_checkpoints,
         folder=folder,
         interruption=interruption,
     )
+    monitor = Monitor(
+        every_tokens=config.monitor.every_tokens,
+        long_tokens=config.run.checkpoint_tokens,
+        n_groups=config.model.n_groups,
+        dispatch_bytes=config.model.dim * (SENT_AS.dispatch + SENT_AS.combine),
+        folder=folder,
+    )
+    guard = Guard(**config.guard, folder=folder)
+    pictures = Pictures(every_tokens=config.run.checkpoint_tokens, folder=folder)
     progress = Progress(total_tokens=config.run.tokens, record=record, validate=validate)
     trainer = lightning.Trainer(
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[interruption, ema, record, validate, benchmarks, save, progress],
+        callbacks=[
+            interruption,
+            guard,
+            ema,
+            record,
+            monitor,
+            *quantisation(config, model, folder),
+            validate,
+            benchmarks,
+            save,
+            pictures,
+            progress,
+        ],
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -142,24 +181,32 @@ def build_run(config: DictConfig) -> Run:
     return Run(config, folder, data, module, trainer, validate, ema, interruption, resume_from)
 
 
-def set_up_logging() -> None:
-    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)
-    warnings.filterwarnings("ignore", module=r"lightning\..*", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=r".*(num_workers|isinstance\(treespec).*")
+def quantisation(config: DictConfig, model: Decoder, folder: RunFolder) -> list[MeasureQuantisation]:
+    """The callback that measures what number formats lose, where it is asked for.
+
+    Raises:
+        ValueError: the precision has nothing to measure.
+    """
+    every = config.diagnostics.quantisation_tokens
+    if not every:
+        return []
+    if not isinstance(model.precision, MeasuresQuantisation):
+        raise ValueError(
+            f"diagnostics.quantisation_tokens={every}: {config.precision._target_} does not measure what it quantises"
+        )
+    return [MeasureQuantisation(every_tokens=every, folder=folder, precision=model.precision)]
 
 
 def begin_with(model: Decoder, start: "Loaded") -> None:
-    """Take over the weights and the routing state of a trained model.
+    """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
     """
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_precision_state(name)}
+    taken = {name: tensor for name, tensor in start.model.state_dict().items() if not is_precision_state(name)}
     try:
-        model.load_state_dict(start.model.state_dict())
+        model.load_state_dict(taken | own)
     except RuntimeError as error:
         raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
 

@@ -8,7 +8,8 @@ A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyw
     prints then goes to stderr; `options.format` tells which it is).
 
 Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
-with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`.
+with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
+the option that the first argument sets where it is not of the form key=value.
 
 Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError, told in one line; in full with
 DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
@@ -132,8 +133,10 @@ def _read(tool: ModuleType, arguments: Sequence[str]) -> tuple[Any, list[Problem
     output = FORMATS[0]
     overrides: list[str] = []
     problems: list[Problem] = []
-    for argument in arguments:
+    for place, argument in enumerate(arguments):
         key, equals, text = argument.partition("=")
+        if place == 0 and not equals and hasattr(tool, "FIRST"):
+            key, equals, text = tool.FIRST, "=", argument
         if key == "format" and equals:
             output = text
             problems += [] if text in FORMATS else [Problem(key, text, one_of(FORMATS, text))]
@@ -201,7 +204,8 @@ def _overview(tools: dict[str, Path]) -> Iterator[str]:
 
 def _tool_help(name: str, tool: ModuleType) -> Iterator[str]:
     yield from (tool.__doc__ or "").strip().splitlines()
-    yield from ("", "USAGE", f"  python -m dsv3 {name} [key=value ...]", "", "KEYS")
+    first = f" [{tool.FIRST}]" if hasattr(tool, "FIRST") else ""
+    yield from ("", "USAGE", f"  python -m dsv3 {name}{first} [key=value ...]", "", "KEYS")
     for field in _fields(tool).values():
         default = _default(field)
         given = "(required)" if default == REQUIRED else f"= {shown(default) or repr(default)}"

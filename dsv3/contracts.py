@@ -10,7 +10,7 @@ Shape legend, used in the names of tensors everywhere:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +139,13 @@ class Dispatch(Protocol):
 class Experts(Protocol):
     """E SwiGLU experts: down(silu(gate(x)) * up(x))."""
 
-    def __call__(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """`x_MD` is sorted by expert; the first counts_E[0] rows are expert 0's, and so on (int64)."""
+    def __call__(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
+        """Each row's expert applied to it, times the row's gate (float32).
+
+        `x_MD` is sorted by expert; the first counts_E[0] rows are expert 0's, and so on (int64). A gate that is
+        applied before the down-projection, which is linear, is cheaper than one on its output, and leaves nothing of
+        width D to keep for the gate's gradient.
+        """
 
 
 class MTPPrediction(NamedTuple):
@@ -163,13 +168,39 @@ class MTP(Protocol):
     ) -> list[MTPPrediction]:
         """`h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it."""
 
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        """One for each depth."""
+
+    def extend(
+        self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
+    ) -> tuple[Tensor, Tensor]:
+        """Return h^k (what the next depth takes) and the states for the shared head, [B, T, D] each, for T positions i
+        that continue what the depth's cache holds.
+
+        `depth` is k, from 1; `h_BTD` are h^(k-1)_i, for k = 1 the main model's as above; `tokens_BT` are t_(i+k), so
+        that the head's likeliest token is the draft of t_(i+k+1).
+        """
+
 
 GroupedMM = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_MK sorted by group, weight_ENK, counts_E) -> y_MN: each row times the transpose of its group's weight."""
 
 
+def is_precision_state(name: str) -> bool:
+    """Whether a tensor of a state_dict is what a precision remembers, such as a history of amax.
+
+    It is saved with the model, and is no part of it that another precision could take over. A precision names its
+    buffers `precision_<what>`; `_extra_state` is torch's name for what a module saves beside tensors.
+    """
+    return name.rpartition(".")[2].startswith(("precision_", "_extra_state"))
+
+
 class Precision(Protocol):
-    """Decides in which number format each role of layer computes. Master weights are FP32 in every one."""
+    """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
+
+    A layer may have `hold_weights(held: bool)`: between True and False its weight stays as it is and no gradient is
+    asked for, so that it may keep a cast of it (`dsv3.layers.held_weights`, in which decoding runs).
+    """
 
     activation_dtype: torch.dtype  # of the residual stream
 
@@ -181,12 +212,40 @@ class Precision(Protocol):
     ) -> nn.Module:
         """A linear layer per expert: `(x_MK, counts_E) -> y_MN`; its `weight` is FP32 [E, out, in]."""
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, where `gate_up` [..., 2 * I] holds the gates first; what of it is kept for the backward
-        pass, and in which format, is the precision's choice."""
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """silu(gate) * up, where `gate_up` [..., 2 * I] holds the gates first, times `row_weights` [...] if given.
+
+        What is kept of it for the backward pass, and in which format, is the precision's choice.
+        """
 
     def check(self, device: torch.device) -> list[str]:
         """What stands against running on `device`, each as a sentence that says what to do; empty if nothing."""
+
+
+class QuantisationLoss(NamedTuple):
+    """What is lost where a tensor is rounded to a small format."""
+
+    snr_db: float  # 10 log10(sum x^2 / sum (x - x')^2); infinite where nothing is lost
+    underflow: float  # share of the numbers other than zero that become zero
+    saturation: float  # share of all numbers other than zero that lie beyond the format's range
+    amax: float  # the largest magnitude
+
+
+@runtime_checkable
+class MeasuresQuantisation(Protocol):
+    """What a Precision may offer beside its contract: to measure what its formats lose while a step runs."""
+
+    def start_measuring(self) -> None: ...
+
+    def stop_measuring(self) -> Mapping[tuple[str, str], QuantisationLoss]:
+        """By role of layer and use of a tensor, over all layers of the role since the start."""
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """What a Precision may offer beside its contract: something that it does once after every optimiser step."""
+
+    def end_step(self) -> None: ...
 
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]

@@ -1,10 +1,10 @@
-"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU."""
+"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU, weights held for decoding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
@@ -24,6 +24,31 @@ class KeepsDtype(nn.Module):
         return super()._apply(moved, recurse)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """With r = (mean(x^2) + eps)^-1/2, z = x r and g = dy * weight, over rows of width D:
+
+    y = z * weight        dx = r (g - z * mean(g z))        dweight = sum over rows of dy * z
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        wide = x.to(dtype)
+        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (wide * r).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        z = x.to(r.dtype) * r
+        g = grads[0].to(r.dtype)
+        weight_grad = (g * z).flatten(0, -2).sum(0)
+        g = g * weight
+        g.addcmul_(z, torch.linalg.vecdot(g, z).unsqueeze(-1), value=-1 / x.shape[-1])
+        return g.mul_(r).to(x.dtype), weight_grad.to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in FP32 (FP64 stays), returned in x's dtype."""
 
@@ -33,8 +58,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
+        return _RMSNorm.apply(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -48,3 +72,17 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
+    weight alone (a cast, quantised blocks) once, and not for every token decoded."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
+    for layer in layers:
+        layer.hold_weights(True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.hold_weights(False)

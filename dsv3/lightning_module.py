@@ -12,7 +12,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from dsv3.contracts import IGNORE, MicroBatch, OptimizerFactory, Routing, Schedule, Step
+from dsv3.contracts import IGNORE, FollowsSteps, MicroBatch, OptimizerFactory, Routing, Schedule, Step
 from dsv3.losses import HeadLoss, linear_cross_entropy
 from dsv3.model import Decoder, DecoderOutput
 
@@ -24,6 +24,13 @@ class RoutingObserver(Protocol):
 
     def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
         """Called once per micro-batch, after its backward pass; routings by MoE layer."""
+
+
+class UpdateGuard(Protocol):
+    """Decides whether a step's gradients are used. A callback puts itself at `LanguageModel.guard`."""
+
+    def allows(self, step: Step, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+        """Called once a step, before the update; `loss` in nats per target, load by MoE layer."""
 
 
 class LanguageModel(lightning.LightningModule):
@@ -53,6 +60,7 @@ class LanguageModel(lightning.LightningModule):
         self.tokens_seen = 0
         self.data_state: dict[str, Any] = {}
         self.observers: list[RoutingObserver] = []
+        self.guard: UpdateGuard | None = None
 
     @property
     def finished(self) -> bool:
@@ -77,10 +85,13 @@ class LanguageModel(lightning.LightningModule):
         rate = self.schedule(tokens)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        optimizer.step()
+        if self.guard is None or self.guard.allows(step, totals.nll / totals.targets, norm.item(), totals.loads):
+            optimizer.step()
         optimizer.zero_grad()
         for _, moe in self.model.moe_layers():
             moe.balancing.update(tokens)
+        if isinstance(self.model.precision, FollowsSteps):
+            self.model.precision.end_step()
         self.tokens_seen = tokens + totals.positions
         self.data_state = step.state_after
         return totals.record(self.token_bytes_V) | {

@@ -22,7 +22,7 @@ CHUNK = 512  # positions
 
 class HeadLoss(NamedTuple):
     total: Tensor  # scalar: the sum of the losses at all positions with a target
-    correct: Tensor  # scalar int64: positions whose likeliest token is the target
+    correct: Tensor  # scalar int64: positions where no token is likelier than the target
     targets: Tensor  # scalar int64: positions with a target
 
 
@@ -32,22 +32,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         accumulate = torch.promote_types(hidden_ND.dtype, torch.float32)
         weight = weight_VD.to(hidden_ND.dtype)
-        total = torch.zeros((), dtype=accumulate, device=hidden_ND.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulate) if with_grad else None
+        logits_CV = hidden_ND.new_empty(min(CHUNK, len(targets_N)), len(weight))
+        p_CV = torch.empty_like(logits_CV, dtype=accumulate)
+        losses, hits = [], []
         for start in range(0, len(targets_N), CHUNK):
             rows = slice(start, start + CHUNK)
             hidden, targets = hidden_ND[rows], targets_N[rows]
-            logp, nll = _log_softmax(hidden @ weight.T, targets)
-            total += nll.sum()
-            correct += (logp.max(-1).indices == targets).sum()  # much faster than argmax on a CPU
+            logits, p = logits_CV[: len(targets)], p_CV[: len(targets)]
+            torch.mm(hidden, weight.T, out=logits)
+            nll, hit = _softmax(logits, targets, out=p)
+            losses.append(nll)
+            hits.append(hit)
             if grad_hidden_ND is not None and grad_weight_VD is not None:
-                grad = _logit_gradient(logp, targets).to(hidden.dtype)
+                mask_C1 = (targets != IGNORE).to(hidden.dtype).unsqueeze(1)
+                grad = _logit_gradient(p, targets, out=logits)
                 torch.mm(grad, weight, out=grad_hidden_ND[rows])
-                grad_weight_VD += grad.T @ hidden
+                grad_hidden_ND[rows] *= mask_C1
+                grad_weight_VD += grad.T @ (hidden * mask_C1)
         if grad_hidden_ND is not None:
             ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        total, correct = torch.cat(losses).sum(), torch.cat(hits).sum()
         ctx.mark_non_differentiable(correct)
         return total, correct
 
@@ -57,19 +63,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden_ND * grads[0].to(grad_hidden_ND.dtype), grad_weight_VD * grads[0], None
 
 
-def _log_softmax(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, at least FP32, and each position's loss (0 where ignored)."""
-    logp_NV = logits_NV.log_softmax(-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-    nll_N = -logp_NV.gather(1, targets_N.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return logp_NV, nll_N.masked_fill(targets_N == IGNORE, 0.0)
+def _softmax(logits_CV: Tensor, targets_C: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill `out` with the probabilities; return each position's loss, and whether no token is likelier than its target.
+
+    logsumexp(z) = max z - ln(max p), since the likeliest token's probability is 1 / sum exp(z - max z): that never
+    underflows, as the target's own probability may. Ignored positions have loss 0 and are no hit.
+    """
+    torch.softmax(logits_CV, -1, dtype=out.dtype, out=out)
+    largest_C = logits_CV.amax(-1).to(out.dtype)
+    target_C = logits_CV.gather(1, targets_C.clamp(min=0).unsqueeze(1)).squeeze(1).to(out.dtype)
+    real_C = targets_C != IGNORE
+    nll_C = largest_C - out.amax(-1).log() - target_C
+    return nll_C.masked_fill(~real_C, 0.0), (target_C == largest_C) & real_C
 
 
-def _logit_gradient(logp_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """softmax - onehot in place of the log-probabilities, zero where ignored."""
-    index_N1 = targets_N.clamp(min=0).unsqueeze(1)
-    gradient_NV = logp_NV.exp_()
-    gradient_NV.scatter_add_(1, index_N1, torch.full_like(index_N1, -1.0, dtype=logp_NV.dtype))
-    return gradient_NV.index_fill_(0, (targets_N == IGNORE).nonzero().squeeze(1), 0.0)
+def _logit_gradient(p_CV: Tensor, targets_C: Tensor, *, out: Tensor) -> Tensor:
+    """softmax - onehot in `out`'s dtype; rows of ignored positions are to be masked by the caller."""
+    index_C1 = targets_C.clamp(min=0).unsqueeze(1)
+    p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1.0, dtype=p_CV.dtype))
+    return out.copy_(p_CV)
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
@@ -79,12 +91,20 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 
 
 @torch.no_grad()
-def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Each position's loss in nats, float32 [N] (0 where ignored), and likeliest token, int64 [N]."""
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Each position's loss in nats, float32 [N] (0 where ignored)."""
     weight = weight_VD.to(hidden_ND.dtype)
-    losses, predictions = [], []
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    losses = []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-        logp, nll = _log_softmax(hidden @ weight.T, targets)
-        losses.append(nll)
-        predictions.append(logp.max(-1).indices)
-    return torch.cat(losses), torch.cat(predictions)
+        logits = hidden @ weight.T
+        losses.append(_softmax(logits, targets, out=torch.empty_like(logits, dtype=dtype))[0])
+    return torch.cat(losses)
+
+
+@torch.no_grad()
+def likeliest_tokens(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """The token that greedy decoding takes at each position, int64 [N]."""
+    weight = weight_VD.to(hidden_ND.dtype)
+    chunks = hidden_ND.split(CHUNK)
+    return torch.cat([(hidden @ weight.T).max(-1).indices for hidden in chunks])  # much faster than argmax on a CPU

@@ -74,11 +74,11 @@ class Decoder(nn.Module):
         if tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = mtp(block=lambda: block(n_layers), precision=precision)
-        self.activation_dtype = precision.activation_dtype
+        self.precision = precision
         self.isolate_documents = isolate_documents
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
-        return self.embed_tokens(tokens_BT).to(self.activation_dtype)
+        return self.embed_tokens(tokens_BT).to(self.precision.activation_dtype)
 
     def forward(self, batch: MicroBatch, *, with_mtp: bool) -> DecoderOutput:
         """States and routings of a micro-batch; `with_mtp` runs the MTP modules too (training)."""
@@ -96,10 +96,17 @@ class Decoder(nn.Module):
 
     def decode(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
         """Next-token logits float32 [B, T, V] of tokens that continue what the caches hold."""
+        return self.logits(self.norm(self.decode_states(tokens_BT, caches)))
+
+    def decode_states(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """States [B, T, D], before the final norm, of tokens that continue what the caches hold."""
         start = caches[0].length
         positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        last_BTD, _ = self._blocks(tokens_BT, positions_BT, None, caches)
-        return self.lm_head(self.norm(last_BTD)).float()
+        return self._blocks(tokens_BT, positions_BT, None, caches)[0]
+
+    def logits(self, hidden_D: Tensor) -> Tensor:
+        """Float32 [..., V] of states [..., D] after a final norm, the model's or an MTP module's."""
+        return self.lm_head(hidden_D).float()
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
         return [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]

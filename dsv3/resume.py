@@ -21,6 +21,7 @@ FREE = (
     "run.name",
     "run.experiment",
     "run.keep_checkpoints",
+    "study",
     "logger",
     "benchmarks",
     "trainer",

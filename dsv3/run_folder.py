@@ -2,10 +2,11 @@
 
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
-    summary.json        written at the end              timing/<table>/...   everything that a clock had a say in
+    summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
+    facts.json          sizes, operations per token     spikes/         batches that the guard wrote down
 
-Tables are columnar, one part per checkpoint interval, named by the tokens at its end: a run that continues from a
-checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
+Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
+continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
 """
 
 import fcntl
@@ -132,6 +133,10 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
+
+    def release(self) -> None:
+        """Let other runs have the folder, this process's own among them."""
+        self._lock.close()
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free `<name>.old-<n>`, so that a new run can begin."""

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
 from dsv3.expert_load import ExpertLoad
-from dsv3.losses import token_losses
+from dsv3.losses import likeliest_tokens, token_losses
 from dsv3.model import Decoder
 
 QUESTION_ROWS = 16  # questions answered at once
@@ -61,7 +61,7 @@ def domain_scores(
             load.observe(batch, output.routings)
         hidden_ND = output.hidden_BTD.flatten(0, 1)
         targets_N = batch.targets_BT.flatten()
-        nll_N, _ = token_losses(hidden_ND, model.head_weight, targets_N)
+        nll_N = token_losses(hidden_ND, model.head_weight, targets_N)
         metric.update(nll_N, targets_N, batch.domains_BT.flatten())
     nats_X, targets_X = (values.reshape(-1).tolist() for values in metric.compute())  # torchmetrics squeezes
     sums = {d: (nats_X[i], targets_X[i], n_bytes[d]) for i, d in enumerate(domains) if targets_X[i]}
@@ -129,6 +129,6 @@ def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenize
     )
     batch = MicroBatch(*(t.to(device) for t in batch))
     hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-    _, predicted_N = token_losses(hidden_ND, model.head_weight, batch.targets_BT.flatten())
-    right_BT = (predicted_N.view_as(batch.targets_BT) == batch.targets_BT) | (batch.targets_BT == IGNORE)
+    predicted_BT = likeliest_tokens(hidden_ND, model.head_weight).view_as(batch.targets_BT)
+    right_BT = (predicted_BT == batch.targets_BT) | (batch.targets_BT == IGNORE)
     return right_BT.all(1).tolist()

@@ -10,12 +10,16 @@ from dsv3.run_folder import RunFolder, write_atomically
 
 
 class SaveCheckpoints(lightning.Callback):
-    """The last callback of a step: flushes the tables, then saves everything that training depends on."""
+    """After all that write in a step: flushes the tables (every `flush_tokens` too, for those who watch), then saves
+    everything that training depends on."""
 
-    def __init__(self, *, every_tokens: int, keep: int, folder: RunFolder, interruption: Interruption) -> None:
+    def __init__(
+        self, *, every_tokens: int, flush_tokens: int, keep: int, folder: RunFolder, interruption: Interruption
+    ) -> None:
         if keep < 1:
             raise ValueError(f"run.keep_checkpoints={keep}: at least 1")
         self.every_tokens = every_tokens
+        self.flush_tokens = flush_tokens
         self.keep = keep
         self.folder = folder
         self.interruption = interruption
@@ -24,6 +28,8 @@ class SaveCheckpoints(lightning.Callback):
         due = crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen)
         if due or pl_module.finished or self.interruption.happened:
             self.save(trainer, pl_module.tokens_seen)
+        elif crossed(self.flush_tokens, batch.tokens_before, pl_module.tokens_seen):
+            self.folder.flush(pl_module.tokens_seen)
 
     def save(self, trainer: lightning.Trainer, tokens: int) -> None:
         self.folder.flush(tokens)

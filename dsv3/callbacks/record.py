@@ -47,6 +47,12 @@ class Record(lightning.Callback):
         self.latest = scalars | {"tokens_per_second": rate}
         self._log(trainer, self.latest, loads)
 
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """End the wandb run with the training: the next one in this process, of a sweep, has one of its own."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+
     def _log(self, trainer: Any, scalars: dict[str, float], loads: dict[str, Any]) -> None:
         values = {("tokens" if k == "tokens" else k if "/" in k else f"train/{k}"): v for k, v in scalars.items()}
         for logger in trainer.loggers:

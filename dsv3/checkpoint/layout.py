@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from dsv3.contracts import is_precision_state
+
 Index = tuple[int | slice, ...]
 
 BIAS = "mlp.gate.e_score_correction_bias"
@@ -26,11 +28,14 @@ MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 def pieces(name: str, shape: torch.Size, *, n_layers: int) -> Iterator[tuple[str, Index]]:
     """Hugging Face's names for one of our tensors, and which part of it each names.
 
-    n_layers: of the main model; MTP layers are numbered from there. Counts of load have no name.
+    n_layers: of the main model; MTP layers are numbered from there. Counts of load have no name, nor has what a
+    precision remembers.
 
     Raises:
         ValueError: the tensor is of a part that Hugging Face's models do not have.
     """
+    if is_precision_state(name):
+        return
     if name in ("embed_tokens.weight", "norm.weight"):
         yield f"model.{name}", ()
     elif name == "lm_head.weight":

@@ -13,10 +13,10 @@ o the inputs of W_O; f, m, S, E, K as in parameters.py):
     shared experts        the same with S                         the same with S
     router                4 E (FP32 affinities)                   the same
     routed experts        K (d linear_input + 2 m swiglu_input    K (d linear_input + 2 m swiglu_input)
-                          + m linear_input + d combine)
+                          + m linear_input)
 
-`selective` multiplies an expert's output by its gate before W_down, so that the output itself is not needed (K d
-combine); `none` keeps it for the gate's gradient. `full` keeps each block's input, d activation, only.
+A gate multiplies its expert's row before W_down, so that the output of W_down is not needed for the gate's gradient.
+`full` keeps each block's input, d activation, only.
 Left out, being small: softmax and norm statistics, indices, RoPE's tables. A key that all heads share (MLA's k_R) is
 counted once, as a kernel that reads it once needs it. Where a layer's input feeds several matrices, it is kept once.
 """
@@ -37,8 +37,6 @@ def block_activations(s: Skeleton, f: Formats, recompute: Recomputation, *, moe:
     if not moe:
         return norms + attention + _swiglu(s.inter_dim, f, recompute)
     expert = s.dim * f.linear_input + _swiglu(s.expert_dim, f, recompute)
-    if recompute == "none":
-        expert += s.dim * f.combine
     router = s.n_experts * AFFINITY
     return norms + attention + router + _swiglu(s.shared_dim, f, recompute) + s.top_k * expert
 

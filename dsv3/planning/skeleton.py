@@ -48,7 +48,7 @@ class ShapesOnly:
     ) -> nn.Module:
         return GroupedProjection(n_groups, in_features, out_features)
 
-    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def swiglu(self, gate_up: torch.Tensor, row_weights: torch.Tensor | None = None) -> torch.Tensor:
         return gate_up.chunk(2, dim=-1)[0]
 
     def check(self, device: torch.device) -> list[str]:

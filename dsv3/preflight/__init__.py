@@ -5,6 +5,7 @@ Hydra stops at the first unknown key and composes wrong types silently. So the o
 
     compose.py      composes as Hydra will
     overrides.py    each override is tried on top of those that fit; what does not fit is explained
+    study.py        the runs of a study, each arm's overrides with them
     view.py         the composed config as dotted keys; types of the defaults; names that an experiment file misspells
     targets.py      names, arguments and types behind every `_target_`
     signatures.py, annotations.py   which are read by `ast`
@@ -22,6 +23,7 @@ from dsv3.preflight.help_page import help_page
 from dsv3.preflight.overrides import jobs_of, parsed
 from dsv3.preflight.problems import Problem, print_page, report, shown
 from dsv3.preflight.relations import check_relations
+from dsv3.preflight.study import arms_of
 from dsv3.preflight.targets import check_targets
 from dsv3.preflight.view import View, check_defaults
 
@@ -39,7 +41,12 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
         overrides, problems = parsed(composer, flags.overrides)
         jobs, unfit = jobs_of(composer, overrides, multirun=flags.multirun, also=also)
         problems += unfit
+        runs = []
         for job in jobs:
+            fitting, misfits = arms_of(composer, job)
+            runs += fitting
+            problems += misfits
+        for job in runs:
             config = composer.compose(job)
             view = View(config)
             problems += view.problems

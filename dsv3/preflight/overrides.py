@@ -6,6 +6,7 @@ from itertools import islice, product
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 
 from dsv3.preflight.compose import COMPOSITION_ERRORS, Composer
 from dsv3.preflight.problems import NO_VALUE, Problem, did_you_mean, nearest, one_of
@@ -24,7 +25,7 @@ def parsed(composer: Composer, arguments: Sequence[str]) -> tuple[list[Override]
             override = parser.parse_override(argument)
         except HydraException as error:
             key, equals, value = argument.partition("=")
-            message = f"not an override that Hydra can read ({_first_line(error)}). Write key=value"
+            message = f"not an override that Hydra can read ({first_line(error)}). Write key=value"
             message += "; quote text with special characters: key=\"'...'\"." if equals else "."
             problems.append(Problem(key, value if equals else NO_VALUE, message))
         else:
@@ -43,11 +44,17 @@ def jobs_of(
             return [job], []
     if error := _error(composer, []):
         return [], [Problem(composer.config_name, NO_VALUE, f"the config itself does not compose: {error}")]
-    multirun = multirun or any(o.key_or_group == "hydra.mode" and o.value() == "MULTIRUN" for o in overrides)
+    multirun = multirun or _asks_for_multirun(composer, overrides)
     trial = _Trial(composer, multirun, also)
     for override in sorted(overrides, key=lambda override: not _is_group(composer, override)):
         trial.add(override)
     return _combined(trial.fitting), trial.problems
+
+
+def _asks_for_multirun(composer: Composer, overrides: Sequence[Override]) -> bool:
+    """Whether an override or a chosen file sets hydra.mode so."""
+    fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    return _error(composer, fixed) is None and composer.compose(fixed).hydra.mode == RunMode.MULTIRUN
 
 
 def _combined(fitting: Sequence[list[str]]) -> list[list[str]]:
@@ -153,9 +160,10 @@ def _error(composer: Composer, job: Sequence[str]) -> str | None:
     try:
         composer.compose(job)
     except COMPOSITION_ERRORS as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a composition error says, without the rest of its explanation."""
     return str(error).strip().partition("\n")[0].rstrip(".")

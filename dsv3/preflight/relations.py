@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsv3.preflight.problems import Problem
+from dsv3.preflight.problems import Problem, one_of
 from dsv3.preflight.view import View
 
 
@@ -57,6 +57,7 @@ ABOVE_ZERO = (
     *(f"model.{name}" for name in ("vocab_size", "dim", "n_layers", "inter_dim", "init_std", "norm_eps", "rope_theta")),
     *(f"model.{name}" for name in ("n_heads", "n_kv_heads", "head_dim", "q_lora_rank", "kv_lora_rank")),
     *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
+    *("monitor.every_tokens", "guard.window", "guard.deviations", "guard.rise"),
     *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
     *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
@@ -66,11 +67,14 @@ ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top
 NOT_NEGATIVE = (
     "seed",
     "shots",
+    "guard.most_rollbacks",
     "model.n_dense_layers",
     "model.n_routed_experts",
     "model.n_shared_experts",
     "data.questions",
+    "diagnostics.quantisation_tokens",
 )
+CHOICES = {"guard.on_spike": ("record", "skip", "roll_back"), "guard.on_nonfinite": ("skip", "roll_back")}
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
 
 
@@ -93,6 +97,13 @@ def fractions(facts: Facts) -> Iterator[Problem]:
     for key in FRACTIONS:
         if (number := facts.number(key)) and not 0 <= number.value <= 1:
             yield Problem(*number, "it must lie between 0 and 1")
+
+
+def choices(facts: Facts) -> Iterator[Problem]:
+    for key, allowed in CHOICES.items():
+        value = facts.value(key)
+        if isinstance(value, str) and value not in allowed:
+            yield Problem(facts.view.origin(key), value, one_of(allowed, value))
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
@@ -204,6 +215,7 @@ RELATIONS: tuple[Relation, ...] = (
     above_zero,
     not_negative,
     fractions,
+    choices,
     max_steps,
     groups_divide_experts,
     groups_kept,

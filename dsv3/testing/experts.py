@@ -33,8 +33,14 @@ def check_experts(factory: Callable[..., nn.Module], *, dim: int, n_experts: int
         _shapes(experts, factory, x_MD, counts_E)
         _own_expert(experts, x_MD, counts_E)
         _order(experts, x_MD, counts_E)
+        _gates(experts, x_MD, counts_E)
         _gradients(experts, x_MD, counts_E)
         _state(experts, factory, x_MD, counts_E)
+
+
+def _open(x_MD: Tensor) -> Tensor:
+    """Gates of 1."""
+    return torch.ones(len(x_MD))
 
 
 def _shapes(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, counts_E: Tensor) -> None:
@@ -45,7 +51,7 @@ def _shapes(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, count
             (lower, x_MD.bfloat16(), counts_E),
             (experts, x_MD[:0], torch.zeros_like(counts_E)),
         ):
-            y = module(x, counts)
+            y = module(x, counts, _open(x))
             require(
                 y.shape == x.shape and y.dtype == x.dtype,
                 f"the output for {len(x)} rows must be {x.dtype} {list(x.shape)}, not {y.dtype} {list(y.shape)}",
@@ -56,20 +62,20 @@ def _shapes(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, count
 def _own_expert(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
     """Each expert's rows by themselves, and the same rows given to another expert."""
     with torch.no_grad():
-        together = experts(x_MD, counts_E).split(counts_E.tolist())
+        together = experts(x_MD, counts_E, _open(x_MD)).split(counts_E.tolist())
         for expert, (x, y) in enumerate(zip(x_MD.split(counts_E.tolist()), together, strict=True)):
             if not len(x):
                 continue
             alone = torch.zeros_like(counts_E)
             alone[expert] = len(x)
             require(
-                error(experts(x, alone), y) <= ROUNDING,
+                error(experts(x, alone, _open(x)), y) <= ROUNDING,
                 f"the rows of expert {expert} must not depend on the rows of the others: the first counts_E[0] rows "
                 "are expert 0's, and so on",
             )
             other = alone.roll(1)
             require(
-                error(experts(x, other), y) > ROUNDING,
+                error(experts(x, other, _open(x)), y) > ROUNDING,
                 f"expert {expert} and its neighbour give the same output: each expert has weights of its own",
             )
 
@@ -77,14 +83,31 @@ def _own_expert(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
 def _order(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
     parts = x_MD.split(counts_E.tolist())
     with torch.no_grad():
-        plain = torch.cat([part.flip(0) for part in experts(x_MD, counts_E).split(counts_E.tolist())])
-        flipped = experts(torch.cat([part.flip(0) for part in parts]), counts_E)
+        plain = torch.cat([part.flip(0) for part in experts(x_MD, counts_E, _open(x_MD)).split(counts_E.tolist())])
+        flipped = experts(torch.cat([part.flip(0) for part in parts]), counts_E, _open(x_MD))
     require(error(flipped, plain) <= ROUNDING, "a row's output must not depend on its place among its expert's rows")
+
+
+def _gates(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
+    """Gates multiply rows, and their gradients are the rows' products with the upstream gradient."""
+    with torch.no_grad():
+        plain = experts(x_MD, counts_E, _open(x_MD))
+    gates_M = torch.rand(len(x_MD), requires_grad=True)
+    gated, upstream = experts(x_MD, counts_E, gates_M), torch.randn_like(plain)
+    require(
+        error(gated, plain * gates_M.unsqueeze(1)) <= ROUNDING, "a row's output must be multiplied by the row's gate"
+    )
+    gated.backward(upstream)
+    require(
+        gates_M.grad is not None and error(gates_M.grad, (plain * upstream).sum(-1)) <= ROUNDING,
+        "the gradient of a gate must be its row's ungated output times the upstream gradient",
+    )
+    experts.zero_grad()
 
 
 def _gradients(experts: Any, x_MD: Tensor, counts_E: Tensor) -> None:
     leaf = x_MD.clone().requires_grad_()
-    experts(leaf, counts_E).square().sum().backward()
+    experts(leaf, counts_E, _open(x_MD)).square().sum().backward()
     for name, tensor in [("the input", leaf), *experts.named_parameters()]:
         require(
             tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any(),
@@ -108,6 +131,6 @@ def _state(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, counts
     require_reloadable(experts, fresh)
     with torch.no_grad():
         require(
-            torch.equal(fresh(x_MD, counts_E), experts(x_MD, counts_E)),
+            torch.equal(fresh(x_MD, counts_E, _open(x_MD)), experts(x_MD, counts_E, _open(x_MD))),
             "experts restored from a state_dict must compute like those saved",
         )

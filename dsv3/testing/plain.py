@@ -25,9 +25,10 @@ class Plain:
         self.roles.append(role)
         return _GroupedLinear((n_groups, out_features, in_features), self.activation_dtype)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return nn.functional.silu(gate) * up
+        h = nn.functional.silu(gate) * up
+        return h if row_weights is None else h * row_weights.unsqueeze(-1).to(h.dtype)
 
     def check(self, device: torch.device) -> list[str]:
         return []

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
 from plugins.attention import rope
-from plugins.attention.masks import attention_mask
+from plugins.attention.causal import causal_attention
 
 
 class KeyValueCache:
@@ -70,6 +69,7 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.rope_theta, self.yarn = rope_theta, yarn
+        self.frequencies = rope.inverse_frequencies(head_dim, rope_theta, yarn)
         self.scale = head_dim**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
         self.q_proj = precision.linear(dim, n_heads * head_dim, role="attention_up")
@@ -84,8 +84,7 @@ class GroupedQueryAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        frequencies = rope.inverse_frequencies(self.head_dim, self.rope_theta, self.yarn).to(x_BTD.device)
-        cos, sin = rope.cos_sin(positions_BT, frequencies)
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
         q_BTHR, k_BTHR, v_BTHR = (
             project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -93,16 +92,9 @@ class GroupedQueryAttention(nn.Module):
         k, v = rope.rotate_halves(k_BTHR, cos, sin).transpose(1, 2), v_BTHR.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        mask = attention_mask(q.shape[2], k.shape[2], document_ids_BT, q.device)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.scale,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
+        if self.n_heads != self.n_kv_heads:
+            k, v = (t.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for t in (k, v))
+        out = causal_attention(q, k, v, scale=self.scale, document_ids_BT=document_ids_BT)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:

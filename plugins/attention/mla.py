@@ -12,16 +12,23 @@ Weights carry transformers' names and layout: `kv_a_proj_with_mqa` is [W_DKV ; W
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
 from dsv3.layers import RMSNorm
 from plugins.attention import rope
+from plugins.attention.causal import causal_attention
 from plugins.attention.masks import attention_mask
+
+
+class AbsorbedWeights(NamedTuple):
+    """W_UKV cut into what takes queries to the latent space and what brings its results back."""
+
+    w_uk_HNC: Tensor
+    w_uv_HCV: Tensor
 
 
 class LatentCache:
@@ -30,6 +37,7 @@ class LatentCache:
     def __init__(self, batch: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.latents = torch.empty(batch, capacity, width, dtype=dtype, device=device)
         self.length = 0
+        self.absorbed: AbsorbedWeights | None = None  # made from W_UKV once for all that is decoded over this cache
 
     def append(self, latents_BTC: Tensor) -> Tensor:
         """Add T positions and return all held, [B, length, d_c + d_R]."""
@@ -71,6 +79,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.n_heads, self.decode = n_heads, decode
         self.nope, self.rope, self.v, self.rank = qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
         self.rope_theta, self.yarn = rope_theta, yarn
+        self.frequencies = rope.inverse_frequencies(qk_rope_head_dim, rope_theta, yarn)
         qk_width = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_width**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
@@ -93,17 +102,18 @@ class MultiHeadLatentAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: LatentCache | None = None,
     ) -> Tensor:
-        frequencies = rope.inverse_frequencies(self.rope, self.rope_theta, self.yarn).to(x_BTD.device)
-        cos, sin = rope.cos_sin(positions_BT, frequencies)
-        q_nope, q_rope = self._query(x_BTD).split([self.nope, self.rope], dim=-1)
-        q_rope = rope.rotate(q_rope, cos, sin)
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
+        q_BTHQ = self._query(x_BTD)
         c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
+        q_nope, q_rope = q_BTHQ.split([self.nope, self.rope], dim=-1)
+        q_rope = rope.rotate(q_rope, cos, sin)
         if cache is not None:
             began_empty = cache.length == 0
-            c_BTC, k_rope = cache.append(torch.cat((c_BTC, k_rope), -1)).split([self.rank, self.rope], dim=-1)
+            latents_BSC = cache.append(torch.cat((c_BTC, k_rope), -1))
             if self.decode == "absorbed" and not began_empty:
-                return self.o_proj(self._absorbed(q_nope, q_rope, c_BTC, k_rope))
+                return self.o_proj(self._absorbed(q_nope, q_rope, latents_BSC, self._absorbed_weights(cache)))
+            c_BTC, k_rope = latents_BSC.split([self.rank, self.rope], dim=-1)
         return self.o_proj(self._expanded(q_nope, q_rope, c_BTC, k_rope, document_ids_BT))
 
     def _query(self, x_BTD: Tensor) -> Tensor:
@@ -118,27 +128,41 @@ class MultiHeadLatentAttention(nn.Module):
         kv = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, self.nope + self.v))
         k_nope, v_BSHV = kv.split([self.nope, self.v], dim=-1)
         k_BSHQ = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.n_heads, -1)), -1)
-        # Equal widths of q, k and v take the flash kernel; zeros change no product.
-        width = max(q_BTHQ.shape[-1], self.v)
-        q, k, v = (F.pad(t, (0, width - t.shape[-1])).transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
-        mask = attention_mask(q.shape[2], k.shape[2], document_ids_BT, q.device)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
-        return out[..., : self.v].transpose(1, 2).flatten(-2)
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
+        out = causal_attention(q, k, v, scale=self.scale, document_ids_BT=document_ids_BT)
+        return out.transpose(1, 2).flatten(-2)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c_BSC: Tensor, k_rope: Tensor) -> Tensor:
-        """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads."""
-        weight: Tensor = self.kv_b_proj.get_parameter("weight")
-        w_HOC = weight.to(c_BSC.dtype).unflatten(0, (self.n_heads, self.nope + self.v))
-        w_uk, w_uv = w_HOC.split([self.nope, self.v], dim=1)
-        q_latent = torch.einsum("bthn,hnc->bhtc", q_nope, w_uk)
-        dtype = torch.promote_types(c_BSC.dtype, torch.float32)
-        scores = q_latent @ c_BSC.mT.unsqueeze(1) + q_rope.transpose(1, 2) @ k_rope.mT.unsqueeze(1)
-        mask = attention_mask(q_nope.shape[1], c_BSC.shape[1], None, c_BSC.device)
-        scores = scores.to(dtype) * self.scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        o_latent = scores.softmax(-1).to(c_BSC.dtype) @ c_BSC.unsqueeze(1)
-        return torch.einsum("bhtc,hvc->bthv", o_latent, w_uv).flatten(-2)
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents_BSC: Tensor, weights: AbsorbedWeights) -> Tensor:
+        """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads.
+
+        Heads and positions are rows of one product, so that the keys are read where they lie; a row's result does not
+        depend on how many there are, in BF16 not by a bit.
+        """
+        rows, queries = q_nope.shape[:2]
+        q_HXN = q_nope.flatten(0, 1).transpose(0, 1)  # X = B*T, as in o below
+        q_BTHC = torch.bmm(q_HXN, weights.w_uk_HNC).transpose(0, 1).unflatten(0, (rows, queries))
+        q_BXC = torch.cat((q_BTHC, q_rope), dim=-1).flatten(1, 2)  # X = T*H
+        # A product a row of the batch: a batched one would copy the latents to turn them.
+        scores_BXS = torch.stack([q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents_BSC, strict=True)])
+        dtype = torch.promote_types(latents_BSC.dtype, torch.float32)
+        scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
+        mask_TS = attention_mask(queries, latents_BSC.shape[1], None, latents_BSC.device) if queries > 1 else None
+        if mask_TS is not None:
+            scores_BTHS = scores_BTHS.masked_fill(~mask_TS.unsqueeze(1), float("-inf"))
+        weights_BXS = scores_BTHS.softmax(-1).to(latents_BSC.dtype).flatten(1, 2)
+        c_BSC = latents_BSC[..., : self.rank]
+        o_BXC = torch.stack([w_XS @ c_SC for w_XS, c_SC in zip(weights_BXS, c_BSC, strict=True)])
+        o_HXC = o_BXC.unflatten(1, (queries, self.n_heads)).flatten(0, 1).transpose(0, 1)
+        o_HXV = torch.bmm(o_HXC, weights.w_uv_HCV)
+        return o_HXV.transpose(0, 1).unflatten(0, (rows, queries)).flatten(-2)
+
+    def _absorbed_weights(self, cache: LatentCache) -> AbsorbedWeights:
+        if cache.absorbed is None:
+            weight: Tensor = self.kv_b_proj.get_parameter("weight")
+            w_HOC = weight.to(cache.latents.dtype).unflatten(0, (self.n_heads, self.nope + self.v))
+            w_uk_HNC, w_uv_HVC = w_HOC.split([self.nope, self.v], dim=1)
+            cache.absorbed = AbsorbedWeights(w_uk_HNC.contiguous(), w_uv_HVC.mT.contiguous())
+        return cache.absorbed
 
     def new_cache(self, batch: int, capacity: int) -> LatentCache:
         device = next(self.parameters()).device

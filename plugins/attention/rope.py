@@ -21,14 +21,14 @@ YARN_KEYS = {"factor", "original_length", "beta_fast", "beta_slow", "mscale"}
 
 
 def inverse_frequencies(dim: int, theta: float, yarn: Mapping[str, Any] | None) -> Tensor:
-    """Angles per position, float32 [dim / 2]; `dim` is the rotated width R."""
-    frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    """Angles per position, float32 [dim / 2], on the CPU; `dim` is the rotated width R."""
+    frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
     if yarn is None:
         return frequencies.float()
     if set(yarn) != YARN_KEYS:
         raise ValueError(f"model.yarn={dict(yarn)}: the keys are {sorted(YARN_KEYS)}")
     low, high = ramp(dim, theta, yarn)
-    kept = 1 - ((torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    kept = 1 - ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
     return (frequencies * (kept + (1 - kept) / yarn["factor"])).float()
 
 

@@ -11,10 +11,18 @@ GROUPED_MM_ALIGNMENT = 16  # bytes; of every row that torch's kernel reads
 
 def grouped_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
     """torch's grouped product; falls back on a loop for FP64, which the kernel lacks (oracles use it)."""
+    if len(x_MK) <= len(weight_ENK) and not torch.is_grad_enabled():
+        return few_rows_mm(x_MK, weight_ENK, counts_E)
     if x_MK.dtype == torch.float64:
         return loop_mm(x_MK, weight_ENK, counts_E)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     return F.grouped_mm(x_MK, weight_ENK.transpose(-2, -1), offs=ends_E)
+
+
+def few_rows_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
+    """For decoding: each row times a copy of its expert's matrix, where the kernel would visit idle experts too."""
+    experts_M = torch.arange(len(counts_E), device=counts_E.device).repeat_interleave(counts_E, output_size=len(x_MK))
+    return torch.bmm(x_MK.unsqueeze(1), weight_ENK.index_select(0, experts_M).mT).squeeze(1)
 
 
 def loop_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
@@ -24,7 +32,7 @@ def loop_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
 
 
 class GroupedExperts(nn.Module):
-    """E experts FFN_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x) (eq. 12), computed for all tokens at once.
+    """E experts FFN_e(x) = W_down,e (g * silu(W_gate,e x) * W_up,e x) (eq. 12; g a row's gate), for all rows at once.
 
     `gate_up_proj.weight` is [E, 2 * inter_dim, D], gates first; `down_proj.weight` is [E, D, inter_dim].
     """
@@ -45,8 +53,8 @@ class GroupedExperts(nn.Module):
         )
         self.swiglu = precision.swiglu
 
-    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        return self.down_proj(self.swiglu(self.gate_up_proj(x_MD, counts_E)), counts_E)
+    def forward(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
+        return self.down_proj(self.swiglu(self.gate_up_proj(x_MD, counts_E), gates_M), counts_E)
 
 
 class LoopExperts(GroupedExperts):

@@ -93,10 +93,22 @@ class DeepSeekMTP(nn.Module):
             tokens_BS = batch.tokens_BT[:, k:]
             documents = batch.document_ids_BT[:, :length] if isolate else None
             h_BTD, routing = module(
-                h_BTD[:, :length], embed(tokens_BS), tokens_BS, batch.positions_BT[:, :length], documents
+                h_BTD[:, :length].contiguous(), embed(tokens_BS), tokens_BS, batch.positions_BT[:, :length], documents
             )
             predictions.append(MTPPrediction(norm(h_BTD), self._targets(batch, k), routing))
         return predictions
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        return [module.get_submodule("block.self_attn").new_cache(batch, capacity) for module in self.depths]  # type: ignore[operator]
+
+    def extend(
+        self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
+    ) -> tuple[Tensor, Tensor]:
+        module: Any = self.depths[depth - 1]
+        start = cache.length
+        positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        h_BTD, _ = module(h_BTD, embed(tokens_BT), tokens_BT, positions_BT, None, cache)
+        return h_BTD, module.norm(h_BTD)
 
     def _targets(self, batch: MicroBatch, k: int) -> Tensor:
         """t_(i+k+1) for i < T - k; with a masked boundary, only where it belongs to the document of t_i.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dsv3.contracts import MicroBatch, MTPPrediction, Precision
+from dsv3.contracts import Cache, MicroBatch, MTPPrediction, Precision
 
 
 class NoMTP(nn.Module):
@@ -23,3 +23,11 @@ class NoMTP(nn.Module):
         self, h_BTD: Tensor, batch: MicroBatch, embed: Callable[[Tensor], Tensor], isolate: bool
     ) -> list[MTPPrediction]:
         return []
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        return []
+
+    def extend(
+        self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
+    ) -> tuple[Tensor, Tensor]:
+        raise ValueError(f"there is no MTP module of depth {depth}")

@@ -64,10 +64,13 @@ class PerParameter(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.step_parameter(parameter, parameter.grad, self.state[parameter], group)
+            self.step_group(group, [parameter for parameter in group["params"] if parameter.grad is not None])
         return loss
+
+    def step_group(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            self.step_parameter(parameter, parameter.grad, self.state[parameter], group)
 
 
 def adamw_step(

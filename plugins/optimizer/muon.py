@@ -12,6 +12,7 @@ O(X) is approximated by Newton-Schulz steps on X / |X|_F:
 which bring singular values to between about 0.7 and 1.2. The experts' stack [E, out, in] is a batch of matrices.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -67,28 +68,44 @@ def muon(
 
 
 class Muon(PerParameter):
-    """Steps each group by its `rule`, muon or adamw."""
+    """Steps each group by its `rule`, muon or adamw; the hidden matrices of one shape together."""
+
+    def step_group(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        if group["rule"] == "adamw":
+            return super().step_group(group, parameters)
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        for alike in by_shape.values():
+            self.step_alike(group, alike)
 
     def step_parameter(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if group["rule"] == "adamw":
-            return adamw_step(parameter, gradient, state, group, moments_dtype=torch.float32)
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        update = gradient.add(buffer, alpha=group["momentum"])
+        adamw_step(parameter, gradient, state, group, moments_dtype=torch.float32)
+
+    def step_alike(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Step hidden matrices, or stacks of them, of one shape."""
         dtype = getattr(torch, group["newton_schulz_dtype"])
-        update = orthogonalised(update.to(dtype), steps=group["newton_schulz_steps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+        updates = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+            updates.append(parameter.grad.add(buffer, alpha=group["momentum"]).to(dtype))
+        orthogonal = orthogonalised(torch.stack(updates), steps=group["newton_schulz_steps"])
+        for parameter, update in zip(parameters, orthogonal, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
 
 
 def orthogonalised(x: Tensor, *, steps: int) -> Tensor:
     """Each matrix [..., out, in] with its singular values brought near 1 (zero stays zero), in x's dtype."""
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]  # the smaller of the two Gram matrices gives the same result for less work
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    m = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
+    m = m / m.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+        gram = torch.bmm(m, m.mT)
+        m = torch.baddbmm(m, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), m, beta=a)
+    return (m.mT if tall else m).reshape(x.shape)

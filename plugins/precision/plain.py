@@ -4,6 +4,8 @@ BF16: weights and inputs are cast to BF16 for each product (accumulated in FP32 
 weight is part of the graph, so that its gradient arrives, and is accumulated over micro-batches, in FP32.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,31 +13,72 @@ from torch import Tensor, nn
 from dsv3.contracts import GroupedMM, Role
 
 
-class CastLinear(nn.Module):
+class CastWeight(nn.Module):
+    """A layer whose FP32 `weight` is used in `dtype`."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.dtype = dtype
+        self.held: Tensor | None = None
+
+    def hold_weights(self, held: bool) -> None:
+        self.held = self.weight.detach().to(self.dtype) if held else None
+
+    def cast_weight(self) -> Tensor:
+        return self.weight.to(self.dtype) if self.held is None else self.held
+
+
+class CastLinear(CastWeight):
     """y = x W^T with both factors in `dtype`; `weight` is FP32 [out, in]."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.dtype = dtype
+        super().__init__(out_features, in_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), self.weight.to(self.dtype))
+        return F.linear(x.to(self.dtype), self.cast_weight())
 
 
-class CastGroupedLinear(nn.Module):
+class CastGroupedLinear(CastWeight):
     """`CastLinear` for each of E groups of rows; `weight` is FP32 [E, out, in]."""
 
     def __init__(
         self, n_groups: int, in_features: int, out_features: int, *, dtype: torch.dtype, grouped_mm: GroupedMM
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
-        self.dtype = dtype
+        super().__init__(n_groups, out_features, in_features, dtype=dtype)
         self.grouped_mm = grouped_mm
 
     def forward(self, x_MK: Tensor, counts_E: Tensor) -> Tensor:
-        return self.grouped_mm(x_MK.to(self.dtype), self.weight.to(self.dtype), counts_E)
+        return self.grouped_mm(x_MK.to(self.dtype), self.cast_weight(), counts_E)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """h = silu(a) * b * w for `gate_up` = [a ; b] and row weights w. Only the arguments are kept; with c = dh * w,
+
+    da = c * b * silu'(a)        db = c * silu(a)        dw = sum over the row of dh * silu(a) * b
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate_up, row_weights)
+        gate, up = gate_up.chunk(2, dim=-1)
+        h = F.silu(gate).mul_(up)
+        return h if row_weights is None else h.mul_(row_weights.unsqueeze(-1).to(h.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate_up, row_weights = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated, dh = F.silu(gate), grads[0]
+        weights_grad = None
+        if row_weights is not None:
+            weights_grad = (activated * up).mul_(dh).sum(-1, dtype=row_weights.dtype)
+            dh = dh * row_weights.unsqueeze(-1).to(dh.dtype)
+        grad = torch.empty_like(gate_up)
+        gate_grad, up_grad = grad.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(dh * up, gate, grad_input=gate_grad)
+        torch.mul(dh, activated, out=up_grad)
+        return grad, weights_grad
 
 
 class OneFormat:
@@ -53,9 +96,8 @@ class OneFormat:
             n_groups, in_features, out_features, dtype=self.activation_dtype, grouped_mm=grouped_mm
         )
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        return _SwiGLU.apply(gate_up, row_weights)
 
     def check(self, device: torch.device) -> list[str]:
         return []

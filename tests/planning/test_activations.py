@@ -35,17 +35,14 @@ def numbers_saved(*overrides: str, layer: int) -> float:
 def unfused(s: Skeleton, *, moe: bool, is_mla: bool) -> int:
     """What separate operations keep besides: planning takes kernels for fused, and statistics for nothing."""
     latents = [m.inputs for m in s.attention.matrices if m.role == "attention_up" and m.inputs != s.dim]
-    norms = sum(width + 1 for width in (s.dim, s.dim, *latents))  # the value before the weight; 1 / rms
-    silu = s.shared_dim + s.top_k * s.expert_dim if moe else s.inter_dim
-    router = 1 + 2 * s.top_k if moe else 0  # the sum of the chosen, the gates
+    norms = 2 + len(latents)  # 1 / rms
+    router = 1 + 3 * s.top_k if moe else 0  # the sum of the chosen; the gates, by token and by expert
     m = config(*SMALL).model
+    attention = m.n_heads * LENGTH  # probabilities: a row is one block of queries
     if not is_mla:
-        return norms + silu + router + m.head_dim + m.n_heads  # RoPE's tables; softmax's statistics
-    qk = m.qk_nope_head_dim + m.qk_rope_head_dim
-    width = max(qk, m.v_head_dim)
-    # k_R for every head; q, k and V padded to one width; the output before the cut.
-    padded = m.n_heads * (m.qk_rope_head_dim + 2 * (width - qk) + (width - m.v_head_dim) + width)
-    return norms + silu + router + m.qk_rope_head_dim + m.n_heads + padded
+        return norms + router + attention + m.head_dim  # RoPE's tables
+    # k_R for every head; RoPE's tables; the memory of the shared k_R lies with that of c_KV.
+    return norms + router + attention + m.n_heads * m.qk_rope_head_dim + 2 * m.qk_rope_head_dim
 
 
 @pytest.mark.parametrize("moe", [False, True])

@@ -52,7 +52,7 @@ def default_data() -> Any:
 
 @pytest.fixture
 def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dsv3.build, "build_data", lambda config: default_data)
+    monkeypatch.setattr(dsv3.build, "build_data", lambda config, tokenizer=None: default_data)
 
 
 @pytest.mark.usefixtures("shared_data")

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
     "run.tokens=20480", "run.checkpoint_tokens=4096", "run.validation_tokens=6144", "balancing=v3", "precision=fp32",
-    "benchmarks=none",
+    "benchmarks=none", "monitor.every_tokens=3072",
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     a, b = RunFolder(one), RunFolder(other)
     assert a.checkpoints()[-1].name == b.checkpoints()[-1].name
     assert not differences(load_checkpoint(a.checkpoints()[-1]), load_checkpoint(b.checkpoints()[-1]))
-    for table in ("metrics/train", "metrics/experts", "metrics/validation"):
+    for table in sorted(f"metrics/{path.name}" for path in one.glob("metrics/*")):
         assert len(a.read(table)) > 0
         assert a.read(table).equals(b.read(table)), table
 

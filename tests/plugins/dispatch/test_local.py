@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3.contracts import Routing
-from plugins.dispatch.local import LocalDispatch, _Combine, _Gather
+from plugins.dispatch.local import LocalDispatch, _Copy, _Sum, summed
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -25,10 +25,11 @@ class Linear:
         self.weight = torch.randn(experts, dim, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         self.counts = None
 
-    def __call__(self, x_MD, counts_E):
+    def __call__(self, x_MD, counts_E, gates_M):
         self.counts = counts_E
         parts = x_MD.split(counts_E.tolist())
-        return torch.cat([x @ w for x, w in zip(parts, self.weight.to(x_MD.dtype), strict=True)])
+        rows = torch.cat([x @ w for x, w in zip(parts, self.weight.to(x_MD.dtype), strict=True)])
+        return rows * gates_M.to(rows.dtype).unsqueeze(1)
 
 
 def expected(x, routing, weight):
@@ -40,6 +41,7 @@ def expected(x, routing, weight):
 
 
 sizes = {
+    "multiple": st.integers(1, 5),
     "tokens": st.integers(1, 12),
     "experts": st.integers(1, 7),
     "top_k": st.integers(1, 7),
@@ -49,11 +51,14 @@ sizes = {
 
 @given(**sizes)
 @few
-def test_equals_the_sum_in_fp64_with_gradients(tokens, experts, top_k, seed):
+def test_equals_the_sum_in_fp64_with_gradients(multiple, tokens, experts, top_k, seed):
     routing = routing_of(tokens, experts, min(top_k, experts), seed, torch.float64)
     layer = Linear(experts, 5, torch.float64)
     grads = []
-    for combine in (lambda x, r: LocalDispatch()(x, r, layer), lambda x, r: expected(x, r, layer.weight)):
+    for combine in (
+        lambda x, r: LocalDispatch(row_multiple=multiple)(x, r, layer),
+        lambda x, r: expected(x, r, layer.weight),
+    ):
         x = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         gates = routing.gates_NK.clone()
         x.requires_grad_()
@@ -67,69 +72,75 @@ def test_equals_the_sum_in_fp64_with_gradients(tokens, experts, top_k, seed):
 
 @given(**sizes)
 @few
-def test_no_token_is_dropped(tokens, experts, top_k, seed):
-    """Counts sum to N*K; experts that only pass rows on give the token times the sum of its gates."""
+def test_no_token_is_dropped(multiple, tokens, experts, top_k, seed):
+    """Experts get their load, filled up to a whole multiple; those that only pass rows on give x * sum of gates."""
     routing = routing_of(tokens, experts, min(top_k, experts), seed)
     seen = []
 
-    def passing(x_MD, counts_E):
+    def passing(x_MD, counts_E, gates_M):
         seen.append(counts_E)
-        return x_MD
+        return x_MD * gates_M.unsqueeze(1)
 
     x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed))
-    y = LocalDispatch()(x, routing, passing)
+    y = LocalDispatch(row_multiple=multiple)(x, routing, passing)
     assert seen[0].dtype == torch.int64
-    assert seen[0].tolist() == routing.experts_NK.flatten().bincount(minlength=experts).tolist()
-    assert int(seen[0].sum()) == routing.experts_NK.numel()
+    load = routing.experts_NK.flatten().bincount(minlength=experts).tolist()
+    assert seen[0].tolist() == [-(-count // multiple) * multiple for count in load]
     assert torch.allclose(y, x * routing.gates_NK.sum(-1, keepdim=True), atol=1e-5)
 
 
-@given(seed=st.integers(0, 99))
+@given(seed=st.integers(0, 99), multiple=st.sampled_from([1, 4]))
 @few
-def test_order_of_tokens_does_not_matter(seed):
+def test_order_of_tokens_does_not_matter(seed, multiple):
     routing, layer = routing_of(9, 5, 2, seed), Linear(5, 4, torch.float32)
     generator = torch.Generator().manual_seed(seed)
     x, order = torch.randn(9, 4, generator=generator), torch.randperm(9, generator=generator)
     moved = Routing(*(field[order] for field in routing))
-    assert torch.allclose(LocalDispatch()(x[order], moved, layer), LocalDispatch()(x, routing, layer)[order], atol=1e-5)
+    assert torch.allclose(
+        LocalDispatch(row_multiple=multiple)(x[order], moved, layer),
+        LocalDispatch(row_multiple=multiple)(x, routing, layer)[order],
+        atol=1e-5,
+    )
 
 
-def test_output_keeps_the_dtype_of_the_stream():
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_output_keeps_the_dtype_of_the_stream(multiple):
     routing, layer = routing_of(6, 4, 2, 0), Linear(4, 8, torch.float32)
     x = torch.randn(6, 8).bfloat16().requires_grad_()
     gates = routing.gates_NK.clone().requires_grad_()
-    y = LocalDispatch()(x, routing._replace(gates_NK=gates), layer)
+    y = LocalDispatch(row_multiple=multiple)(x, routing._replace(gates_NK=gates), layer)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad.dtype == torch.bfloat16
     assert gates.grad.dtype == torch.float32
 
 
-def orders(tokens, experts, top_k, seed):
+def test_a_multiple_below_one():
+    with pytest.raises(ValueError, match=r"dispatch.row_multiple=0: at least 1"):
+        LocalDispatch(row_multiple=0)
+
+
+def places(tokens, experts, top_k, seed):
     flat = routing_of(tokens, experts, top_k, seed).experts_NK.flatten()
     order = flat.argsort(stable=True)
-    return order, order.argsort()
+    return order // top_k, order.argsort().view(tokens, top_k)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gradient_of_gather(seed):
-    order, inverse = orders(4, 3, 2, seed)
+def test_gradient_of_copying_and_of_summing(seed):
+    token_M, places_NK = places(4, 3, 2, seed)
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: _Gather.apply(x, order, inverse, 2), (x,))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_gradient_of_combine(seed):
-    order, inverse = orders(4, 3, 2, seed)
     rows = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    gates = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda rows, gates: _Combine.apply(rows, gates, order, inverse), (rows, gates))
+    assert torch.autograd.gradcheck(lambda x: _Copy.apply(x, token_M, places_NK), (x,))
+    assert torch.autograd.gradcheck(lambda rows: _Sum.apply(rows, token_M, places_NK), (rows,))
 
 
-def test_combine_leaves_the_upstream_gradient_alone():
-    """Its backward pass multiplies in place: what it multiplies must be its own copy."""
-    order, inverse = orders(4, 3, 2, 0)
-    rows = torch.randn(8, 3, requires_grad=True)
-    upstream = torch.ones(4, 3)
-    _Combine.apply(rows, torch.rand(4, 2), order, inverse).backward(upstream)
-    assert torch.equal(upstream, torch.ones(4, 3))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_sums_are_accumulated_in_fp32_at_least(dtype):
+    _, places_NK = places(64, 8, 4, 0)
+    rows = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = rows.double()[places_NK].sum(1)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert (summed(rows, places_NK).double() - exact).abs().max() <= (
+        exact.to(wide).to(dtype).double() - exact
+    ).abs().max() + 1e-6

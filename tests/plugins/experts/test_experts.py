@@ -46,7 +46,9 @@ def test_equals_the_formula_in_fp64(kind, counts, dim, inter, seed):
     experts = made(kind, dim=dim, inter=inter, n_experts=len(counts))
     counts_E = torch.tensor(counts)
     x = torch.randn(sum(counts), dim, generator=torch.Generator().manual_seed(seed))
-    assert torch.allclose(experts(x, counts_E).double(), reference(experts, x, counts_E), rtol=1e-4, atol=1e-5)
+    gates = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
+    expected = gates.unsqueeze(1) * reference(experts, x, counts_E)
+    assert torch.allclose(experts(x, counts_E, gates).double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16])
@@ -57,9 +59,10 @@ def test_grouped_equals_loop_with_gradients(precision):
         experts = made(kind, precision=precision)
         x = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)).to(precision.activation_dtype)
         x.requires_grad_()
-        y = experts(x, counts_E)
+        gates = torch.linspace(0.5, 1.5, 16).requires_grad_()
+        y = experts(x, counts_E, gates)
         y.float().square().sum().backward()
-        results.append([y, x.grad, *(p.grad for p in experts.parameters())])
+        results.append([y, x.grad, gates.grad, *(p.grad for p in experts.parameters())])
     tolerance = 1e-5 if precision is FP32 else 2e-2
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance * other.abs().max().item())
@@ -98,40 +101,50 @@ def test_good_experts_conform():
 
 
 class Misplaced(Good):
-    def forward(self, x, counts):
-        return super().forward(x, counts.flip(0))
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts.flip(0), gates)
 
 
 class Mixed(Good):
-    def forward(self, x, counts):
-        return super().forward(x, counts) + (x.mean(0) if len(x) else 0)
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates) + (x.mean(0) if len(x) else 0)
 
 
 class OneForAll(Good):
-    def forward(self, x, counts):
+    def forward(self, x, counts, gates):
         everything = torch.zeros_like(counts)
         everything[0] = len(x)
-        return super().forward(x, everything)
+        return super().forward(x, everything, gates)
 
 
 class Placed(Good):
-    def forward(self, x, counts):
-        return super().forward(x, counts) * (1 + torch.arange(len(x), dtype=x.dtype).unsqueeze(1) % 2)
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates) * (1 + torch.arange(len(x), dtype=x.dtype).unsqueeze(1) % 2)
 
 
 class Upcast(Good):
-    def forward(self, x, counts):
-        return super().forward(x, counts).float()
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates).float()
 
 
 class NothingForNone(Good):
-    def forward(self, x, counts):
-        return super().forward(x, counts) if len(x) else x.new_zeros(0, 1)
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates) if len(x) else x.new_zeros(0, 1)
 
 
 class Detached(Good):
-    def forward(self, x, counts):
+    def forward(self, x, counts, gates):
         return self.down_proj(self.gate_up_proj(x, counts).detach().chunk(2, -1)[0], counts)
+
+
+class GatesForgotten(Good):
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, torch.ones_like(gates))
+
+
+class GatesDetached(Good):
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates.detach()) + 0 * gates.sum()
 
 
 class OwnLayers(nn.Module):
@@ -157,8 +170,8 @@ class Forgetful(Good):
         super().__init__(precision=precision)
         self.scale = torch.rand(())
 
-    def forward(self, x, counts):
-        return super().forward(x, counts) * self.scale.to(x.dtype)
+    def forward(self, x, counts, gates):
+        return super().forward(x, counts, gates) * self.scale.to(x.dtype)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +185,9 @@ class Forgetful(Good):
         (Mixed, "rows of the others"),
         (OneForAll, "weights of its own"),
         (Placed, "rows of the others|its place among"),
-        (Detached, "must get a gradient"),
+        (GatesForgotten, "multiplied by the row's gate"),
+        (GatesDetached, "the gradient of a gate"),
+        (Detached, "gate|must get a gradient"),
         (Forgetful, "restored from a state_dict"),
     ],
 )

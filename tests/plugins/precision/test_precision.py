@@ -98,6 +98,18 @@ class WeightGradientLost(CastLinear):
         return torch.nn.functional.linear(x, self.weight.detach()) + 0 * self.weight.sum()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_swiglu_equals_its_formula_and_its_gradient_finite_differences(weighted):
+    gate_up = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, dtype=torch.float64, requires_grad=True) if weighted else None
+    gate, up = gate_up.chunk(2, -1)
+    expected = gate / (1 + (-gate).exp()) * up
+    found = FP32().swiglu(gate_up, weights)
+    assert torch.allclose(found, expected if weights is None else expected * weights.unsqueeze(-1))
+    inputs = (gate_up,) if weights is None else (gate_up, weights)
+    assert torch.autograd.gradcheck(FP32().swiglu, inputs)
+
+
 class Narrow(CastLinear):
     def forward(self, x):
         return super().forward(x).bfloat16()

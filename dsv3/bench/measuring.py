@@ -1,0 +1,41 @@
+"""Interleaved repeats and what is made of them.
+
+Two programs are compared in turns, a b a b ..., so that whatever else the machine does falls on both, and by medians,
+so that single disturbances fall out. Nothing is said in absolute times alone: every figure stands beside what it is
+compared with, measured in the same minutes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """One line of the table."""
+
+    case: str
+    what: str
+    value: float  # what `unit` says
+    unit: str
+    goal: float | None = None  # what it should reach
+    at_most: bool = False  # the goal is an upper bound
+    note: str = ""  # the times that it was made of
+
+    @property
+    def reached(self) -> bool | None:
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+
+def interleaved(programs: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each program, called in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(warm_up + repeats):
+        for name, program in programs.items():
+            started = time.perf_counter()
+            program()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,113 @@
+"""A training step (forward, loss, backward, AdamW) against transformers', the GEMM peak, and other settings."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.models import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
+from dsv3.losses import linear_cross_entropy
+from dsv3.model import Decoder
+from dsv3.planning.flops import training_flops
+from dsv3.planning.skeleton import read_skeleton
+
+TOKENS = ROWS * LENGTH
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+GOALS = {"bf16": (3.0, 0.40), "fp32": (2.2, 0.60)}
+PEAK_SIZE = 4096
+
+
+def train(repeats: int) -> Iterator[Figure]:
+    """Tokens per second against transformers' fastest way, and the share of the measured peak of matrix products."""
+    for precision, dtype in DTYPES.items():
+        config, model = ours(f"precision={precision}", "mtp=none")
+        steps = {"ours": our_step(model, config.model.vocab_size)}
+        for experts in EXPERTS:
+            twin = theirs(config, model, dtype=dtype, experts=experts)
+            steps[experts] = their_step(twin, config.model.vocab_size)
+        rivals = interleaved({name: step for name, step in steps.items() if name != "ours"}, repeats=1)
+        fastest = min(rivals, key=lambda name: rivals[name])
+        seconds = interleaved({"ours": steps["ours"], "theirs": steps[fastest]}, repeats=repeats)
+        ratio_goal, share_goal = GOALS[precision]
+        note = f"{TOKENS / seconds['ours']:,.0f} tokens/s, transformers ({fastest}) {TOKENS / seconds['theirs']:,.0f}"
+        ratio = seconds["theirs"] / seconds["ours"]
+        yield Figure("train", f"step, {precision}: tokens/s against transformers", ratio, "x", ratio_goal, note=note)
+        peak, flops = gemm_peak(dtype), step_flops(f"precision={precision}", "mtp=none")
+        for side, goal in (("ours", share_goal), ("theirs", None)):
+            share = flops / seconds[side] / peak
+            who = "" if side == "ours" else ", transformers"
+            note = f"{flops / 1e9:.0f} GFLOP in {seconds[side]:.3f} s; peak {peak / 1e9:.0f} GFLOP/s"
+            yield Figure("train", f"share of the GEMM peak, {precision}{who}", share, "", goal, note=note)
+
+
+def experts(repeats: int) -> Iterator[Figure]:
+    """What many experts cost at equal active parameters."""
+    few, many = (our_step(*sized(n)) for n in (8, 256))
+    seconds = interleaved({"8": few, "256": many}, repeats=repeats)
+    note = f"{seconds['8']:.3f} s and {seconds['256']:.3f} s a step"
+    ratio = seconds["256"] / seconds["8"]
+    yield Figure("experts", "step with 256 routed experts against 8, bf16", ratio, "x", 1.3, at_most=True, note=note)
+
+
+def sized(n_experts: int) -> tuple[Decoder, int]:
+    config, model = ours(f"model.n_routed_experts={n_experts}", "mtp=none")
+    return model, config.model.vocab_size
+
+
+def fp8(repeats: int) -> Iterator[Figure]:
+    """What emulating FP8 costs."""
+    steps = {}
+    for precision in ("bf16", "fp8_blockwise"):
+        config, model = ours(f"precision={precision}", "mtp=none")
+        steps[precision] = our_step(model, config.model.vocab_size)
+    seconds = interleaved(steps, repeats=repeats)
+    ratio = seconds["fp8_blockwise"] / seconds["bf16"]
+    note = f"{seconds['fp8_blockwise']:.3f} s against {seconds['bf16']:.3f} s"
+    yield Figure("fp8", "fp8_blockwise step against bf16", ratio, "x", 2.0, at_most=True, note=note)
+
+
+def our_step(model: Decoder, vocab_size: int) -> Callable[[], None]:
+    stream, optimizer = batches(vocab_size), adamw(model)
+
+    def step() -> None:
+        batch = next(stream)
+        hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
+        loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
+        (loss.total / loss.targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def their_step(model: Any, vocab_size: int) -> Callable[[], None]:
+    stream, optimizer = batches(vocab_size), adamw(model)
+
+    def step() -> None:
+        batch = next(stream)
+        logits_BTV = model(input_ids=batch.tokens_BT, use_cache=False).logits
+        loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+
+def step_flops(*overrides: str) -> int:
+    """Operations of the products of one step; causal attention counted as the half of the square that is needed."""
+    return TOKENS * training_flops(read_skeleton(configured(*overrides)), LENGTH)["total"]
+
+
+def gemm_peak(dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations per second of one large square product: the most that this machine shows."""
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    seconds = interleaved({"": lambda: torch.mm(a, b, out=out)}, repeats=repeats)[""]
+    return 2 * PEAK_SIZE**3 / seconds

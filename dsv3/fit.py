@@ -1,0 +1,23 @@
+"""Training to the end, through as many returns to a checkpoint as the guard against loss spikes asks for."""
+
+import logging
+
+from omegaconf import DictConfig
+
+from dsv3.build import Run, build_run
+from dsv3.callbacks.guard import RollBack
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: DictConfig) -> Run:
+    """Build the run that `config` describes and train it until it is finished or interrupted."""
+    while True:
+        run = build_run(config)
+        try:
+            run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
+        except RollBack as asked:
+            log.warning("%s; going back to the newest checkpoint", asked)
+            run.folder.release()
+        else:
+            return run

@@ -1,0 +1,42 @@
+"""What a process is told before it computes: how to treat freed memory, and what not to say."""
+
+import ctypes
+import gc
+import logging
+import warnings
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Of glibc's mallopt(3)."""
+
+
+def set_up_process() -> None:
+    """Plain log lines, memory that is kept when tensors are freed, and no garbage collection of what imports made."""
+    quieten_libraries()
+    keep_freed_memory()
+    gc.collect()
+    gc.freeze()  # a full collection looks at a million objects of imported modules; there is nothing to find
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse the memory of freed tensors instead of returning it to the system.
+
+    A training step allocates and frees the same large tensors again and again. Returned memory comes back as pages that
+    the kernel must first fill with zeros: writing to it runs at 6 GB/s instead of 29. Other C libraries are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def quieten_libraries() -> None:
+    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)
+    warnings.filterwarnings("ignore", module=r"lightning\..*", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=r".*(num_workers|isinstance\(treespec).*")

@@ -1,0 +1,66 @@
+"""Paired differences between two arms, their confidence intervals, and what may be concluded.
+
+With d_k the difference on seed k of n, s their standard deviation and t_p Student's quantile for n - 1 degrees:
+
+    interval       mean(d) +- t_0.975 s / sqrt(n)                       covers the true difference in 95% of studies
+    detectable     (t_0.975 + t_0.8) s / sqrt(n)                        the smallest true difference that a study with
+                                                                        this noise and n shows in 80% of its repetitions
+A difference is shown where the interval leaves out zero. Several comparisons are not corrected for.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+CONFIDENCE, POWER = 0.95, 0.8
+
+
+class Difference(NamedTuple):
+    """Of an arm from the baseline, both trained with the same seeds."""
+
+    seeds: int
+    mean: float
+    low: float  # of the interval; -inf where one seed leaves it open
+    high: float
+    detectable: float
+
+    @property
+    def shown(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """The two in the same order of seeds.
+
+    Raises:
+        ValueError: they are of different lengths, or empty.
+    """
+    differences = [a - b for a, b in zip(arm, baseline, strict=True)]
+    if not differences:
+        raise ValueError("no seed is finished in both arms")
+    n, middle = len(differences), mean(differences)
+    if n == 1:
+        return Difference(1, middle, -math.inf, math.inf, math.inf)
+    from scipy.stats import t
+
+    error = stdev(differences) / math.sqrt(n)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    detectable = half + float(t.ppf(POWER, n - 1)) * error
+    return Difference(n, middle, middle - half, middle + half, detectable)
+
+
+def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lower_is_better: bool) -> str:
+    """One plain sentence."""
+    if difference.seeds == 1:
+        return f"{name}: one seed, so nothing can be said of how sure its difference from {baseline} is."
+    interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds"
+    if not difference.shown:
+        return (
+            f"{name}: no difference from {baseline} shown ({interval}). The smallest difference that this study "
+            f"would have shown four times out of five is {difference.detectable:.4f} {unit}."
+        )
+    better = (difference.mean < 0) == lower_is_better
+    return (
+        f"{name}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."
+    )

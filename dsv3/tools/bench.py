@@ -1,0 +1,70 @@
+"""Measure speed and memory as ratios within one run, against transformers' DeepseekV3 on the same weights and inputs.
+
+Width 256, 6 layers, 32 experts of which 4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
+torch.compile on either side; transformers computes its experts in the fastest of its ways. Repeats are interleaved, and
+medians are compared. Run it on a machine that does nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dsv3.cli import option
+
+CASES = ("train", "memory", "decode", "experts", "fp8", "data")
+
+
+@dataclass
+class Options:
+    only: str = option("", f"cases to run, separated by commas, of {', '.join(CASES)}; empty: all")
+    repeats: int = option(5, "timed turns of each side")
+
+
+def run(options: Options) -> dict[str, Any]:
+    import sys
+
+    from rich.console import Console
+
+    from dsv3.bench.measuring import Figure
+    from dsv3.process import set_up_process
+
+    wanted = [name for name in options.only.split(",") if name] or list(CASES)
+    unknown = [name for name in wanted if name not in CASES]
+    if unknown:
+        raise ValueError(f"only={options.only}: {unknown[0]!r} is not one of {', '.join(CASES)}")
+    if options.repeats < 1:
+        raise ValueError(f"repeats={options.repeats}: at least 1")
+    set_up_process()
+    figures: list[Figure] = []
+    for name in wanted:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        figures += case(name)(options.repeats)
+    Console(highlight=False).print(table(figures))
+    return {"figures": [figure._asdict() | {"reached": figure.reached} for figure in figures]}
+
+
+def case(name: str) -> Any:
+    """The function of a case: repeats -> figures."""
+    from dsv3.bench import data, decoding, memory, training
+
+    return {
+        "train": training.train,
+        "memory": memory.memory,
+        "decode": decoding.decode,
+        "experts": training.experts,
+        "fp8": training.fp8,
+        "data": data.data,
+    }[name]
+
+
+def table(figures: Any) -> Any:
+    from rich.table import Table
+
+    result = Table(title="Measured on this machine", title_justify="left")
+    for column, justify in (("case", "left"), ("what", "left"), ("figure", "right"), ("goal", "right"), ("", "left")):
+        result.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for figure in figures:
+        bound = "" if figure.goal is None else f"{'at most' if figure.at_most else 'at least'} {figure.goal:g}"
+        colour = {None: "", True: "[green]", False: "[red]"}[figure.reached]
+        value = f"{colour}{figure.value:.2f}{figure.unit}"
+        result.add_row(figure.case, figure.what, value, bound, figure.note)
+    return result

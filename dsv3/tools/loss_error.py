@@ -1,0 +1,101 @@
+"""Compare the training losses of runs in pairs, such as FP8 and BF16: relative error on smoothed curves.
+
+Both losses are smoothed, s_t = 0.9 s_(t-1) + 0.1 loss_t from s_1 = loss_1; the error at t is s_t / s_t(baseline) - 1.
+A run and its baseline have the same seed, and differ in nothing but the precision and the run's name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3.cli import REQUIRED, option
+
+SMOOTHING = 0.9
+LAST = 0.1  # of the steps, over which means are taken
+PUBLISHED = 0.0025  # the report stays below it (appendix B.1)
+FREE = ("run", "precision", "logger", "trainer", "diagnostics", "resume")  # keys of a config that may differ
+
+
+@dataclass
+class Options:
+    runs: list[str] = option(REQUIRED, "run folders, such as [runs/fp8/seed1,runs/fp8/seed2]")
+    baselines: list[str] = option(REQUIRED, "a run folder for each of them, in the same order")
+    out: str | None = option(None, "a PNG of the errors over tokens to write; null: none")
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Print a row for each pair.
+
+    Raises:
+        ValueError: the numbers of folders differ, or a pair differs in more than its precision.
+        FileNotFoundError: a folder holds no metrics.
+    """
+    if len(options.runs) != len(options.baselines) or not options.runs:
+        raise ValueError(f"runs and baselines are pairs; there are {len(options.runs)} and {len(options.baselines)}")
+    pairs = list(zip(options.runs, options.baselines, strict=True))
+    curves = {f"{one} / {other}": relative_error(one, other) for one, other in pairs}
+    rows = [{"pair": pair, **describe(curve)} for pair, curve in curves.items()]
+    mean = sum(row["mean_absolute"] for row in rows) / len(rows)
+    width = max(len(pair) for pair in curves)
+    print(f"{'':{width}}  last tenth: mean |error|   mean error   steps")
+    for row in rows:
+        print(f"{row['pair']:{width}}  {row['mean_absolute']:24.3%}  {row['mean']:+11.3%}  {row['steps']:6,}")
+    print(f"mean |error| {mean:.3%}; the report stays below {PUBLISHED:.2%}")
+    if options.out:
+        draw(curves, Path(options.out))
+        print(f"written to {options.out}")
+    return {"mean_absolute": mean, "pairs": rows, "out": options.out}
+
+
+def relative_error(one: str, other: str) -> Any:
+    """The error of `one` against `other` as a pandas Series over tokens."""
+    for key, values in differences(one, other).items():
+        raise ValueError(f"{one} and {other} differ in {key}: {values[0]} and {values[1]}")
+    smooth = [losses(folder).ewm(alpha=1 - SMOOTHING, adjust=False).mean() for folder in (one, other)]
+    if not smooth[0].index.equals(smooth[1].index):
+        raise ValueError(f"{one} and {other} are not equally far, or took different steps")
+    return smooth[0] / smooth[1] - 1
+
+
+def losses(folder: str) -> Any:
+    from dsv3.run_folder import RunFolder
+
+    train = RunFolder(folder).read("metrics/train")
+    if train.empty:
+        raise FileNotFoundError(f"{folder}: there are no metrics/train/*.parquet")
+    return train.set_index("tokens").loss
+
+
+def differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
+    """Keys of the two configs that should be equal and are not, with both values."""
+    from omegaconf import OmegaConf
+
+    from dsv3.run_folder import RunFolder
+
+    configs: list[Any] = [OmegaConf.load(RunFolder(folder).config_path) for folder in (one, other)]
+    keys = [key for key in dict.fromkeys([*configs[0], *configs[1]]) if key not in FREE]
+    values = {str(key): (configs[0].get(key), configs[1].get(key)) for key in keys}
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+
+
+def describe(curve: Any) -> dict[str, Any]:
+    last = curve.iloc[-max(1, round(LAST * len(curve))) :]
+    return {"mean_absolute": float(last.abs().mean()), "mean": float(last.mean()), "steps": len(curve)}
+
+
+def draw(curves: dict[str, Any], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from dsv3.run_folder import write_atomically
+
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    axis.axhspan(-100 * PUBLISHED, 100 * PUBLISHED, color="0.9", label=f"±{PUBLISHED:.2%}")
+    for pair, curve in curves.items():
+        axis.plot(curve.index / 1e6, 100 * curve, linewidth=0.8, label=pair)
+    axis.set(title="Training loss against the baseline, smoothed", xlabel="tokens (millions)", ylabel="error, %")
+    axis.legend(fontsize="small")
+    write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
+    plt.close(figure)

@@ -1,0 +1,57 @@
+"""What the figures of an interval say that someone should know: dead experts and collapsed layers, by name.
+
+dead expert     its load over the interval is below 1% of an even share
+collapse        the load is spread over fewer than a quarter of the layer's experts (or hardly more than the K that one
+                token uses), measured by effective experts = exp(entropy of the load)
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+DEAD_BELOW = 0.01  # of an even share
+COLLAPSED_BELOW = 0.25  # of the experts
+COLLAPSED_NEAR_TOP_K = 1.5
+
+
+class Finding(NamedTuple):
+    """One row of `metrics/findings`."""
+
+    tokens: int  # trained on so far
+    layer: str  # the MoE layer; "" where the finding concerns the whole model
+    kind: str  # dead expert, revived expert, collapse, recovery; loss spike, non-finite loss, ... (see the guard)
+    expert: int  # -1: none in particular
+    value: float
+    text: str
+
+
+def condition(figures: dict[str, Any], *, top_k: int) -> dict[tuple[str, int], float]:
+    """(kind, expert) -> value of everything that is wrong with a layer in this interval."""
+    load, effective = figures["load"], figures["effective_experts"]
+    even = sum(load) / len(load)
+    wrong = {("dead expert", i): count / even for i, count in enumerate(load) if even and count < DEAD_BELOW * even}
+    limit = max(COLLAPSED_BELOW * len(load), COLLAPSED_NEAR_TOP_K * top_k)
+    if even and effective < min(limit, len(load)):
+        wrong["collapse", -1] = effective
+    return wrong
+
+
+def changes(
+    tokens: int,
+    layer: str,
+    n_experts: int,
+    before: set[tuple[str, int]],
+    now: dict[tuple[str, int], float],
+) -> Iterator[Finding]:
+    """What began and what ended since the last interval; what lasts is not told again."""
+    for kind, expert in sorted(now.keys() - before):
+        value = now[kind, expert]
+        if kind == "collapse":
+            text = f"{layer} collapsed: its load is spread over {value:.1f} effective experts of {n_experts}"
+        else:
+            text = f"{layer} expert {expert} is dead: {value:.2%} of an even share"
+        yield Finding(tokens, layer, kind, expert, value, text)
+    for kind, expert in sorted(before - now.keys()):
+        if kind == "collapse":
+            yield Finding(tokens, layer, "recovery", -1, 0.0, f"{layer} uses its experts again")
+        else:
+            yield Finding(tokens, layer, "revived expert", expert, 0.0, f"{layer} expert {expert} has load again")

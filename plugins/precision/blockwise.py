@@ -1,0 +1,82 @@
+"""DeepSeek-V3's FP8 training (report section 3.3), emulated on any device.
+
+Linear layers take E4M3 factors in all three products: activations and their gradients in tiles of 1 x 128 along the
+axis that the product sums over, weights in blocks of 128 x 128, with scales from the tile's own amax. Embedding, head,
+router, norms and attention compute as under `bf16`, and so do roles left out of `roles`; master weights, their
+gradients and the optimiser keep their precision. What linear layers keep for the backward pass is FP8:
+
+    x of a linear layer      E4M3, 1 x 128; turned into 128 x 1 tiles for Wgrad
+    x of the output          E5M6, power-of-two scales; each product takes it as E4M3 from there
+    projection of attention
+    SwiGLU                   its inputs, E4M3; its output is computed again
+
+Tokens travel to their experts in FP8 and the gradients of the experts' outputs too, with power-of-two scales: which
+is how `expert_gate_up` reads x and `expert_down` reads dy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dsv3.contracts import Role
+from plugins.precision.emulated import EmulatedFP8
+from plugins.precision.formats import E4M3, FORMATS
+from plugins.precision.held_swiglu import held_swiglu
+from plugins.precision.quantised_linear import Recipe
+from plugins.precision.quantiser import Quantiser
+
+
+class FP8Blockwise(EmulatedFP8):
+    """E4M3 with a scale for each tile, computed from the tile."""
+
+    def __init__(
+        self,
+        *,
+        roles: Sequence[Role],
+        tile: int,
+        power_of_two_scales: bool,
+        amax_floor: float,
+        attention_out_format: Literal["E5M6", "E4M3"],
+        fp8_dispatch: bool,
+        hold_swiglu_inputs: bool,
+        activation_grad_blocks: bool,
+        compile_quantiser: bool,
+    ) -> None:
+        """The YAML file says what each does."""
+        super().__init__(roles=roles, amax_floor=amax_floor)
+        if tile < 1:
+            raise ValueError(f"precision.tile={tile}: at least 1")
+        self.tile = tile
+        self.attention_out_format = FORMATS[attention_out_format]
+        self.fp8_dispatch = fp8_dispatch
+        self.hold_swiglu_inputs = hold_swiglu_inputs
+        self.activation_grad_blocks = activation_grad_blocks
+        self.row = Quantiser(E4M3, 1, tile, power_of_two_scales, amax_floor, compile_quantiser)
+
+    def recipe(self, role: Role) -> Recipe:
+        row = self.row
+        column, block = replace(row, rows=self.tile, columns=1), replace(row, rows=self.tile)
+        to_experts = replace(row, power_of_two=row.power_of_two or self.fp8_dispatch)
+        x_held = x_fprop = to_experts if role == "expert_gate_up" else row
+        x_wgrad = column
+        if role == "attention_out":
+            x_held = replace(row, format=self.attention_out_format, power_of_two=True)
+            x_fprop, x_wgrad = replace(row, power_of_two=True), replace(column, power_of_two=True)
+        return Recipe(
+            x_held=x_held,
+            x_fprop=x_fprop,
+            w_fprop=block,
+            dy_held=to_experts if role == "expert_down" and self.fp8_dispatch else None,
+            dy_dgrad=block if self.activation_grad_blocks else row,
+            w_dgrad=block,
+            x_wgrad=x_wgrad,
+            dy_wgrad=column,
+        )
+
+    def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        if not self.hold_swiglu_inputs or not (torch.is_grad_enabled() and gate_up.requires_grad):
+            return super().swiglu(gate_up, row_weights)
+        return held_swiglu(gate_up, row_weights, self.row)

@@ -1,0 +1,75 @@
+"""The benchmark program at a size of seconds: what it compares is the same model, and every case gives its figures."""
+
+import json
+
+import pytest
+import torch
+
+from dsv3.bench import data, decoding, memory, models, training
+from dsv3.bench.measuring import Figure, interleaved
+from dsv3.cli import main
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ("model=tiny", "tokenizer.vocab_size=512", "logger=none", "router.group_score_top=2")
+    monkeypatch.setattr(models, "SHAPES", shapes)
+    for module in (models, training, data):
+        monkeypatch.setattr(module, "ROWS", 2)
+        monkeypatch.setattr(module, "LENGTH", 32)
+    monkeypatch.setattr(training, "TOKENS", 64)
+    monkeypatch.setattr(training, "PEAK_SIZE", 64)
+    monkeypatch.setattr(decoding, "CONTEXT", 24)
+    monkeypatch.setattr(decoding, "TOKENS", 3)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("experts", models.EXPERTS)
+def test_both_sides_are_the_same_function(experts: str) -> None:
+    config, model = models.ours("precision=fp32", "mtp=none")
+    twin = models.theirs(config, model, dtype=torch.float32, experts=experts)
+    batch = next(models.batches(config.model.vocab_size))
+    with torch.no_grad():
+        mine = model.lm_head(model(batch, with_mtp=False).hidden_BTD)
+        other = twin(input_ids=batch.tokens_BT).logits
+    assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_case_gives_its_figures() -> None:
+    figures = [*training.train(1), *decoding.decode(1), *training.experts(1)]
+    assert {figure.case for figure in figures} == {"train", "decode", "experts"}
+    assert all(figure.value > 0 for figure in figures)
+    shares = [figure for figure in figures if figure.what.startswith("share")]
+    assert len(shares) == 4
+
+
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    assert memory.resident("VmHWM") >= memory.resident("VmRSS") > 0
+
+
+def test_turns_are_interleaved_and_the_median_is_taken() -> None:
+    turns: list[str] = []
+    seconds = interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, repeats=2)
+    assert turns == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
+
+
+def test_a_goal_is_a_bound_from_either_side() -> None:
+    assert Figure("c", "w", 3.0, "x", 3.0).reached
+    assert not Figure("c", "w", 3.1, "x", 3.0, at_most=True).reached
+    assert Figure("c", "w", 1.0, "x").reached is None
+
+
+def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "only=trian"])
+    assert stopped.value.code == 1
+    assert "'trian' is not one of train, memory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_program_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "only=experts,memory", "repeats=1", "format=json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert [figure["case"] for figure in figures] == ["experts", "memory", "memory"]

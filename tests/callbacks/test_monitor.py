@@ -1,0 +1,92 @@
+"""What training writes down of the experts: planted faults are found by name, and the tables continue exactly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from dsv3.build import build_run
+from dsv3.run_folder import RunFolder
+
+Compose = Callable[..., DictConfig]
+
+
+def train(config: DictConfig, plant: Callable[[Any], None] = lambda run: None) -> RunFolder:
+    run = build_run(config)
+    plant(run)
+    run.trainer.fit(run.module, run.data)
+    run.folder.release()
+    return run.folder
+
+
+@pytest.fixture
+def ran(composed: Compose, tmp_path: Path) -> RunFolder:
+    keys = ("monitor.every_tokens=1024", "run.checkpoint_tokens=2560", "run.validation_tokens=5120")
+    return train(composed(f"run.dir={tmp_path}/run", *keys))
+
+
+def test_tables_cover_every_layer_and_agree_with_the_load_of_each_step(ran: RunFolder) -> None:
+    routing, experts = ran.read("metrics/routing"), ran.read("metrics/experts")
+    assert sorted(set(routing.tokens)) == [1024, 2048, 2560, 3072, 4096, 5120]
+    for layer in ("layers.1", "layers.2", "mtp.0"):
+        rows = routing[routing.layer == layer]
+        steps = experts[(experts.layer == layer) & (experts.tokens > 4096)]
+        assert rows.load.iloc[-1].tolist() == np.stack(steps.load.to_list()).sum(0).tolist()
+        assert rows.bias.iloc[-1].tolist() == experts[experts.layer == layer].bias.iloc[-1].tolist()
+        assert (np.array(rows.output_norm.iloc[-1])[rows.load.iloc[-1] > 100] > 0).all()
+        load_XE = rows.domain_load.iloc[-1].reshape(2, 16)
+        assert (load_XE.sum(0) == rows.load.iloc[-1]).all()
+        assert list(rows.domains.iloc[-1]) == ["letters", "digits"]
+        assert ((rows.nodes >= 1) & (rows.nodes <= 2)).all()
+        assert np.allclose(rows.dispatch_bytes, rows.nodes * 64 * 3)
+    pairs = ran.read("metrics/coactivation")
+    stretch = routing[(routing.layer == "layers.1") & (routing.tokens <= 2560)]
+    first = pairs[(pairs.layer == "layers.1")].pairs.iloc[0].reshape(16, 16)
+    assert (np.diag(first) == np.stack(stretch.load.to_list()).sum(0)).all()
+    assert (first == first.T).all()
+    stability = ran.read("metrics/stability")
+    assert set(stability.tokens) == {5120}
+    assert stability.kept.between(0, 1).all()
+
+
+def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
+    """Expert 5 of layer 2 can never be chosen: its bias is far below all others."""
+
+    def plant(run: Any) -> None:
+        dict(run.module.model.moe_layers())["layers.2"].balancing.parts.loss_free.bias[5] = -100.0
+
+    keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
+    findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
+    (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
+    assert (found["kind"], found["tokens"], found["value"]) == ("dead expert", 2560, 0.0)
+    assert found["text"] == "layers.2 expert 5 is dead: 0.00% of an even share"
+
+
+def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
+    """Experts 0 and 1 of layer 1 are always chosen; the other layers route as they do."""
+
+    def plant(run: Any) -> None:
+        dict(run.module.model.moe_layers())["layers.1"].balancing.parts.loss_free.bias[:2] = 100.0
+
+    keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
+    findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
+    found = findings[findings.kind == "collapse"]
+    assert "layers.1" in set(found.layer)
+    row = found[found.layer == "layers.1"].iloc[0]
+    assert row.tokens == 2560
+    assert row.value == pytest.approx(2.0)
+    assert row.text == "layers.1 collapsed: its load is spread over 2.0 effective experts of 16"
+
+
+def test_monitoring_changes_nothing_in_training(composed: Compose, tmp_path: Path, ran: RunFolder) -> None:
+    other = train(
+        composed(f"run.dir={tmp_path}/rarely", "run.checkpoint_tokens=100000", "run.validation_tokens=5120"),
+        lambda run: run.module.observers.clear(),
+    )
+    assert other.read("metrics/train").equals(ran.read("metrics/train"))
+    ours, theirs = (torch.load(f.checkpoints()[-1], weights_only=True)["state_dict"] for f in (ran, other))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

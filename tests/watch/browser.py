@@ -1,0 +1,67 @@
+"""A headless Chromium for tests. Without one, they are skipped."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def chromium() -> str:
+    """The path of the browser; skips the test where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    return found
+
+
+class Tab:
+    """A page, and what went wrong on it: console errors, exceptions, requests beyond this machine."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.wrong: list[str] = []
+        page.on("console", lambda m: self.wrong.append(f"{m.type}: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda error: self.wrong.append(f"exception: {error}"))
+        page.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
+        page.on("request", lambda r: self.wrong.append(f"external: {r.url}") if is_external(r.url) else None)
+
+
+def is_external(url: str) -> bool:
+    return url.startswith("http") and not url.startswith("http://127.0.0.1")
+
+
+@contextmanager
+def opened(profile: Path, *, width: int = 1280, height: int = 900) -> Iterator[Tab]:
+    executable = chromium()
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
+    size = {"width": width, "height": height}
+    with playwright.sync_playwright() as p:
+        context = p.chromium.launch_persistent_context(
+            profile, executable_path=executable, headless=True, args=FLAGS, viewport=size
+        )
+        yield Tab(context.new_page())
+        context.close()
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of a Dash application that a thread of this process serves on loopback."""
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", 0, app.server, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
