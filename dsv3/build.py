@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsv3.callbacks import (
     EMA,
+    Benchmarks,
     Guard,
     Interruption,
     MeasureQuantisation,
@@ -135,6 +136,7 @@ def build_run(config: DictConfig) -> Run:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
     ema, interruption, record = EMA(decay=config.ema.decay), Interruption(), Record(folder=folder)
     validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
+    benchmarks = Benchmarks(config=config, folder=folder)
     save = SaveCheckpoints(
         every_tokens=config.run.checkpoint_tokens,
         flush_tokens=config.monitor.every_tokens,
@@ -164,6 +166,7 @@ def build_run(config: DictConfig) -> Run:
             monitor,
             *quantisation(config, model, folder),
             validate,
+            benchmarks,
             save,
             pictures,
             progress,

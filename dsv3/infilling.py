@@ -13,7 +13,11 @@ def infilling_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, order: Orde
     PSM (report section 4.1): bos, fim_begin, prefix, fim_hole, suffix, fim_end.
     SPM: the same with an empty prefix, and the prefix where the middle begins.
     """
-    before, after = tokenizer.encode(prefix), tokenizer.encode(suffix)
+    return arrange(tokenizer, tokenizer.encode(prefix), tokenizer.encode(suffix), order)
+
+
+def arrange(tokenizer: Tokenizer, before: list[int], after: list[int], order: Order) -> list[int]:
+    """The same from the ids of prefix and suffix."""
     if order == "psm":
         return [tokenizer.bos, tokenizer.fim_begin, *before, tokenizer.fim_hole, *after, tokenizer.fim_end]
     return [tokenizer.bos, tokenizer.fim_begin, tokenizer.fim_hole, *after, tokenizer.fim_end, *before]

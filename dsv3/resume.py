@@ -23,6 +23,7 @@ FREE = (
     "run.keep_checkpoints",
     "study",
     "logger",
+    "benchmarks",
     "trainer",
     "data.cache_dir",
 )

@@ -1,5 +1,6 @@
 """What a run came to: `summary.json`, and the same printed."""
 
+import math
 import platform
 import subprocess
 from importlib.metadata import version
@@ -46,6 +47,7 @@ def summarise(run: Run) -> dict[str, Any]:
             family: score._asdict() | {"lead_in_standard_errors": round(score.lead_in_standard_errors, 2)}
             for family, score in questions.items()
         },
+        "benchmarks": benchmark_scores(run.folder),
         "completion": demonstrate(run, tokenizer, infill=False),
         "infilling": demonstrate(run, tokenizer, infill=True),
         "git_commit": git_commit(),
@@ -55,6 +57,36 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def by_domain(scores: Any) -> dict[str, dict[str, float]]:
     return {row.domain: {"loss": row.loss, "bpb": row.bpb} for row in scores.itertuples()}
+
+
+def benchmark_scores(folder: RunFolder) -> list[dict[str, Any]]:
+    """Every metric of every benchmark at the end of the run, and what it was before the first step."""
+    table = folder.read("metrics/benchmarks")
+    if table.empty:
+        return []
+    keys = ["task", "metric"]
+    last = table[table.tokens == table.tokens.max()].set_index(keys)
+    first = table[table.tokens == 0].set_index(keys)
+    rows = []
+    for (task, metric), after in last.iterrows():
+        before = first.loc[(task, metric)] if (task, metric) in first.index else None
+        rows.append(
+            {
+                "task": task,
+                "metric": metric,
+                "n": int(after.n),
+                "shots": float(after.shots),
+                "before": None if before is None else finite(before.value),
+                "before_stderr": None if before is None else finite(before.stderr),
+                "after": finite(after.value),
+                "after_stderr": finite(after.stderr),
+            }
+        )
+    return rows
+
+
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def last_tenth(train: Any, prefix: str) -> dict[str, float]:
@@ -101,6 +133,8 @@ def show(folder: RunFolder) -> None:
     console = Console(highlight=False)
     console.print(validation_table(summary))
     console.print(questions_table(summary))
+    if summary["benchmarks"]:
+        console.print(benchmarks_table(summary))
     violations = list(summary["max_violation"].values())
     counts = summary["parameters"]
     lines = {
@@ -144,3 +178,22 @@ def questions_table(summary: dict[str, Any]) -> Table:
         shares = (f"{score[key] / n:.0%}" for key in ("correct", "baseline"))
         table.add_row(family, str(n), *shares, f"{score['lead_in_standard_errors']:+.1f}")
     return table
+
+
+def benchmarks_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="Benchmarks, with standard errors", title_justify="left")
+    for column in ("task", "n", "metric", "before", "after"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    last = None
+    for row in summary["benchmarks"]:
+        head = (row["task"], str(row["n"])) if row["task"] != last else ("", "")
+        figures = (with_error(row[when], row[f"{when}_stderr"]) for when in ("before", "after"))
+        table.add_row(*head, row["metric"], *figures)
+        last = row["task"]
+    return table
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

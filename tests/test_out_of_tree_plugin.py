@@ -46,7 +46,7 @@ def test_it_trains_through_one_key(example: Path, key: str, tmp_path: Path) -> N
     searchpath = f"hydra.searchpath=[file://{ROOT}/tests/conf]"
     done = train(
         tmp_path, searchpath, key, "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-        "trainer.max_steps=5", f"run.dir={tmp_path}/run",
+        "trainer.max_steps=5", "benchmarks=none", f"run.dir={tmp_path}/run",
         example=example,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

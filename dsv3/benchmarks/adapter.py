@@ -10,6 +10,7 @@ model loses tokens on its left, as in lm-eval; an infilling prompt loses them at
 is scored in parts.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -143,10 +144,16 @@ class Adapter(TemplateLM):
             prompts,
             max_tokens=max_tokens,
             sampling=Sampling(temperature, settings.get("top_p", 1.0)),
-            generators=[torch.Generator().manual_seed((self.seed << 32) + number) for number in numbers],
+            generators=[generator_of(self.seed, number) for number in numbers],
             stopped=stop_at(until, self.model.decode),
         )
         return [cut_at(until, self.model.decode(row)) for row in rows]
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """Of one request. PyTorch's generator on the CPU takes 32 bits of a seed, so both numbers are hashed into them."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def score_ending(logp_KV: torch.Tensor, ending: list[int]) -> Scored:
@@ -154,7 +161,7 @@ def score_ending(logp_KV: torch.Tensor, ending: list[int]) -> Scored:
     ids_K = torch.tensor(ending, device=logp_KV.device)
     logp_KV = logp_KV[-len(ending) :]
     chosen = logp_KV.gather(1, ids_K.unsqueeze(1)).squeeze(1)
-    return float(chosen.sum()), bool((logp_KV.argmax(-1) == ids_K).all())
+    return float(chosen.sum()), bool((logp_KV.max(-1).indices == ids_K).all())
 
 
 def stop_at(until: Sequence[str], decode: Callable[[list[int]], str]) -> Callable[[int, list[int]], bool]:

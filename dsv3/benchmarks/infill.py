@@ -9,7 +9,7 @@ in the order (PSM or SPM) that the model was trained with.
 import re
 
 from dsv3.contracts import Tokenizer
-from dsv3.infilling import Order, infilling_prompt
+from dsv3.infilling import Order, arrange
 
 BEGIN, HOLE, END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 
@@ -23,17 +23,14 @@ def parse_infilling(text: str) -> tuple[str, str] | None:
 
 
 def infilling_ids(tokenizer: Tokenizer, prefix: str, suffix: str, *, order: Order, room: int) -> list[int]:
-    """At most `room` ids of the prompt: prefix and suffix are cut at their far ends until it fits.
+    """The prompt's ids, at most `room` of them: what does not fit is cut off at the far ends of prefix and suffix.
 
-    The prefix gives way first, down to half of the room, then the suffix.
+    The suffix keeps half of the room, or what the prefix leaves of it.
     """
-    while len(ids := infilling_prompt(tokenizer, prefix, suffix, order)) > room:
-        before, after = len(tokenizer.encode(prefix)), len(tokenizer.encode(suffix))
-        excess = len(ids) - room
-        if before > after or not suffix:
-            if not prefix:
-                raise ValueError(f"an infilling prompt does not fit in {room} tokens")
-            prefix = prefix[-(len(prefix) * max(before - excess, after) // before) :] if before > excess else ""
-        else:
-            suffix = suffix[: len(suffix) * max(after - excess, 0) // after]
-    return ids
+    before, after = tokenizer.encode(prefix), tokenizer.encode(suffix)
+    left = room - len(arrange(tokenizer, [], [], order))
+    if left < 1:
+        raise ValueError(f"an infilling prompt does not fit in {room} tokens")
+    after = after[: max(left // 2, left - len(before))]
+    before = before[max(0, len(before) + len(after) - left) :]
+    return arrange(tokenizer, before, after, order)

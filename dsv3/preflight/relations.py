@@ -60,11 +60,13 @@ ABOVE_ZERO = (
     *("monitor.every_tokens", "guard.window", "guard.deviations", "guard.rise"),
     *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
+    *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
     *("data.sources.*.weight", "data.batch_sequences.peak", "tokenizer.vocab_size", "grad_clip"),
 )
 ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top_k", "n_groups", "topk_groups"))
 NOT_NEGATIVE = (
     "seed",
+    "shots",
     "guard.most_rollbacks",
     "model.n_dense_layers",
     "model.n_routed_experts",

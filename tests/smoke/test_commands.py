@@ -19,6 +19,7 @@ SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
     f"+data.sources.code={SOURCE}",
     "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
+    "benchmarks=none",
 ]  # fmt: skip
 
 
@@ -98,6 +99,45 @@ def test_evaluate_keeps_to_the_tokenizer_of_the_run(trained: Path, tmp_path: Pat
     result = json.loads(call(tmp_path, str(ROOT / "evaluate.py"), f"checkpoint={run}", "format=json").stdout)
     wanted = json.loads((trained / "summary.json").read_text())["validation"]["after"]["code"]["bpb"]
     assert result["weights"]["live"]["domains"]["code"]["bpb"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path: Path) -> None:
+    """Two tasks, ours and a name that there is not; a second call computes nothing again; another checkpoint beside."""
+    other = RunFolder(trained).checkpoints()[0]
+    command = [
+        str(ROOT / "evaluate.py"), f"checkpoint={trained}", "tasks=[stdlib_infilling,rg_arithmetic,no_such_task]",
+        "limit=4", f"compare={other}", "format=json",
+    ]  # fmt: skip
+    result = json.loads(call(tmp_path, *command).stdout)
+    scores = result["benchmarks"]["results"]
+    assert set(scores) == {"stdlib_infilling", "rg_arithmetic"}
+    assert scores["stdlib_infilling"]["answer_bpb_stderr,none"] > 0
+    assert "there is no such task" in result["benchmarks"]["dsv3"]["failures"]["no_such_task"]
+    folder = trained / "benchmarks" / "newest-live"
+    assert json.loads((folder / "results.json").read_text())["n-samples"]["rg_arithmetic"]["effective"] == 4
+    assert len((folder / "samples_rg_arithmetic.jsonl").read_text().splitlines()) == 4
+    compared = {(row["task"], row["metric"]): row for row in result["compare"]}
+    assert compared["rg_arithmetic", "answer_bpb"]["n"] == 4
+    assert compared["rg_arithmetic", "answer_bpb"]["difference"] != 0
+    assert set(result["expert_load"]) == {"layers.1", "layers.2"}
+
+    before = (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns
+    text = call(tmp_path, *command[:-1]).stdout
+    assert "no_such_task was not run: there is no such task" in text
+    assert (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_evaluate_reads_a_hugging_face_folder(trained: Path, tmp_path: Path) -> None:
+    call(tmp_path, "-m", "dsv3", "export", f"checkpoint={trained}", f"out={tmp_path}/hf")
+    command = [str(ROOT / "evaluate.py"), f"checkpoint={tmp_path}/hf", "tasks=[rg_arithmetic,stdlib_infilling]"]
+    result = json.loads(call(tmp_path, *command, "limit=3", f"results={tmp_path}/out", "format=json").stdout)
+    assert set(result["benchmarks"]["results"]) == {"rg_arithmetic"}
+    assert "has no run with any" in result["benchmarks"]["dsv3"]["failures"]["stdlib_infilling"]
+    run = [str(ROOT / "evaluate.py"), f"checkpoint={trained}", "tasks=[rg_arithmetic]", "limit=3", "format=json"]
+    ours = json.loads(call(tmp_path, *run).stdout)["benchmarks"]["results"]["rg_arithmetic"]["answer_bpb,none"]
+    theirs = result["benchmarks"]["results"]["rg_arithmetic"]["answer_bpb,none"]
+    assert theirs == pytest.approx(ours, rel=0.02)  # bf16 here, the exported weights' own format there
 
 
 def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path) -> None:

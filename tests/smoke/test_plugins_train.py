@@ -43,6 +43,7 @@ ELSEWHERE = {
 SHORT = [
     "model=tiny", "trainer.max_steps=20", "run.validation_tokens=100000000", "data.sequence_length=64",
     "data.micro_batch_size=2", "data.batch_sequences.peak=2", "data.validation_tokens=256", "data.questions=8",
+    "benchmarks=none",
 ]  # fmt: skip
 
 

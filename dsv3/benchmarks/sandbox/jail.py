@@ -24,7 +24,8 @@ NOBODY = 65534
 class Limits(NamedTuple):
     """What one program may use."""
 
-    seconds: float = 10.0  # from start to verdict, by the clock; processor time is capped at the same, rounded up
+    seconds: int = 5  # of processor time
+    deadline: float = 30.0  # seconds by the clock, from start to verdict, for those that wait; a busy machine is slow
     memory: int = 512 * 1024 * 1024  # bytes of address space
     file_bytes: int = 1024 * 1024  # of one file
     scratch_bytes: int = 4 * 1024 * 1024  # of /tmp
@@ -33,7 +34,7 @@ class Limits(NamedTuple):
 def command(role: str, limits: Limits, job_fd: int, verdict_fd: int, *, jailed: bool, seccomp_fd: int) -> list[str]:
     """The command line of a worker or a checker. Without a jail: the same program under its limits alone."""
     uid = NOBODY if os.geteuid() == 0 and jailed else 0
-    numbers = (uid, limits.memory, limits.file_bytes, int(limits.seconds) + 1, job_fd, verdict_fd)
+    numbers = (uid, limits.memory, limits.file_bytes, limits.seconds, job_fd, verdict_fd)
     interpreter = [os.path.realpath(sys.executable), "-I", "-S", "-B"]
     if not jailed:
         return [*interpreter, str(INSIDE), role, *map(str, numbers)]
@@ -54,19 +55,24 @@ def namespaces() -> list[str]:
 def files(limits: Limits) -> list[str]:
     """Mounts: everything read-only but /tmp."""
     interpreter, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
-    binds: list[str] = []
-    for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"):
-        binds += ["--ro-bind-try", path, path]
-    binds += ["--ro-bind", library, library, "--ro-bind", interpreter, interpreter]
-    for shared in sorted(Path(sys.base_prefix, "lib").glob("libpython*.so*")):
-        binds += ["--ro-bind-try", str(shared), str(shared)]
-    for packages in {f"{library}/site-packages", f"{library}/dist-packages", "/usr/lib/python3/dist-packages"}:
+    shared = [str(path) for path in sorted(Path(sys.base_prefix, "lib").glob("libpython*.so*"))]
+    system = [path for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache") if os.path.exists(path)]
+    devices = [f"/dev/{name}" for name in ("null", "zero", "urandom")]
+    seen = [*system, library, interpreter, *shared]
+    mounts = [part for path in seen for part in ("--ro-bind", path, path)]
+    for packages in (f"{library}/site-packages", f"{library}/dist-packages", "/usr/lib/python3/dist-packages"):
         if os.path.isdir(packages):
-            binds += ["--tmpfs", packages]
-    devices = [part for name in ("null", "zero", "urandom") for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
-    scratch = ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    inside = ["--ro-bind", str(INSIDE), "/inside.py"]
-    return [*binds, "--proc", "/proc", *devices, *scratch, *inside, "--remount-ro", "/"]
+            mounts += ["--tmpfs", packages]
+    mounts += [part for path in devices for part in ("--dev-bind", path, path)]
+    mounts += ["--proc", "/proc", "--ro-bind", str(INSIDE), "/inside.py"]
+    mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    return [*folders([*seen, *devices]), *mounts, "--remount-ro", "/"]
+
+
+def folders(paths: list[str]) -> list[str]:
+    """The folders that lead to the paths, open to whom a program becomes; bubblewrap alone would close them."""
+    above = {str(parent) for path in paths for parent in Path(path).parents if str(parent) != "/"}
+    return [part for folder in sorted(above) for part in ("--perms", "0755", "--dir", folder)]
 
 
 # Names of system calls -> numbers, of the two architectures whose numbers are written down here.

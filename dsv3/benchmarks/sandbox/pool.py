@@ -83,7 +83,7 @@ def judge(program: Program, *, limits: Limits, jailed: bool) -> Verdict:
         for end in (to_worker, to_checker):
             end.close()
         verdict.close_write()
-        detail = _verdict(verdict.read, started + limits.seconds)
+        detail = _verdict(verdict.read, started + limits.deadline)
     return Verdict(not detail, detail, time.monotonic() - started)
 
 

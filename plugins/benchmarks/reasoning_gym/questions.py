@@ -23,9 +23,8 @@ def drawn(generator: str, size: int) -> Any:
 
 def load(*, generators: Sequence[str], size: int, **_: Any) -> dict[str, Dataset]:
     """`size` questions of each generator in turn, so that the first few hold as many of each."""
-    columns = []
-    for generator in generators:
-        rows = (
+    columns = [
+        [
             {
                 "family": generator,
                 "number": number,
@@ -34,8 +33,9 @@ def load(*, generators: Sequence[str], size: int, **_: Any) -> dict[str, Dataset
                 "answer": str(entry["answer"]),
             }
             for number, entry in enumerate(drawn(generator, size))
-        )
-        columns.append(rows)
+        ]
+        for generator in generators
+    ]
     return {"test": Dataset.from_list(list(itertools.chain.from_iterable(zip(*columns, strict=True))))}
 
 
