@@ -11,6 +11,9 @@ BUBBLEWRAP := $(call INSTALL,bwrap,bubblewrap)
 # For the tests of the dashboard; without it they are skipped.
 CHROMIUM := $(call INSTALL,chromium,chromium)
 
+# A process a core, a thread each; the tests of a file share what they trained.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,11 +38,11 @@ train: $(READY) ## run the default study and print its summary
 
 test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(READY) ## run every test, the slow ones too
 	@$(CHROMIUM)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
 	$(BIN)/python -m dsv3 bench

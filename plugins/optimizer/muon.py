@@ -32,6 +32,7 @@ def muon(
     newton_schulz_steps: int,
     newton_schulz_dtype: Literal["bfloat16", "float32"],
     adamw_names: Sequence[str],
+    lr_scale: float,
     adamw_lr_scale: float,
     betas: Sequence[float],
     eps: float,
@@ -41,7 +42,7 @@ def muon(
 
     momentum: mu. newton_schulz_steps, newton_schulz_dtype: of the approximation of O(X).
     adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
-    adamw_lr_scale: AdamW's learning rate as a multiple of Muon's. betas, eps: AdamW's.
+    lr_scale, adamw_lr_scale: their learning rates, as multiples of the schedule's. betas, eps: AdamW's.
     weight_decay: of every matrix, in both.
 
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
@@ -56,7 +57,7 @@ def muon(
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
         group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}
-    groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": 1.0, "rule": "muon"})
+    groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": lr_scale, "rule": "muon"})
     beta1, beta2 = betas
     defaults = {
         "lr": 0.0,

@@ -29,6 +29,7 @@ def build(parameters, **changes):
         "newton_schulz_steps": 5,
         "newton_schulz_dtype": "float32",
         "adamw_names": PATTERNS,
+        "lr_scale": 1.0,
         "adamw_lr_scale": 1.0,
         "betas": [0.9, 0.95],
         "eps": 1e-8,
@@ -205,6 +206,6 @@ def test_mistakes_are_named(changes, words):
         build(model(), **changes)
 
 
-def test_the_rest_steps_at_a_multiple_of_muons_rate():
-    scales = [group["lr_scale"] for group in build(model(), adamw_lr_scale=0.4).param_groups]
-    assert scales == [1.0, 0.4, 0.4]
+def test_each_rule_has_its_multiple_of_the_schedules_rate():
+    scales = [group["lr_scale"] for group in build(model(), lr_scale=2.5, adamw_lr_scale=0.4).param_groups]
+    assert scales == [2.5, 0.4, 0.4]
