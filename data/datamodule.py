@@ -56,7 +56,7 @@ class DataModule(lightning.LightningDataModule):
         questions: int,
         fim: Mapping[str, Any],
         split_punctuation_newline: float,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, Source | None],
     ) -> None:
         """See conf/data/default.yaml for what each argument means.
 
@@ -75,7 +75,8 @@ class DataModule(lightning.LightningDataModule):
                 raise ValueError(f"data.{key}={value} is below 1")
         if not 0 <= split_punctuation_newline <= 1:
             raise ValueError(f"data.split_punctuation_newline={split_punctuation_newline} is not between 0 and 1")
-        if not sources:
+        present = {name: source for name, source in sources.items() if source is not None}
+        if not present:
             raise ValueError("data.sources is empty")
         self._fim = FillInTheMiddle(**fim)
         self._fim.check()
@@ -92,10 +93,10 @@ class DataModule(lightning.LightningDataModule):
         self._validation_tokens = validation_tokens
         self._n_questions = questions
         self._split_share = split_punctuation_newline
-        self._sources = sources
+        self._sources = present
         self._restored: Mapping[str, Any] | None = None
         self._corpus: Corpus | None = None
-        self.domains = list(sources)
+        self.domains = list(present)
         self.tokenizer: ByteLevelBPE
         self._train: dict[str, DomainTokens]
 
