@@ -162,5 +162,6 @@ def init_weights(model: nn.Module, *, std: float, seed: int) -> None:
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
-            generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+            # One number below 2^32: a generator looks at no more of its seed.
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
             nn.init.normal_(parameter, std=std, generator=generator)

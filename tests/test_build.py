@@ -1,4 +1,4 @@
-"""Beginning with another run's weights, for context extension."""
+"""Initial weights: by the seed, and from another run, for context extension."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +46,15 @@ def test_another_shape_is_refused_by_name(composed: Callable[..., DictConfig], s
     config = composed(f"run.dir={tmp_path}/other", f"run.weights_from={short_run}", "model.moe_inter_dim=48")
     with pytest.raises(ValueError, match=r"run\.weights_from=.*another model"):
         build_run(config)
+
+
+def test_initial_weights_follow_the_seed_and_the_name_alone(composed: Callable[..., DictConfig]) -> None:
+    """Equal seeds pair the arms of a study wherever names and shapes agree; other seeds share no matrix."""
+    one, same, other = (dict(build_model(composed(f"seed={seed}")).named_parameters()) for seed in (1, 1, 2))
+    plain = dict(build_model(composed("seed=1", "mtp=none", "router=softmax")).named_parameters())
+    matrices = [name for name, parameter in one.items() if parameter.ndim >= 2]
+    assert all(torch.equal(one[name], same[name]) for name in matrices)
+    assert not any(torch.equal(one[name], other[name]) for name in matrices)
+    shared = [name for name in matrices if name in plain]
+    assert len(shared) > 10
+    assert all(torch.equal(one[name], plain[name]) for name in shared)
