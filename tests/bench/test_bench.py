@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from dsv3.bench import data, decoding, memory, models, speculation, training
 from dsv3.bench.measuring import Figure, interleaved
-from dsv3.build import build_run
+from dsv3.build import Loaded, build_run
 from dsv3.cli import main
 
 
@@ -57,6 +57,7 @@ def test_speculation_compares_the_same_texts(
         next(speculation.speculation(1, tmp_path))
     (tmp_path / "summary.json").write_text("{}")
     monkeypatch.setattr(speculation, "build_data", lambda config, tokenizer: made.data)
+    monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
     monkeypatch.setattr(speculation, "PROMPTS", 3)
     monkeypatch.setattr(speculation, "TOKENS", 6)
     (figure,) = speculation.speculation(1, tmp_path)

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "model": "tests/golden/test_sizes.py builds every preset; this file trains the smallest",
     "tokenizer": "here and below",
     "trainer": "here",
+    "hydra": "tests/study: the sweeper of studies",
     "benchmarks": "tests/benchmarks",
 }
 """Kinds that are no part of a model, and where they are tried."""

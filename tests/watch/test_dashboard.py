@@ -14,7 +14,7 @@ from dsv3.watch.page import write_run_report
 from tests.watch.browser import Tab, opened, served
 from tests.watch.made_up import MadeUpRun
 
-PLOT = "document.getElementById('{\"picture\":\"%s\"}').querySelector('.js-plotly-plot')"
+PLOT = "document.getElementById('{\"picture\":\"%s\"}')?.querySelector('.js-plotly-plot')"
 """Dash writes an id with sorted keys and no spaces; the plot is inside."""
 
 
