@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.models import EXPERTS, ours, theirs
 from dsv3.bench.training import DTYPES
 from dsv3.layers import held_weights
@@ -19,16 +19,13 @@ def decode(repeats: int) -> Iterator[Figure]:
         config, model = ours(f"precision={precision}", "mtp=none")
         prompt = torch.randint(0, config.model.vocab_size, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
         twins = {e: theirs(config, model, dtype=DTYPES[precision], experts=e).eval() for e in EXPERTS}
-        rivals = interleaved({e: their_decoding(twin, prompt) for e, twin in twins.items()}, repeats=1)
-        fastest = min(rivals, key=lambda name: rivals[name])
-        programs = {
-            "ours": our_decoding(model.eval(), prompt),
-            "theirs": their_decoding(twins[fastest], prompt),
-        }
+        rivals = {e: their_decoding(twin, prompt) for e, twin in twins.items()}
+        rival = fastest(rivals)
+        programs = {"ours": our_decoding(model.eval(), prompt), "theirs": rivals[rival]}
         with held_weights(model):  # theirs are in their format to begin with
             seconds = interleaved(programs, repeats=repeats)
         ms = {side: 1000 * value / TOKENS for side, value in seconds.items()}
-        note = f"{ms['ours']:.1f} ms a token against {ms['theirs']:.1f} ({fastest})"
+        note = f"{ms['ours']:.1f} ms a token against {ms['theirs']:.1f} ({rival})"
         ratio = seconds["theirs"] / seconds["ours"]
         yield Figure("decode", f"tokens/s at {CONTEXT} of context, {precision}", ratio, "x", goal, note=note)
 

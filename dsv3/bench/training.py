@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.models import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
 from dsv3.losses import linear_cross_entropy
 from dsv3.model import Decoder
@@ -23,15 +23,13 @@ def train(repeats: int) -> Iterator[Figure]:
     """Tokens per second against transformers' fastest way, and the share of the measured peak of matrix products."""
     for precision, dtype in DTYPES.items():
         config, model = ours(f"precision={precision}", "mtp=none")
-        steps = {"ours": our_step(model, config.model.vocab_size)}
-        for experts in EXPERTS:
-            twin = theirs(config, model, dtype=dtype, experts=experts)
-            steps[experts] = their_step(twin, config.model.vocab_size)
-        rivals = interleaved({name: step for name, step in steps.items() if name != "ours"}, repeats=1)
-        fastest = min(rivals, key=lambda name: rivals[name])
-        seconds = interleaved({"ours": steps["ours"], "theirs": steps[fastest]}, repeats=repeats)
+        step = our_step(model, config.model.vocab_size)
+        twins = {e: theirs(config, model, dtype=dtype, experts=e) for e in EXPERTS}
+        rivals = {e: their_step(twin, config.model.vocab_size) for e, twin in twins.items()}
+        rival = fastest(rivals)
+        seconds = interleaved({"ours": step, "theirs": rivals[rival]}, repeats=repeats)
         ratio_goal, share_goal = GOALS[precision]
-        note = f"{TOKENS / seconds['ours']:,.0f} tokens/s, transformers ({fastest}) {TOKENS / seconds['theirs']:,.0f}"
+        note = f"{TOKENS / seconds['ours']:,.0f} tokens/s, transformers ({rival}) {TOKENS / seconds['theirs']:,.0f}"
         ratio = seconds["theirs"] / seconds["ours"]
         yield Figure("train", f"step, {precision}: tokens/s against transformers", ratio, "x", ratio_goal, note=note)
         peak, flops = gemm_peak(dtype), step_flops(f"precision={precision}", "mtp=none")

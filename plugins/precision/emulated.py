@@ -1,5 +1,6 @@
 """What the emulated FP8 precisions share: roles in FP8 by a recipe, all others in BF16, and measurement."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from plugins.precision.plain import BF16
 from plugins.precision.quantised_linear import QuantisedGroupedLinear, QuantisedLinear, Recipe, TensorScales
 
 
-class EmulatedFP8(BF16):
+class EmulatedFP8(BF16, ABC):
     """A precision whose layers of `roles` are quantised; a subclass says how in `recipe`."""
 
     def __init__(self, *, roles: Sequence[Role], amax_floor: float) -> None:
@@ -20,8 +21,9 @@ class EmulatedFP8(BF16):
         self.roles = tuple(roles)
         self.measurement = Measurement()
 
+    @abstractmethod
     def recipe(self, role: Role) -> Recipe:
-        raise NotImplementedError
+        """What each product of a layer takes its factors as."""
 
     def scales(self) -> TensorScales | None:
         """What gives a new layer's factors their scales, where these do not follow from tiles."""

@@ -194,7 +194,7 @@ def test_absorbed_decoding_never_expands_the_latents(monkeypatch):
     cache = attention.new_cache(2, 9)
     attention(x[:, :8], positions[:, :8], None, cache)
     monkeypatch.setattr(attention.kv_b_proj, "forward", lambda _: pytest.fail("keys and values were expanded"))
-    attention(x[:, 8:], positions[:, 8:], None, cache)
+    assert attention(x[:, 8:], positions[:, 8:], None, cache).shape == x[:, 8:].shape
 
 
 def latent_of(decode):
