@@ -12,7 +12,8 @@ from dsv3.run_folder import write_atomically
 from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, curve, headline, metrics
 from dsv3.study.statistics import Difference, verdict
 from dsv3.watch.page import page, shown, table
-from dsv3.watch.style import COLOURS, X_AXES, framed, line
+from dsv3.watch.palette import COLOURS
+from dsv3.watch.style import X_AXES, framed, line
 
 NOTE = (
     "Differences are paired by seed; intervals hold 95% (Student's t). Where an interval covers zero, no difference is "

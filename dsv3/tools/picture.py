@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.cli import REQUIRED, option
+from dsv3.watch.palette import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 SMOOTHING = 0.95
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dsv3.watch.history import History
-from dsv3.watch.style import COLOURS, GRID, TOKENS, X_AXES, Panel, empty, framed, line, stacked
+from dsv3.watch.palette import COLOURS
+from dsv3.watch.style import GRID, TOKENS, X_AXES, Panel, empty, framed, line, stacked
 
 MOST_POINTS = 1500
 """Points of a line that are drawn; a longer one is thinned evenly, its last point kept."""

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+from dsv3.watch.palette import COLOURS
+
 DASHES = ("solid", "dash", "dot", "dashdot")  # once the colours are used up
 SHARES = "Cividis"  # 0 and up
 SIGNED = "PuOr"  # about 0
