@@ -1,4 +1,4 @@
-"""Benchmarks before the first step, every so many tokens and after the last."""
+"""Benchmarks in training: before the first step where asked for, every so many tokens, and after the last."""
 
 import logging
 import time
@@ -34,7 +34,7 @@ class Benchmarks(lightning.Callback):
         self._suite: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if pl_module.tokens_seen == 0:
+        if self.config.benchmarks.before and pl_module.tokens_seen == 0:
             self.run(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
