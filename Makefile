@@ -40,7 +40,7 @@ test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
 	$(PYTEST) -m "not slow and not gpu"
 
-test-all: $(READY) ## run every test, the slow ones too
+test-all: $(READY) ## run every test, the slow ones too (half an hour)
 	@$(CHROMIUM)
 	$(PYTEST)
 

@@ -49,8 +49,9 @@ class SyntheticData(lightning.LightningDataModule):
         isolate_documents: bool,
         fim: Mapping[str, Any],
         validation_tokens: int | None = None,
+        questions: int | None = None,
     ) -> None:
-        """`validation_tokens`: as the real one takes it; here the validation set is what it is."""
+        """`validation_tokens`, `questions`: as the real one takes them; here both sets are what they are."""
         super().__init__()
         self.tokenizer = tokenizer()
         self.seed, self.length, self.total = seed, sequence_length, total_tokens

@@ -1,19 +1,18 @@
 """The report of a study as HTML, Markdown and a picture: verdicts first, then numbers, with seeds and intervals."""
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 
 from dsv3.run_folder import write_atomically
-from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, curve, headline, metrics
+from dsv3.study.pictures import curves, draw, gaps
+from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, headline, metrics
 from dsv3.study.statistics import Difference, verdict
 from dsv3.watch.page import page, shown, table
-from dsv3.watch.palette import COLOURS
-from dsv3.watch.style import X_AXES, framed, line
 
 NOTE = (
     "Differences are paired by seed; intervals hold 95% (Student's t). Where an interval covers zero, no difference is "
@@ -34,6 +33,7 @@ class Section(NamedTuple):
 def sections(study: Study) -> Iterator[Section]:
     equal = [at_equal(study, budget) for budget in BUDGETS]
     yield Section("Verdict", verdicts(study, headline(study)), (), [])
+    yield Section("Runs", made_of(study), (), [])
     yield sizes(study)
     yield compared("At equal budgets", study, equal)
     yield compared("At the end of each run", study, list(metrics(study)))
@@ -44,12 +44,50 @@ def verdicts(study: Study, metric: Metric) -> list[str]:
     about += [f"DeepSeek-V3's report: {study.finding}"] if study.finding else []
     if study.unfinished:
         about.append(f"Not finished, and left out: {', '.join(study.unfinished)}.")
-    sentences = []
-    for arm in study.runs:
-        if arm != study.baseline and (difference := study.difference(metric, arm)):
+    sentences = [sentence for _, sentence in judged(study, metric)]
+    if not sentences:
+        return [*about, "There is no second arm to compare."]
+    others = [
+        f"{other.name}: {sentence}"
+        for other in metrics(study)
+        if other.name != metric.name
+        for shown, sentence in judged(study, other)
+        if shown
+    ]
+    besides = ["Among the other figures at the end, these differences are shown:"] if others else []
+    return [*about, f"By {metric.name}:", *sentences, *besides, *others]
+
+
+def judged(study: Study, metric: Metric) -> Iterator[tuple[bool, str]]:
+    """Of each arm but the baseline: whether a difference from it is shown, and the verdict."""
+    for _, arm in study.compared():
+        if difference := study.difference(metric, arm):
             better = metric.lower_is_better
-            sentences.append(verdict(arm, study.baseline, difference, unit=metric.unit, lower_is_better=better))
-    return [*about, f"By {metric.name}:", *sentences] if sentences else [*about, "There is no second arm to compare."]
+            sentence = verdict(arm, study.baseline, difference, unit=metric.unit, lower_is_better=better)
+            yield difference.shown, sentence
+
+
+def made_of(study: Study) -> list[str]:
+    """What was run, and by which software."""
+    summaries = [run.summary or {} for runs in study.runs.values() for run in runs.values()]
+    tokens = " or ".join(f"{n:,} tokens ({steps:,} steps)" for n, steps in distinct(summaries, "tokens", "steps"))
+    seeds = sorted({seed for runs in study.runs.values() for seed in runs})
+    versions = [", ".join(f"{name} {v}" for name, v in made.items()) for (made,) in distinct(summaries, "versions")]
+    return [
+        f"`experiment={study.name}`: {len(summaries)} finished runs of {len(study.runs)} arms, with seeds "
+        f"{', '.join(map(str, seeds))}, of {tokens} each.",
+        f"Software: {'; or '.join(versions)}.",
+    ]
+
+
+def distinct(summaries: Sequence[dict[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
+    """The different values that the summaries have under the keys, in their order."""
+    found: list[tuple[Any, ...]] = []
+    for summary in summaries:
+        values = tuple(summary.get(key) for key in keys)
+        if values not in found:
+            found.append(values)
+    return found
 
 
 def sizes(study: Study) -> Section:
@@ -97,33 +135,10 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
     return (f"{difference.mean:+.4g}", interval, answer, difference.detectable, difference.seeds)
 
 
-def band(study: Study, arm: str, budget: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points of a budget that all seeds of the arm reach, the mean there, and the standard deviation (0 for one)."""
-    curves = [curve(run, budget) for run in study.runs[arm].values()]
-    end = min(x[-1] for x, _ in curves)
-    points = np.unique(np.concatenate([x[x <= end] for x, _ in curves]))
-    values = np.stack([np.interp(points, x, y) for x, y in curves])
-    return points, values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(points))
-
-
-def curves(study: Study, budget: str) -> go.Figure:
-    """Held-out bits per byte of each arm: mean over its seeds, and a band of one standard deviation."""
-    figure = go.Figure()
-    for i, arm in enumerate(study.runs):
-        x, middle, spread = band(study, arm, budget)
-        edge = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([middle + spread, (middle - spread)[::-1]])}
-        fill = {"fill": "toself", "fillcolor": line(i)["color"], "opacity": 0.15, "line": {"width": 0}}
-        figure.add_scatter(**edge, **fill, hoverinfo="skip", showlegend=False, mode="lines")
-        figure.add_scatter(x=x, y=middle, mode="lines+markers", line=line(i), name=arm)
-    return framed(figure, f"Held-out text over {budget}", x=X_AXES[budget], y="bits per byte", height=400)
-
-
 def markdown(study: Study, *, picture: str | None) -> str:
     parts = [f"# {study.name}"]
     if picture:
-        parts.append(
-            f"![held-out bits per byte of each arm over tokens, with bands of one standard deviation]({picture})"
-        )
+        parts.append(f"![held-out bits per byte of each arm over tokens, and differences from the baseline]({picture})")
     for section in sections(study):
         parts += [f"## {section.title}", "\n\n".join(section.sentences)]
         if section.rows:
@@ -136,34 +151,24 @@ def markdown(study: Study, *, picture: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def marked_up(sentence: str) -> str:
+    """A sentence of Markdown as HTML: what stands between backquotes is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+
+
 def html(study: Study) -> str:
     parts: list[Any] = []
     for section in sections(study):
-        text = "".join(f"<p>{escape(sentence)}</p>" for sentence in section.sentences)
+        text = "".join(f"<p>{marked_up(sentence)}</p>" for sentence in section.sentences)
         parts.append(f"<h2>{escape(section.title)}</h2>{text}")
         if section.rows:
             parts.append(table(section.headers, section.rows))
         if section.title == "Verdict":
-            parts.append([curves(study, b) for b in BUDGETS if np.isfinite(common_budget(study, b))])
+            known = [budget for budget in BUDGETS if np.isfinite(common_budget(study, budget))]
+            parts.append([curves(study, budget) for budget in known])
+            if study.compared():
+                parts.append([gaps(study, budget) for budget in known])
     return page(f"Study {study.name}", parts)
-
-
-def draw(study: Study, out: Path) -> None:
-    """The curves over tokens as a PNG, for a page that is not HTML."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for i, arm in enumerate(study.runs):
-        x, middle, spread = band(study, arm, "tokens")
-        axis.plot(x / 1e6, middle, "o-", color=COLOURS[i % len(COLOURS)], markersize=4, label=arm)
-        axis.fill_between(x / 1e6, middle - spread, middle + spread, color=COLOURS[i % len(COLOURS)], alpha=0.15)
-    axis.set(title=study.name, xlabel="tokens trained on (millions)", ylabel="held-out text, bits per byte")
-    axis.legend()
-    write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
-    plt.close(figure)
 
 
 def write_study_report(study: Study, folder: Path) -> dict[str, str]:

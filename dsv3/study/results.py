@@ -41,6 +41,11 @@ class Study(NamedTuple):
         """Those finished in all the arms."""
         return sorted(set.intersection(*(set(self.runs[arm]) for arm in arms)))
 
+    def compared(self) -> list[tuple[int, str]]:
+        """The arms that have a seed in common with the baseline, and their numbers, by which they are coloured."""
+        arms = enumerate(self.runs)
+        return [(i, arm) for i, arm in arms if arm != self.baseline and self.seeds(arm, self.baseline)]
+
     def values(self, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:
         values = [metric.of(self.runs[arm][seed]) for seed in seeds]
         return [value for value in values if value is not None]
@@ -124,12 +129,14 @@ def metrics(study: Study) -> Iterator[Metric]:
     yield Metric("held-out all, averaged weights", "bits per byte", True, _after("all", "ema"))
     yield Metric("training loss, last tenth", "nats per token", True, _last_loss)
     yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation)
-    yield Metric("specialisation", "mean |relative load on a domain - on all|", None, specialisation)
+    yield Metric("specialisation", "mean distance of relative load on a domain from that on all", None, specialisation)
     yield Metric("nodes of a token", "groups", True, _routing("nodes"))
     yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes"))
     yield Metric("exact answers", "per cent", False, _answers)
     for name in _benchmarks(first):
-        yield Metric(name, "score", False, lambda run, name=name: _benchmarks(run).get(name))  # type: ignore[misc]
+        bits = name.endswith("answer_bpb")
+        unit = "bits per byte" if bits else "score"
+        yield Metric(name, unit, bits, lambda run, name=name: _benchmarks(run).get(name))  # type: ignore[misc]
 
 
 def _after(domain: str, when: str) -> Callable[[History], float | None]:
