@@ -131,6 +131,7 @@ def build_run(config: DictConfig) -> Run:
         grad_clip=config.grad_clip,
         total_tokens=config.run.tokens,
         token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size),
+        recompute=config.recompute,
     )
     if resume_from is not None:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])

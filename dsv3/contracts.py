@@ -198,9 +198,9 @@ def is_precision_state(name: str) -> bool:
 class Precision(Protocol):
     """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
 
-    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is and no
-    gradient is asked for, so that it may keep a cast of it; the answer is whether it did not already. Text is
-    generated so (`dsv3.layers.held_weights`).
+    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is, so that it
+    may keep a cast of it; the answer is whether it did not already (`dsv3.layers.held_weights`). Text is generated so,
+    and so are the micro-batches of a training step: there, what it keeps must bear several backward passes.
     """
 
     activation_dtype: torch.dtype  # of the residual stream

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
+from dsv3.recompute import recomputed
 
 
 class KeepsDtype(nn.Module):
@@ -71,6 +72,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = recomputed("norm", self._normalised, x)
+        return normalised
+
+    def _normalised(self, x: Tensor) -> Tensor:
         normalised: Tensor = run(_RMSNorm, x, self.weight, self.eps)
         return normalised
 
@@ -91,7 +96,8 @@ class SwiGLU(nn.Module):
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
-    weight alone (a cast, quantised blocks) once, not for every token decoded. One within another changes nothing."""
+    weight alone (a cast, quantised blocks) once: not for every token decoded, and not for every micro-batch of a step.
+    One within another changes nothing."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
     held = [layer for layer in layers if layer.hold_weights(True)]
     try:

@@ -6,6 +6,7 @@ A step's losses, summed over its micro-batches:
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import lightning
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import IGNORE, FollowsSteps, MicroBatch, OptimizerFactory, Routing, Schedule, Step
+from dsv3.layers import held_weights
 from dsv3.losses import HeadLoss, linear_cross_entropy
 from dsv3.model import Decoder, DecoderOutput
+from dsv3.recompute import recomputing
 
 StepRecord = dict[str, Any]
 
@@ -47,8 +50,12 @@ class LanguageModel(lightning.LightningModule):
         grad_clip: float,
         total_tokens: int,
         token_bytes_V: Tensor,
+        recompute: Collection[str] = (),
     ) -> None:
-        """`total_tokens`: the length of training. `token_bytes_V`: bytes that each token stands for, int64 [V]."""
+        """`total_tokens`: the length of training. `token_bytes_V`: bytes that each token stands for, int64 [V].
+
+        `recompute`: parts whose results are not kept for the backward pass (`dsv3.recompute.Part`).
+        """
         super().__init__()
         self.automatic_optimization = False
         self.model = model
@@ -56,6 +63,7 @@ class LanguageModel(lightning.LightningModule):
         self.schedule = schedule
         self.grad_clip = grad_clip
         self.total_tokens = total_tokens
+        self.recompute = recompute
         self.register_buffer("token_bytes_V", token_bytes_V, persistent=False)
         self.tokens_seen = 0
         self.data_state: dict[str, Any] = {}
@@ -75,12 +83,15 @@ class LanguageModel(lightning.LightningModule):
         assert not isinstance(optimizer, list)
         tokens = step.tokens_before
         totals = StepTotals(step)
-        for micro in step.micro_batches:
-            output = self.model(micro, with_mtp=True)
-            self.manual_backward(self._loss(output, micro, totals, tokens))
-            self._observe(output.routings, micro, totals)
-            for observer in self.observers:
-                observer.observe(micro, output.routings)
+        with held_weights(self.model):
+            for micro in step.micro_batches:
+                with recomputing(self.recompute):
+                    output = self.model(micro, with_mtp=True)
+                    loss = self._loss(output, micro, totals, tokens)
+                self.manual_backward(loss)
+                self._observe(output.routings, micro, totals)
+                for observer in self.observers:
+                    observer.observe(micro, output.routings)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         rate = self.schedule(tokens)
         for group in optimizer.param_groups:

@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import get_args
 
 from dsv3.bench.measuring import Figure
 
@@ -24,8 +25,14 @@ def memory(repeats: int) -> Iterator[Figure]:
         )
 
 
+    kept, recomputed = (in_a_process(side, "bf16") for side in ("ours", "recomputed"))
+    note = f"{recomputed / 2**20:,.0f} MiB against {kept / 2**20:,.0f} MiB; norm, attention_up, swiglu"
+    what = "peak of a training step, bf16: recomputed against kept"
+    yield Figure("memory", what, recomputed / kept, "x", note=note)
+
+
 def in_a_process(side: str, precision: str) -> int:
-    """Bytes that the training of one side adds to a fresh process."""
+    """Bytes that the training of one side (ours, the same recomputed, theirs) adds to a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measured, args=(side, precision, sender))
@@ -42,11 +49,12 @@ def in_a_process(side: str, precision: str) -> int:
 def measured(side: str, precision: str, sender: Connection) -> None:
     from dsv3.bench.models import EXPERTS, ours, theirs
     from dsv3.bench.training import DTYPES, our_step, their_step
+    from dsv3.recompute import Part
 
     before = resident("VmRSS")
     config, model = ours(f"precision={precision}", "mtp=none")
-    if side == "ours":
-        step = our_step(model, config.model.vocab_size)
+    if side != "theirs":
+        step = our_step(model, config.model.vocab_size, recompute=get_args(Part) if side == "recomputed" else ())
     else:
         twin = theirs(config, model, dtype=DTYPES[precision], experts=EXPERTS[-1])
         del model

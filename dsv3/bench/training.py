@@ -1,6 +1,6 @@
 """A training step (forward, loss, backward, AdamW) against transformers', the GEMM peak, and other settings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from dsv3.losses import linear_cross_entropy
 from dsv3.model import Decoder
 from dsv3.planning.flops import training_flops
 from dsv3.planning.skeleton import read_skeleton
+from dsv3.recompute import recomputing
 
 TOKENS = ROWS * LENGTH
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -66,13 +67,14 @@ def fp8(repeats: int) -> Iterator[Figure]:
     yield Figure("fp8", "fp8_blockwise step against bf16", ratio, "x", 2.0, at_most=True, note=note)
 
 
-def our_step(model: Decoder, vocab_size: int) -> Callable[[], None]:
+def our_step(model: Decoder, vocab_size: int, *, recompute: Collection[str] = ()) -> Callable[[], None]:
     stream, optimizer = batches(vocab_size), adamw(model)
 
     def step() -> None:
         batch = next(stream)
-        hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-        loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
+        with recomputing(recompute):
+            hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
+            loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
         (loss.total / loss.targets).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -74,7 +74,11 @@ NOT_NEGATIVE = (
     "data.questions",
     "diagnostics.quantisation_tokens",
 )
-CHOICES = {"guard.on_spike": ("record", "skip", "roll_back"), "guard.on_nonfinite": ("skip", "roll_back")}
+CHOICES = {  # of a value, or of each of a list
+    "guard.on_spike": ("record", "skip", "roll_back"),
+    "guard.on_nonfinite": ("skip", "roll_back"),
+    "recompute": ("norm", "attention_up", "swiglu"),  # dsv3.recompute.Part, without importing torch
+}
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
 
 
@@ -102,8 +106,9 @@ def fractions(facts: Facts) -> Iterator[Problem]:
 def choices(facts: Facts) -> Iterator[Problem]:
     for key, allowed in CHOICES.items():
         value = facts.value(key)
-        if isinstance(value, str) and value not in allowed:
-            yield Problem(facts.view.origin(key), value, one_of(allowed, value))
+        for chosen in value if isinstance(value, list) else [value]:
+            if isinstance(chosen, str) and chosen not in allowed:
+                yield Problem(facts.view.origin(key), value, one_of(allowed, chosen))
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """Causal attention over whole rows, in blocks of queries: each block is a pair of dense products.
 
-    S = q k^T * scale    P = softmax(S) over the keys up to the query, and of its document    o = P v
-    dv = P^T do    dS = P * (do v^T - rowsum(P * do v^T))    dq = dS k * scale    dk = dS^T q * scale
+    S = q k^T    P = softmax(S) over the keys up to the query, and of its document    o = P v
+    dv = P^T do    dS = P * (do v^T - rowsum(P * do v^T))    dq = dS k    dk = dS^T q
 
 Queries from i to i + BLOCK see keys up to i + BLOCK, so that of the square only a little more than the half below the
 diagonal is computed. On a CPU this is three times as fast as the flash kernel of
@@ -24,30 +24,30 @@ BLOCK = 128  # queries
 LONGEST = 2048  # positions
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, document_ids_BT: Tensor | None) -> Tensor:
-    """softmax(q k^T * scale) v; a query sees the keys up to its own position, and of its document if ids are given.
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids_BT: Tensor | None) -> Tensor:
+    """softmax(q k^T) v; a query sees the keys up to its own position, and of its document if ids are given.
 
-    q [B, H, T, R], k [B, H, S, R], v [B, H, S, V] -> [B, H, T, V]. The queries are the last T of S positions.
+    q [B, H, T, R], multiplied by the softmax scale; k [B, H, S, R], v [B, H, S, V] -> [B, H, T, V]. The queries are the
+    last T of S positions.
     """
     queries, keys = q.shape[2], k.shape[2]
     if q.device.type == "cpu" and queries == keys <= LONGEST:
         flat = (t.flatten(0, 1) for t in (q, k, v))
-        return _Blocks.apply(*flat, scale, document_ids_BT).unflatten(0, q.shape[:2])
+        return _Blocks.apply(*flat, document_ids_BT).unflatten(0, q.shape[:2])
     mask = attention_mask(queries, keys, document_ids_BT, q.device)
     # Equal widths of q, k and v take the flash kernel; zeros change no product.
     width = max(q.shape[-1], v.shape[-1])
     q, k, v_padded = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v_padded, attn_mask=mask, is_causal=mask is None, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v_padded, attn_mask=mask, is_causal=mask is None, scale=1.0)
     return out[..., : v.shape[-1]]
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_GTR: Tensor, k_GTR: Tensor, v_GTV: Tensor, scale: float, document_ids_BT: Tensor | None
+        ctx: Any, q_GTR: Tensor, k_GTR: Tensor, v_GTV: Tensor, document_ids_BT: Tensor | None
     ) -> Tensor:
         """G rows and heads together; those of a row are neighbours."""
-        q_GTR = q_GTR * scale
         out_GTV = torch.empty_like(v_GTV, memory_format=torch.contiguous_format)
         kept = []
         for rows, end in _blocks(q_GTR.shape[1]):
@@ -57,11 +57,10 @@ class _Blocks(torch.autograd.Function):
             torch.bmm(p, v_GTV[:, :end], out=out_GTV[:, rows])
             kept.append(p)
         ctx.save_for_backward(q_GTR, k_GTR, v_GTV, *kept)
-        ctx.scale = scale
         return out_GTV
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_GTR, k_GTR, v_GTV, *kept = ctx.saved_tensors
         accumulate = torch.promote_types(q_GTR.dtype, torch.float32)
         dq = torch.empty_like(q_GTR)
@@ -72,7 +71,7 @@ class _Blocks(torch.autograd.Function):
             ds = torch._softmax_backward_data(do @ v_GTV[:, :end].mT, p, -1, p.dtype)
             torch.bmm(ds, k_GTR[:, :end], out=dq[:, rows])
             dk[:, :end] += ds.mT @ q_GTR[:, rows]
-        return dq.mul_(ctx.scale), dk.to(k_GTR.dtype), dv.to(v_GTV.dtype), None, None
+        return dq, dk.to(k_GTR.dtype), dv.to(v_GTV.dtype), None
 
 
 def _blocks(length: int) -> Iterator[tuple[slice, int]]:

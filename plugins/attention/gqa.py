@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
+from dsv3.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
 
@@ -85,17 +86,22 @@ class GroupedQueryAttention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
-        q_BTHR, k_BTHR, v_BTHR = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q = rope.rotate_halves(q_BTHR, cos, sin).transpose(1, 2)
-        k, v = rope.rotate_halves(k_BTHR, cos, sin).transpose(1, 2), v_BTHR.transpose(1, 2)
+        q, k, v = recomputed("attention_up", self._projected, x_BTD, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
         if self.n_heads != self.n_kv_heads:
             k, v = (t.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for t in (k, v))
-        out = causal_attention(q, k, v, scale=self.scale, document_ids_BT=document_ids_BT)
+        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def _projected(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries, keys and values, [B, heads, T, d_h] each."""
+        q_BTHR, k_BTHR, v_BTHR = (
+            project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BTHR, k_BTHR = rope.rotate_halves(q_BTHR, cos, sin) * self.scale, rope.rotate_halves(k_BTHR, cos, sin)
+        q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHR, k_BTHR, v_BTHR))
+        return q, k, v
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         device = next(self.parameters()).device

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dsv3.contracts import Precision
 from dsv3.layers import RMSNorm
+from dsv3.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
 
@@ -102,34 +103,39 @@ class MultiHeadLatentAttention(nn.Module):
         cache: LatentCache | None = None,
     ) -> Tensor:
         cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
-        q_BTHQ = self._query(x_BTD)
+        c_Q_BTC = self.q_a_layernorm(self.q_a_proj(x_BTD)) if self.q_lora_rank else x_BTD
         c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
-        q_nope, q_rope = q_BTHQ.split([self.nope, self.rope], dim=-1)
-        q_rope = rope.rotate(q_rope, cos, sin)
         if cache is not None:
             began_empty = cache.length == 0
             latents_BSC = cache.append(torch.cat((c_BTC, k_rope), -1))
             if self.decode == "absorbed" and not began_empty:
+                q_nope, q_rope = self._query(c_Q_BTC, cos, sin)
                 return self.o_proj(self._absorbed(q_nope, q_rope, latents_BSC, self._absorbed_weights(cache)))
             c_BTC, k_rope = latents_BSC.split([self.rank, self.rope], dim=-1)
-        return self.o_proj(self._expanded(q_nope, q_rope, c_BTC, k_rope, document_ids_BT))
+        q, k, v = recomputed("attention_up", self._expanded, c_Q_BTC, c_BTC, k_rope, cos, sin)
+        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
 
-    def _query(self, x_BTD: Tensor) -> Tensor:
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))) if self.q_lora_rank else self.q_proj(x_BTD)
-        return q.unflatten(-1, (self.n_heads, self.nope + self.rope))
+    def _query(self, c_Q_BTC: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, H, d_h] and, turned, [B, T, H, d_R], from c_Q (or from the model's states)."""
+        q = self.q_b_proj(c_Q_BTC) if self.q_lora_rank else self.q_proj(c_Q_BTC)
+        q_nope, q_rope = q.unflatten(-1, (self.n_heads, -1)).split([self.nope, self.rope], dim=-1)
+        return q_nope, rope.rotate(q_rope, cos, sin)
 
     def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, c_BSC: Tensor, k_rope: Tensor, document_ids_BT: Tensor | None
-    ) -> Tensor:
-        """Attention over keys and values of every head; S >= T positions are held, the queries are the last T."""
-        q_BTHQ = torch.cat((q_nope, q_rope), -1)
+        self, c_Q_BTC: Tensor, c_BSC: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries [B, H, T, d_h + d_R], keys [B, H, S, d_h + d_R] and values [B, H, S, d_v] of every head.
+
+        S >= T positions are held; the queries are the last T.
+        """
+        q_BTHQ = torch.cat(self._query(c_Q_BTC, cos, sin), -1) * self.scale
         kv = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, self.nope + self.v))
         k_nope, v_BSHV = kv.split([self.nope, self.v], dim=-1)
         k_BSHQ = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.n_heads, -1)), -1)
-        q, k, v = (t.transpose(1, 2) for t in (q_BTHQ, k_BSHQ, v_BSHV))
-        out = causal_attention(q, k, v, scale=self.scale, document_ids_BT=document_ids_BT)
-        return out.transpose(1, 2).flatten(-2)
+        q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHQ, k_BSHQ, v_BSHV))
+        return q, k, v
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents_BSC: Tensor, weights: AbsorbedWeights) -> Tensor:
         """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads.

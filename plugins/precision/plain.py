@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsv3.contracts import GroupedMM, Role
 from dsv3.layers import run
+from dsv3.recompute import recomputed
 
 
 class CastWeight(nn.Module):
@@ -27,7 +28,7 @@ class CastWeight(nn.Module):
         """Whether that changed anything."""
         if hold == (self.held is not None):
             return False
-        self.held = self.weight.detach().to(self.dtype) if hold else None
+        self.held = self.weight.to(self.dtype) if hold else None  # a cast keeps nothing: its gradient may come in parts
         return True
 
     def cast_weight(self) -> Tensor:
@@ -102,7 +103,7 @@ class OneFormat:
         )
 
     def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        activated: Tensor = run(_SwiGLU, gate_up, row_weights)
+        activated: Tensor = recomputed("swiglu", run, _SwiGLU, gate_up, row_weights)
         return activated
 
     def check(self, device: torch.device) -> list[str]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.layers import KeepsDtype
+from dsv3.recompute import recomputed
 
 
 class FP32Projection(KeepsDtype):
@@ -21,7 +22,7 @@ class FP32Projection(KeepsDtype):
 
     def logits(self, x_ND: Tensor) -> Tensor:
         with torch.autocast(x_ND.device.type, enabled=False):
-            return nn.functional.linear(x_ND.float(), self.weight)
+            return nn.functional.linear(recomputed("norm", Tensor.float, x_ND), self.weight)
 
 
 def top(scores_NE: Tensor, k: int) -> Tensor:

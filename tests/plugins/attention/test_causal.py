@@ -34,7 +34,7 @@ def test_equals_torchs_attention_with_gradients(length, rows, heads, qk, v, docu
     for ours in (True, False):
         q, k, val = drawn(rows, heads, length, (qk, qk, v), seed)
         if ours:
-            out = causal_attention(q, k, val, scale=0.3, document_ids_BT=ids)
+            out = causal_attention(q * 0.3, k, val, document_ids_BT=ids)
         else:
             mask = attention_mask(length, length, ids, q.device)
             out = F.scaled_dot_product_attention(q, k, val, attn_mask=mask, is_causal=mask is None, scale=0.3)
@@ -49,14 +49,14 @@ def test_gradient_by_finite_differences(documents, monkeypatch):
     monkeypatch.setattr(causal, "BLOCK", 3)
     ids = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3]]) if documents else None
     inputs = drawn(1, 2, 8, (3, 3, 2), 0)
-    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, scale=0.5, document_ids_BT=ids), inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, document_ids_BT=ids), inputs)
 
 
 def test_rows_too_long_to_keep_their_probabilities(monkeypatch):
     q, k, v = drawn(1, 2, 12, (4, 4, 3), 0)
-    kept = causal_attention(q, k, v, scale=0.5, document_ids_BT=None)
+    kept = causal_attention(q, k, v, document_ids_BT=None)
     monkeypatch.setattr(causal, "LONGEST", 8)
-    assert torch.allclose(causal_attention(q, k, v, scale=0.5, document_ids_BT=None), kept)
+    assert torch.allclose(causal_attention(q, k, v, document_ids_BT=None), kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -79,5 +79,5 @@ def attended(inputs, upstream, *, torchs):
     if torchs:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125)
     else:
-        out = causal_attention(q, k, v, scale=0.125, document_ids_BT=None)
+        out = causal_attention(q * 0.125, k, v, document_ids_BT=None)
     return out, *torch.autograd.grad(out, inputs, upstream)

@@ -1,0 +1,122 @@
+"""Recomputation: what is cheap to compute again is not kept for the backward pass (report, section 3.2.3).
+
+A layer hands a cheap function to `recomputed`. Within `recomputing`, wherever autograd would keep a result of it, or a
+view of one, it keeps a note instead: the function and its inputs, of which those that are results themselves are notes
+too. The backward pass runs the function once more when it first needs a result, and lets it go after its last use.
+
+The graph of the first pass stays, and nothing that draws, counts or chooses is run twice: gradients are the same to the
+bit, and routing and load are what they were.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+Part = Literal["norm", "attention_up", "swiglu"]
+"""What may be recomputed: every RMSNorm, and the FP32 copy that a router makes of it; queries, keys and values from what they are projected from; silu(a) * b of
+dense FFNs, shared and routed experts. FP8 precisions keep quantised factors of their products instead of these."""
+
+
+class _Call:
+    """One call of a function whose results are not kept."""
+
+    def __init__(self, function: Callable[..., Any], inputs: list[Any]) -> None:
+        self.function, self.inputs = function, inputs
+        self.results: tuple[Tensor, ...] | None = None
+        self.uses = 0  # of its results in the backward pass, still to come
+
+    def result(self, index: int) -> Tensor:
+        if self.results is None:
+            with torch.no_grad():
+                self.results = _tuple(self.function(*map(_brought_back, self.inputs)))
+        result = self.results[index]
+        self.uses -= 1
+        if self.uses <= 0:  # below: a graph that is kept and run backwards again
+            self.results = None
+        return result
+
+
+class _Note(NamedTuple):
+    """Stands for a tensor: a view of a result."""
+
+    call: _Call
+    index: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Known(NamedTuple):
+    """A result of a call, recognised by its storage; the reference keeps that number from being given out again."""
+
+    storage: StorageWeakRef
+    version: int
+    call: _Call
+    index: int
+
+
+class _Ledger:
+    """What is recomputed now, and the results that were not kept."""
+
+    def __init__(self, parts: frozenset[str]) -> None:
+        self.parts = parts
+        self.known: dict[int, _Known] = {}
+
+    def called(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        call = _Call(function, [self.noted(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
+        results = function(*inputs)
+        for index, result in enumerate(_tuple(results)):
+            storage = StorageWeakRef(result.untyped_storage())
+            self.known[storage.cdata] = _Known(storage, result._version, call, index)
+        return results
+
+    def noted(self, x: Any) -> Any:
+        """The note for a tensor, or the tensor itself where it is no result, or was changed since."""
+        if not isinstance(x, Tensor):
+            return x
+        known = self.known.get(x.untyped_storage()._cdata)
+        if known is None or known.version != x._version:
+            return x
+        known.call.uses += 1
+        return _Note(known.call, known.index, x.size(), x.stride(), int(x.storage_offset()))
+
+
+_ledger: _Ledger | None = None
+
+
+def recomputed(part: Part, function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), a tensor or a tuple of tensors; not kept for the backward pass where `part` is recomputed.
+
+    The function depends on its inputs and on weights alone, and its results are not changed in place.
+    """
+    if _ledger is None or part not in _ledger.parts or not torch.is_grad_enabled():
+        return function(*inputs)
+    return _ledger.called(function, inputs)
+
+
+@contextmanager
+def recomputing(parts: Collection[str]) -> Iterator[None]:
+    """Around a forward pass (its backward pass may follow outside)."""
+    global _ledger
+    if not parts:
+        yield
+        return
+    before, _ledger = _ledger, _Ledger(frozenset(parts))
+    try:
+        with saved_tensors_hooks(_ledger.noted, _brought_back):
+            yield
+    finally:
+        _ledger = before
+
+
+def _brought_back(x: Any) -> Any:
+    return x.call.result(x.index).as_strided(x.size, x.stride, x.offset) if isinstance(x, _Note) else x
+
+
+def _tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
