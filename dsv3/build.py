@@ -101,8 +101,6 @@ class Run:
     data: Data
     module: LanguageModel
     trainer: lightning.Trainer
-    validate: Validate
-    ema: EMA
     interruption: Interruption
     resume_from: Path | None
 
@@ -135,43 +133,12 @@ def build_run(config: DictConfig) -> Run:
     )
     if resume_from is not None:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
-    ema, interruption, record = EMA(decay=config.ema.decay), Interruption(), Record(folder=folder)
-    validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
-    benchmarks = Benchmarks(config=config, folder=folder)
-    save = SaveCheckpoints(
-        every_tokens=config.run.checkpoint_tokens,
-        flush_tokens=config.monitor.every_tokens,
-        keep=config.run.keep_checkpoints,
-        folder=folder,
-        interruption=interruption,
-    )
-    monitor = Monitor(
-        every_tokens=config.monitor.every_tokens,
-        long_tokens=config.run.checkpoint_tokens,
-        n_groups=config.model.n_groups,
-        dispatch_bytes=config.model.dim * (SENT_AS.dispatch + SENT_AS.combine),
-        folder=folder,
-    )
-    guard = Guard(**config.guard, folder=folder)
-    pictures = Pictures(every_tokens=config.run.checkpoint_tokens, folder=folder)
-    progress = Progress(total_tokens=config.run.tokens, record=record, validate=validate)
+    interruption = Interruption()
     trainer = lightning.Trainer(
         **instantiate(config.trainer, _convert_="all"),
         max_epochs=1,
         default_root_dir=folder.path,
-        callbacks=[
-            interruption,
-            guard,
-            ema,
-            record,
-            monitor,
-            *quantisation(config, model, folder),
-            validate,
-            benchmarks,
-            save,
-            pictures,
-            progress,
-        ],
+        callbacks=build_callbacks(config, model, folder, interruption),
         logger=instantiate(config.logger)(save_dir=folder.path),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -179,7 +146,42 @@ def build_run(config: DictConfig) -> Run:
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
-    return Run(config, folder, data, module, trainer, validate, ema, interruption, resume_from)
+    return Run(config, folder, data, module, trainer, interruption, resume_from)
+
+
+def build_callbacks(
+    config: DictConfig, model: Decoder, folder: RunFolder, interruption: Interruption
+) -> list[lightning.Callback]:
+    """In the order in which they act."""
+    ema, record = EMA(decay=config.ema.decay), Record(folder=folder)
+    validate = Validate(every_tokens=config.run.validation_tokens, folder=folder, ema=ema)
+    monitor = Monitor(
+        every_tokens=config.monitor.every_tokens,
+        long_tokens=config.run.checkpoint_tokens,
+        n_groups=config.model.n_groups,
+        dispatch_bytes=config.model.dim * (SENT_AS.dispatch + SENT_AS.combine),
+        folder=folder,
+    )
+    save = SaveCheckpoints(
+        every_tokens=config.run.checkpoint_tokens,
+        flush_tokens=config.monitor.every_tokens,
+        keep=config.run.keep_checkpoints,
+        folder=folder,
+        interruption=interruption,
+    )
+    return [
+        interruption,
+        Guard(**config.guard, folder=folder),
+        ema,
+        record,
+        monitor,
+        *quantisation(config, model, folder),
+        validate,
+        Benchmarks(config=config, folder=folder),
+        save,
+        Pictures(every_tokens=config.run.checkpoint_tokens, folder=folder),
+        Progress(total_tokens=config.run.tokens, record=record, validate=validate),
+    ]
 
 
 def quantisation(config: DictConfig, model: Decoder, folder: RunFolder) -> list[MeasureQuantisation]:

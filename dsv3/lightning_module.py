@@ -83,11 +83,12 @@ class LanguageModel(lightning.LightningModule):
         assert not isinstance(optimizer, list)
         tokens = step.tokens_before
         totals = StepTotals(step)
+        head_copy_VD = self.model.head_weight.detach().to(self.model.precision.activation_dtype)
         with held_weights(self.model):
             for micro in step.micro_batches:
                 with recomputing(self.recompute):
                     output = self.model(micro, with_mtp=True)
-                    loss = self._loss(output, micro, totals, tokens)
+                    loss = self._loss(output, micro, totals, tokens, head_copy_VD)
                 self.manual_backward(loss)
                 self._observe(output.routings, micro, totals)
                 for observer in self.observers:
@@ -113,13 +114,17 @@ class LanguageModel(lightning.LightningModule):
             "mtp_weight": self.model.mtp.weight(tokens),
         }
 
-    def _loss(self, output: DecoderOutput, micro: MicroBatch, totals: "StepTotals", tokens: int) -> Tensor:
+    def _loss(
+        self, output: DecoderOutput, micro: MicroBatch, totals: "StepTotals", tokens: int, copy_VD: Tensor
+    ) -> Tensor:
+        """Of one micro-batch; `copy_VD` is the head's weight in the dtype of the states."""
         head = self.model.head_weight
-        main = linear_cross_entropy(output.hidden_BTD.flatten(0, 1), head, micro.targets_BT.flatten())
+        main = linear_cross_entropy(output.hidden_BTD.flatten(0, 1), head, micro.targets_BT.flatten(), copy_VD=copy_VD)
         loss = main.total / totals.targets
         totals.add_main(main)
         for depth, prediction in enumerate(output.predictions):
-            mtp = linear_cross_entropy(prediction.hidden_BSD.flatten(0, 1), head, prediction.targets_BS.flatten())
+            hidden_ND = prediction.hidden_BSD.flatten(0, 1)
+            mtp = linear_cross_entropy(hidden_ND, head, prediction.targets_BS.flatten(), copy_VD=copy_VD)
             scale = self.model.mtp.weight(tokens) / self.model.mtp.depth
             loss = loss + scale * mtp.total / totals.positions
             totals.add_mtp(depth, mtp)

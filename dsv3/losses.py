@@ -28,10 +28,11 @@ class HeadLoss(NamedTuple):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         accumulate = torch.promote_types(hidden_ND.dtype, torch.float32)
-        weight = weight_VD.to(hidden_ND.dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND) if with_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulate) if with_grad else None
         logits_CV = hidden_ND.new_empty(min(CHUNK, len(targets_N)), len(weight))
@@ -58,9 +59,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grads[0].to(grad_hidden_ND.dtype), grad_weight_VD * grads[0], None
+        return grad_hidden_ND * grads[0].to(grad_hidden_ND.dtype), grad_weight_VD * grads[0], None, None
 
 
 def _softmax(logits_CV: Tensor, targets_C: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,9 +85,15 @@ def _logit_gradient(p_CV: Tensor, targets_C: Tensor, *, out: Tensor) -> Tensor:
     return out.copy_(p_CV)
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
-    """Summed cross-entropy of `targets_N` under softmax(hidden_ND weight_VD^T); `IGNORE` positions give nothing."""
-    total, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, copy_VD: Tensor | None = None
+) -> HeadLoss:
+    """Summed cross-entropy of `targets_N` under softmax(hidden_ND weight_VD^T); `IGNORE` positions give nothing.
+
+    `copy_VD`: the weight in the dtype of the hidden states, where there is a copy already.
+    """
+    copy_VD = weight_VD.detach().to(hidden_ND.dtype) if copy_VD is None else copy_VD
+    total, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, copy_VD)
     return HeadLoss(total, correct, (targets_N != IGNORE).sum())
 
 

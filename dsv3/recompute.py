@@ -18,8 +18,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 Part = Literal["norm", "attention_up", "swiglu"]
-"""What may be recomputed: every RMSNorm, and the FP32 copy that a router makes of it; queries, keys and values from what they are projected from; silu(a) * b of
-dense FFNs, shared and routed experts. FP8 precisions keep quantised factors of their products instead of these."""
+"""What may be recomputed: every RMSNorm, and a router's FP32 copy of it; queries, keys and values from what they are
+projected from; silu(a) * b of dense FFNs, shared and routed experts. FP8 precisions keep quantised factors of their
+products instead of these."""
 
 
 class _Call:

@@ -24,7 +24,6 @@ def memory(repeats: int) -> Iterator[Figure]:
             "memory", f"peak of a training step, {precision}", ours / theirs, "x", goal, at_most=True, note=note
         )
 
-
     kept, recomputed = (in_a_process(side, "bf16") for side in ("ours", "recomputed"))
     note = f"{recomputed / 2**20:,.0f} MiB against {kept / 2**20:,.0f} MiB; norm, attention_up, swiglu"
     what = "peak of a training step, bf16: recomputed against kept"
