@@ -69,9 +69,12 @@ def _bits_per_byte(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tu
 
 def comparison_table(rows: Sequence[Compared], first: str, second: str) -> Table:
     table = Table(title=f"second: {second}, against first: {first}", title_justify="left")
-    for column in ("task", "metric", "n", "first", "second", "difference", "± standard error", "p"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for column in ("task", "n", "metric", "first", "second", "difference", "p"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
+    last = None
     for row in rows:
-        numbers = (f"{v:.4f}" for v in (row.first, row.second, row.difference, row.stderr, row.p))
-        table.add_row(row.task, row.metric, str(row.n), *numbers)
+        head = (row.task, str(row.n)) if row.task != last else ("", "")
+        difference = f"{row.difference:+.3f} ± {row.stderr:.3f}"
+        table.add_row(*head, row.metric, f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.3f}")
+        last = row.task
     return table
