@@ -22,6 +22,7 @@ from dsv3.callbacks import (
     SaveCheckpoints,
     Validate,
 )
+from dsv3.compile import compile_parts
 from dsv3.contracts import Data, MeasuresQuantisation, Tokenizer, is_precision_state
 from dsv3.layers import SwiGLU
 from dsv3.lightning_module import LanguageModel
@@ -120,6 +121,8 @@ def build_run(config: DictConfig) -> Run:
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
     write_facts(config, model, folder)
+    if config.compile:
+        compile_parts(model)
     if start:
         begin_with(model, start)
     module = LanguageModel(

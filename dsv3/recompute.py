@@ -31,11 +31,11 @@ class _Call:
         self.results: tuple[Tensor, ...] | None = None
         self.uses = 0  # of its results in the backward pass, still to come
 
-    def result(self, index: int) -> Tensor:
+    def result(self, number: int) -> Tensor:
         if self.results is None:
             with torch.no_grad():
                 self.results = _tuple(self.function(*map(_brought_back, self.inputs)))
-        result = self.results[index]
+        result = self.results[number]
         self.uses -= 1
         if self.uses <= 0:  # below: a graph that is kept and run backwards again
             self.results = None
@@ -46,7 +46,7 @@ class _Note(NamedTuple):
     """Stands for a tensor: a view of a result."""
 
     call: _Call
-    index: int
+    number: int
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
@@ -58,7 +58,7 @@ class _Known(NamedTuple):
     storage: StorageWeakRef
     version: int
     call: _Call
-    index: int
+    number: int
 
 
 class _Ledger:
@@ -71,9 +71,9 @@ class _Ledger:
     def called(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         call = _Call(function, [self.noted(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
         results = function(*inputs)
-        for index, result in enumerate(_tuple(results)):
+        for number, result in enumerate(_tuple(results)):
             storage = StorageWeakRef(result.untyped_storage())
-            self.known[storage.cdata] = _Known(storage, result._version, call, index)
+            self.known[storage.cdata] = _Known(storage, result._version, call, number)
         return results
 
     def noted(self, x: Any) -> Any:
@@ -84,7 +84,7 @@ class _Ledger:
         if known is None or known.version != x._version:
             return x
         known.call.uses += 1
-        return _Note(known.call, known.index, x.size(), x.stride(), int(x.storage_offset()))
+        return _Note(known.call, known.number, x.size(), x.stride(), int(x.storage_offset()))
 
 
 _ledger: _Ledger | None = None
@@ -116,7 +116,7 @@ def recomputing(parts: Collection[str]) -> Iterator[None]:
 
 
 def _brought_back(x: Any) -> Any:
-    return x.call.result(x.index).as_strided(x.size, x.stride, x.offset) if isinstance(x, _Note) else x
+    return x.call.result(x.number).as_strided(x.size, x.stride, x.offset) if isinstance(x, _Note) else x
 
 
 def _tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

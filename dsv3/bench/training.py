@@ -1,5 +1,6 @@
 """A training step (forward, loss, backward, AdamW) against transformers', the GEMM peak, and other settings."""
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.models import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
+from dsv3.compile import compile_parts
 from dsv3.losses import linear_cross_entropy
 from dsv3.model import Decoder
 from dsv3.planning.flops import training_flops
@@ -65,6 +67,22 @@ def fp8(repeats: int) -> Iterator[Figure]:
     ratio = seconds["fp8_blockwise"] / seconds["bf16"]
     note = f"{seconds['fp8_blockwise']:.3f} s against {seconds['bf16']:.3f} s"
     yield Figure("fp8", "fp8_blockwise step against bf16", ratio, "x", 2.0, at_most=True, note=note)
+
+
+def compiled(repeats: int) -> Iterator[Figure]:
+    """What torch.compile gives (`compile=true`) and takes."""
+    steps = {}
+    for name in ("eager", "compiled"):
+        config, model = ours("precision=bf16", "mtp=none")
+        if name == "compiled":
+            compile_parts(model)
+        steps[name] = our_step(model, config.model.vocab_size)
+    started = time.perf_counter()
+    steps["compiled"]()
+    first = time.perf_counter() - started
+    seconds = interleaved(steps, repeats=repeats)
+    note = f"{seconds['eager']:.3f} s against {seconds['compiled']:.3f} s compiled; its first step {first:.0f} s"
+    yield Figure("compile", "step, bf16: compiled", seconds["eager"] / seconds["compiled"], "x", note=note)
 
 
 def our_step(model: Decoder, vocab_size: int, *, recompute: Collection[str] = ()) -> Callable[[], None]:

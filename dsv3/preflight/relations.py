@@ -111,6 +111,11 @@ def choices(facts: Facts) -> Iterator[Problem]:
                 yield Problem(facts.view.origin(key), value, one_of(allowed, chosen))
 
 
+def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
+    if facts.value("compile") is True and facts.value("recompute"):
+        yield Problem("compile", True, "torch.compile decides itself what it keeps: leave recompute=[]")
+
+
 def max_steps(facts: Facts) -> Iterator[Problem]:
     if (steps := facts.number("trainer.max_steps")) and steps.value < 1 and steps.value != -1:
         yield Problem(*steps, "it must be 1 or more, or -1 for no cap")
@@ -221,6 +226,7 @@ RELATIONS: tuple[Relation, ...] = (
     not_negative,
     fractions,
     choices,
+    compiled_or_recomputed,
     max_steps,
     groups_divide_experts,
     groups_kept,

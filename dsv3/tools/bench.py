@@ -1,8 +1,8 @@
 """Measure speed and memory as ratios within one run, against transformers' DeepseekV3 on the same weights and inputs.
 
 Width 256, 6 layers, 32 experts of which 4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
-torch.compile on either side; transformers computes its experts in the fastest of its ways. Repeats are interleaved, and
-medians are compared. Run it on a machine that does nothing else.
+torch.compile on either side (the case `compile` says what it gives); transformers computes its experts in the fastest
+of its ways. Repeats are interleaved, and medians are compared. Run it on a machine that does nothing else.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 
 from dsv3.cli import option
 
-CASES = ("train", "memory", "decode", "experts", "fp8", "data", "speculation")
+CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "speculation")
 
 
 @dataclass
@@ -52,6 +52,7 @@ def case(name: str) -> Any:
         "decode": decoding.decode,
         "experts": training.experts,
         "fp8": training.fp8,
+        "compile": training.compiled,
         "data": data.data,
         "speculation": speculation.speculation,
     }[name]

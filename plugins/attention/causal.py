@@ -44,9 +44,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids_BT: Tensor
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q_GTR: Tensor, k_GTR: Tensor, v_GTV: Tensor, document_ids_BT: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, q_GTR: Tensor, k_GTR: Tensor, v_GTV: Tensor, document_ids_BT: Tensor | None) -> Tensor:
         """G rows and heads together; those of a row are neighbours."""
         out_GTV = torch.empty_like(v_GTV, memory_format=torch.contiguous_format)
         kept = []
