@@ -41,7 +41,7 @@ def sections(study: Study) -> Iterator[Section]:
 
 def verdicts(study: Study, metric: Metric) -> list[str]:
     about = [f"Question: {study.question}"] if study.question else []
-    about += [f"DeepSeek-V3's report: {study.finding}"] if study.finding else []
+    about += [f"Published: {study.finding}"] if study.finding else []
     if study.unfinished:
         about.append(f"Not finished, and left out: {', '.join(study.unfinished)}.")
     sentences = [sentence for _, sentence in judged(study, metric)]
