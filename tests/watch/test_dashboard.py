@@ -19,6 +19,7 @@ PLOT = "document.getElementById('{\"picture\":\"%s\"}')?.querySelector('.js-plot
 
 
 def data_of(tab: Tab, picture: str, what: str) -> Any:
+    wait_for(tab, picture, "true")
     return tab.page.evaluate(f"(() => {{ const plot = {PLOT % picture}; return {what}; }})()")
 
 
@@ -75,6 +76,7 @@ def slide(tab: Tab, key: str) -> None:
 
 def assert_readable(tab: Tab) -> None:
     """Every picture has a title, and every visible axis a label."""
+    tab.page.wait_for_function("[...document.querySelectorAll('.js-plotly-plot')].every(plot => plot._fullData)")
     unlabelled = tab.page.evaluate(
         """[...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.data.length && !(
             plot.layout.title.text && (plot.layout.xaxis.title.text || plot.layout.xaxis2)
