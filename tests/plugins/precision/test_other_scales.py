@@ -171,3 +171,5 @@ def test_what_is_not_finite_shows_and_is_not_remembered():
 def test_a_cast_of_the_model_leaves_the_history_in_fp32():
     layer, _ = delayed()
     require_uncast(layer.scales)
+    layer.to(torch.bfloat16)
+    assert layer.scales.precision_amax.dtype == torch.float32
