@@ -1,4 +1,4 @@
-"""Pictures of a study: held-out bits per byte of each arm, and paired differences from the baseline."""
+"""Pictures of a study: held-out bits per byte of each arm, paired differences from the baseline, experts by domain."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,10 @@ import plotly.graph_objects as go
 from dsv3.run_folder import write_atomically
 from dsv3.study.results import Curve, Study, curve
 from dsv3.study.statistics import Difference, paired
+from dsv3.watch.experts import TOP, by_domain, specialisation
+from dsv3.watch.history import History
 from dsv3.watch.palette import COLOURS
-from dsv3.watch.style import INK, X_AXES, framed, line
+from dsv3.watch.style import INK, SHARES, X_AXES, framed, line
 
 
 def shared_points(*curves: Curve) -> np.ndarray:
@@ -70,12 +72,10 @@ def gaps(study: Study, budget: str) -> go.Figure:
 
 def draw(study: Study, out: Path) -> None:
     """The curves over tokens and the differences from the baseline as a PNG, for a page that is not HTML."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for i, arm in enumerate(study.runs):
         x, middle, spread = band(study, arm, "tokens")
         left.plot(x / 1e6, middle, "o-", color=COLOURS[i % len(COLOURS)], markersize=4, label=arm)
@@ -92,4 +92,36 @@ def draw(study: Study, out: Path) -> None:
     right.set(title=title, xlabel="tokens trained on (millions)", ylabel="bits per byte; below 0 is better")
     left.legend(loc="upper right")
     write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
-    plt.close(figure)
+
+
+def first_runs(study: Study) -> dict[str, History]:
+    """Of each arm the run whose experts are shown, that of its lowest seed; named by both."""
+    lowest = {arm: min(runs) for arm, runs in study.runs.items()}
+    runs = {f"{arm}, seed {seed}": study.runs[arm][seed] for arm, seed in lowest.items()}
+    return {name: run for name, run in runs.items() if not run.table("metrics/routing").empty}
+
+
+def domains(study: Study) -> list[go.Figure]:
+    """Relative load of each expert on each domain at the end of a run of each arm."""
+    return [specialisation(run, f"Specialisation by domain, {name}") for name, run in first_runs(study).items()]
+
+
+def draw_domains(study: Study, out: Path) -> None:
+    """`domains` as one PNG."""
+    from matplotlib.figure import Figure
+
+    runs = first_runs(study)
+    columns = min(2, len(runs))
+    rows = -(-len(runs) // columns)
+    maps = {name: by_domain(run.table("metrics/routing")) for name, run in runs.items()}
+    tallest = max(len(names) for names, _ in maps.values())
+    figure = Figure(figsize=(12, rows * (1.2 + 0.2 * tallest)), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (title, (names, values)) in zip(axes, maps.items(), strict=False):
+        image = axis.imshow(values, aspect="auto", cmap=SHARES.lower(), vmin=0, vmax=TOP, interpolation="nearest")
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set(title=title, xlabel="expert")
+    for axis in axes[len(maps) :]:
+        axis.set_axis_off()
+    figure.colorbar(image, ax=axes, label=f"x an even share of the domain ({TOP:g} and more)")
+    write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))

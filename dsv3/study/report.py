@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsv3.run_folder import write_atomically
-from dsv3.study.pictures import curves, draw, gaps
+from dsv3.study.pictures import curves, domains, draw, draw_domains, first_runs, gaps
 from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, headline, metrics
 from dsv3.study.statistics import Difference, verdict
 from dsv3.watch.page import page, shown, table
@@ -135,10 +135,10 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
     return (f"{difference.mean:+.4g}", interval, answer, difference.detectable, difference.seeds)
 
 
-def markdown(study: Study, *, picture: str | None) -> str:
-    parts = [f"# {study.name}"]
-    if picture:
-        parts.append(f"![held-out bits per byte of each arm over tokens, and differences from the baseline]({picture})")
+def markdown(study: Study, pictures: dict[str, str]) -> str:
+    """The report with the pictures' file names, `png` and (where experts were watched) `domains`."""
+    alternative = "held-out bits per byte of each arm over tokens, and differences from the baseline"
+    parts = [f"# {study.name}", f"![{alternative}]({pictures['png']})"]
     for section in sections(study):
         parts += [f"## {section.title}", "\n\n".join(section.sentences)]
         if section.rows:
@@ -148,6 +148,8 @@ def markdown(study: Study, *, picture: str | None) -> str:
                 *([shown(cell) for cell in row] for row in section.rows),
             ]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    if "domains" in pictures:
+        parts += ["## Experts by domain", f"![load of each expert on each domain, by arm]({pictures['domains']})"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,13 +170,19 @@ def html(study: Study) -> str:
             parts.append([curves(study, budget) for budget in known])
             if study.compared():
                 parts.append([gaps(study, budget) for budget in known])
+    if pictures := domains(study):
+        parts += ["<h2>Experts by domain</h2>", pictures]
     return page(f"Study {study.name}", parts)
 
 
 def write_study_report(study: Study, folder: Path) -> dict[str, str]:
-    """Write report.html, report.md and report.png; returns their paths."""
+    """Write report.html, report.md and their pictures; returns the paths."""
     paths = {kind: folder / f"report.{kind}" for kind in ("png", "md", "html")}
     draw(study, paths["png"])
-    for kind, text in (("md", markdown(study, picture=paths["png"].name)), ("html", html(study))):
+    if first_runs(study):
+        paths["domains"] = folder / "report_domains.png"
+        draw_domains(study, paths["domains"])
+    names = {kind: path.name for kind, path in paths.items()}
+    for kind, text in (("md", markdown(study, names)), ("html", html(study))):
         write_atomically(paths[kind], lambda path, text=text: path.write_text(text, encoding="utf-8"))
     return {kind: str(path) for kind, path in paths.items()}

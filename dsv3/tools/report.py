@@ -12,7 +12,7 @@ FIRST = "folder"  # may be given without its name
 @dataclass
 class Options:
     folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
-    out: str | None = option(None, "the folder to write report.html, report.md and report.png to; null: the same")
+    out: str | None = option(None, "the folder to write report.html, report.md and their pictures to; null: the same")
 
 
 def run(options: Options) -> dict[str, Any]:

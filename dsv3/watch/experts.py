@@ -146,21 +146,24 @@ def bias(run: History, layer: str | None = None) -> go.Figure:
     return framed(figure, title, x=TOKENS, y="bias, added to an affinity")
 
 
-def specialisation(run: History, layer: str | None = None) -> go.Figure:
-    """Relative load of each expert on each domain, of one layer or of all, over the last interval (Fig. 9)."""
-    routing = run.table("metrics/routing")
-    if routing.empty:
-        return empty("Specialisation by domain", NOTHING)
-    last = routing[routing.tokens == moments(routing)[-1]]
-    last = last if layer is None else last[last.layer == layer]
+def by_domain(routing: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """Relative load of each expert on each domain of each layer over the last interval: names of rows, [rows, E]."""
     names, values = [], []
-    for row in last.itertuples():
+    for row in routing[routing.tokens == moments(routing)[-1]].itertuples():
         load_XE = np.asarray(row.domain_load).reshape(len(row.domains), -1)
         names += [f"{row.layer} · {domain}" for domain in row.domains]
         values += [relative(load_E) for load_E in load_XE]
+    return names, np.stack(values)
+
+
+def specialisation(run: History, title: str = "Specialisation by domain, every layer") -> go.Figure:
+    """Relative load of each expert on each domain, over the last interval (the report's Fig. 9)."""
+    routing = run.table("metrics/routing")
+    if routing.empty:
+        return empty(title, NOTHING)
+    names, values = by_domain(routing)
     hover = "%{y}, expert %{x}: %{z:.2f} x an even share of the domain<extra></extra>"
-    heatmap = go.Heatmap(z=np.stack(values), y=names, x=np.arange(len(values[0])), hovertemplate=hover, **even_scale())
-    title = f"Specialisation by domain, {layer or 'every layer'}"
+    heatmap = go.Heatmap(z=values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale())
     figure = framed(
         go.Figure(heatmap), title, x="expert", y="", height=140 + max(15 * len(names), 100), below=MAP_BELOW
     )

@@ -78,7 +78,10 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
     text = (whole / "report.md").read_text()
     assert "loss_free: " in text
     assert "sequence_aux" in text
+    assert "](report.png)" in text
+    assert "](report_domains.png)" in text
     assert (whole / "report.png").exists()
+    assert (whole / "report_domains.png").exists()
     assert "plotly" in (whole / "report.html").read_text()
 
 
