@@ -38,8 +38,10 @@ def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def finish(folder: Path, *more: str) -> None:
     process = study(folder, *more)
-    _, errors = process.communicate(timeout=280)
+    output, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors.decode()
+    assert "By held-out text at equal tokens:" in output.decode(), "a study ends with its verdict"
+    assert (folder / "report.html").exists()
 
 
 def numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
