@@ -139,7 +139,7 @@ class DataModule(lightning.LightningDataModule):
         self._restored = state
 
     def steps(self) -> Iterator[Step]:
-        rows = iter(self._rows())
+        rows, key = iter(self._rows()), self.stream_key()
         tokens = 0
         if self._restored is not None:
             rows.set_state(self._restored["rows"])
@@ -147,7 +147,7 @@ class DataModule(lightning.LightningDataModule):
         while tokens < self._total_tokens:
             packs = [next(rows) for _ in range(self.rows_per_step(tokens))]
             before, tokens = tokens, tokens + len(packs) * self._sequence_length
-            state = {"stream": self.stream_key(), "tokens": tokens, "rows": rows.get_state()}
+            state = {"stream": key, "tokens": tokens, "rows": rows.get_state()}
             yield Step([self._batch(part) for part in self._parts(packs)], before, state)
 
     def rows_per_step(self, tokens: int) -> int:
