@@ -1,6 +1,7 @@
 """The live dashboard: a page on loopback that reads run folders again every few seconds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,21 +141,16 @@ PICTURES: dict[str, Picture] = {
 
 
 def add_callbacks(app: Dash, runs: Runs) -> None:
-    @app.callback(
+    """Join what the page sends to what answers it."""
+    app.callback(
         Output("runs", "children"),
         Output("run", "options"),
         Output("others", "options"),
         Output("state", "children"),
         Input("tick", "n_intervals"),
         Input("run", "value"),
-    )
-    def list_runs(_: Any, name: str | None) -> Any:
-        found = runs.look()
-        run = found.get(name or "")
-        state = f"{run.name}: {run.state}, {run.tokens:,} tokens" if run else "no runs yet"
-        return runs_table(list(found.values())), list(found), [other for other in found if other != name], state
-
-    @app.callback(
+    )(partial(list_runs, runs))
+    app.callback(
         Output("layer", "options"),
         Output("layer", "value"),
         Output("moment", "max"),
@@ -165,35 +161,14 @@ def add_callbacks(app: Dash, runs: Runs) -> None:
         State("layer", "value"),
         State("moment", "value"),
         State("moment", "max"),
-    )
-    def offer(_: Any, name: str | None, layer: str | None, moment: int, last: int) -> Any:
-        """Layers and moments of the run; the slider follows new moments while it stands at the last one."""
-        run = runs.get(name)
-        routing = run.table("metrics/routing") if run else None
-        if routing is None or routing.empty:
-            return [], None, 1, 0, {}
-        names, times = experts.layers(routing), experts.moments(routing)
-        new_last = len(times) - 1
-        follows = ctx.triggered_id == "run" or moment >= last or last > new_last
-        marks = {i: f"{times[i]:,}" for i in sorted({0, new_last // 2, new_last})}
-        kept = layer if layer in names else names[0]
-        return names, kept, max(new_last, 1), new_last if follows else no_update, marks
-
-    @app.callback(
+    )(partial(offer, runs))
+    app.callback(
         Output({"picture": "load"}, "figure"),
         Output({"picture": "load"}, "style"),
         Input("moment", "value"),
         Input("run", "value"),
-    )
-    def draw_load(moment: int, name: str | None) -> Any:
-        run = runs.get(name)
-        if run is None:
-            raise PreventUpdate
-        times = experts.moments(run.table("metrics/routing"))
-        figure = experts.load(run, times[min(moment, len(times) - 1)] if times else None)
-        return figure, height_of(figure)
-
-    @app.callback(
+    )(partial(draw_load, runs))
+    app.callback(
         *(Output({"picture": name}, "figure") for name in PICTURES),
         *(Output({"picture": name}, "style") for name in PICTURES),
         Output("findings", "children"),
@@ -204,16 +179,52 @@ def add_callbacks(app: Dash, runs: Runs) -> None:
         Input("x", "value"),
         Input("layer", "value"),
         State("drawn", "data"),
-    )
-    def draw(_: Any, name: str | None, others: list[str] | None, x: str, layer: str | None, drawn: Any) -> Any:
-        """Draws again where a choice changed, or one of the runs has gone on."""
-        found = runs.look()
-        chosen = [found[each] for each in [name, *(others or [])] if each in found]
-        now = [x, layer, *(f"{run.name} {run.state} {run.tokens}" for run in chosen)]
-        if not chosen or now == drawn:
-            raise PreventUpdate
-        figures = [picture(chosen, x, layer) for picture in PICTURES.values()]
-        return [*figures, *map(height_of, figures), found_in(chosen[0]), now]
+    )(partial(draw, runs))
+
+
+def list_runs(runs: Runs, tick: Any, name: str | None) -> Any:
+    """The table of runs, the choices of one and of others, and how far the chosen one is."""
+    found = runs.look()
+    run = found.get(name or "")
+    state = f"{run.name}: {run.state}, {run.tokens:,} tokens" if run else "no runs yet"
+    return runs_table(list(found.values())), list(found), [other for other in found if other != name], state
+
+
+def offer(runs: Runs, tick: Any, name: str | None, layer: str | None, moment: int, last: int) -> Any:
+    """Layers and moments of the run; the slider follows new moments while it stands at the last one."""
+    run = runs.get(name)
+    routing = run.table("metrics/routing") if run else None
+    if routing is None or routing.empty:
+        return [], None, 1, 0, {}
+    names, times = experts.layers(routing), experts.moments(routing)
+    new_last = len(times) - 1
+    follows = ctx.triggered_id == "run" or moment >= last or last > new_last
+    marks = {i: f"{times[i]:,}" for i in sorted({0, new_last // 2, new_last})}
+    kept = layer if layer in names else names[0]
+    return names, kept, max(new_last, 1), new_last if follows else no_update, marks
+
+
+def draw_load(runs: Runs, moment: int, name: str | None) -> Any:
+    """Every expert's load up to the chosen moment."""
+    run = runs.get(name)
+    if run is None:
+        raise PreventUpdate
+    times = experts.moments(run.table("metrics/routing"))
+    figure = experts.load(run, times[min(moment, len(times) - 1)] if times else None)
+    return figure, height_of(figure)
+
+
+def draw(
+    runs: Runs, tick: Any, name: str | None, others: list[str] | None, x: str, layer: str | None, drawn: Any
+) -> Any:
+    """All other pictures, where a choice changed or one of the runs has gone on."""
+    found = runs.look()
+    chosen = [found[each] for each in [name, *(others or [])] if each in found]
+    now = [x, layer, *(f"{run.name} {run.state} {run.tokens}" for run in chosen)]
+    if not chosen or now == drawn:
+        raise PreventUpdate
+    figures = [picture(chosen, x, layer) for picture in PICTURES.values()]
+    return [*figures, *map(height_of, figures), found_in(chosen[0]), now]
 
 
 def height_of(figure: go.Figure) -> dict[str, str]:
