@@ -2,7 +2,7 @@
 
 import logging
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dsv3.build import Run, build_run
 from dsv3.callbacks.guard import RollBack
@@ -19,5 +19,6 @@ def fit(config: DictConfig) -> Run:
         except RollBack as asked:
             log.warning("%s; going back to the newest checkpoint", asked)
             run.folder.release()
+            config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         else:
             return run

@@ -5,7 +5,7 @@
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,9 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
-    old = flat(OmegaConf.load(folder.config_path))
-    new = flat(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     changed = [
-        f"{key}: {old.get(key, '(absent)')} there, {new.get(key, '(absent)')} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+        f"{key}: {there} there, {now} now"
+        for key, (there, now) in differences(OmegaConf.load(folder.config_path), config, free=FREE).items()
     ]
     if changed:
         raise ValueError(
@@ -85,6 +82,16 @@ def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
             + "\n  ".join(changed)
             + "\nTake another folder (run.name=...), or resume=never to move the old one aside and begin anew."
         )
+
+
+def differences(one: Any, other: Any, *, free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configs differ, with both values; `free` keys and what is below them may."""
+    first, second = flat(one), flat(other)
+    return {
+        key: (first.get(key, "(absent)"), second.get(key, "(absent)"))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
+    }
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Loss spikes and losses that are not finite: found before the update, written down, and acted on by policy.
 
-A loss is a spike where it lies above the median of the last `window` accepted ones by more than
+A loss is a spike where it lies above the median of the last `window` finite ones by more than
 
     max(rise, deviations * sigma),    sigma = 1.4826 / sqrt(2) * median |d - median d|,
 
-d being the differences of successive accepted losses: what varies from step to step, not the trend of the window.
-(For independent normal losses sigma is their standard deviation.) The policies:
+d being the differences of successive losses: what varies from step to step, not the trend of the window. (For
+independent normal losses sigma is their standard deviation.) One spike moves neither median; a rise that lasts is the
+new level after half a window. The policies:
 
     record      write it down and go on
     skip        write it down and leave out this update of the weights; the data moves on
@@ -40,7 +41,7 @@ ON_SPIKE = ("record", "skip", "roll_back")
 ON_NONFINITE = ("skip", "roll_back")
 DOCUMENTS_KEPT = 8
 CHARACTERS_KEPT = 400
-FEWEST_LOSSES = 8  # accepted before a spike can be told from ordinary noise
+FEWEST_LOSSES = 8  # before a spike can be told from ordinary noise
 
 
 class RollBack(Exception):  # noqa: N818  (a request to `dsv3.fit`, not an error)
@@ -78,19 +79,24 @@ class Guard(lightning.Callback):
 
     def allows(self, step: Step, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
         """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
-        left_out = left_out_steps(self.folder)
-        if step.tokens_before in left_out:
+        if step.tokens_before in left_out_steps(self.folder):
             self._tell(step, "update left out", loss, f"the update after {step.tokens_before:,} tokens was left out")
-            return False
-        kind = self._judge(loss, grad_norm)
-        if kind is None:
+            allowed = False
+        else:
+            kind = self._judge(loss, grad_norm)
+            allowed = kind is None or self._act(step, kind, loss, grad_norm, loads)
+        if math.isfinite(loss):
             self.losses.append(loss)
-            return True
+        return allowed
+
+    def _act(self, step: Step, kind: str, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+        """Write the step down and do what the policy says; whether its update is made."""
         policy = self.policies[kind]
         text = f"{kind} {loss:.3f} (gradient norm {grad_norm:.3g}) after {step.tokens_before:,} tokens: {policy}"
         self._tell(step, kind, loss, text)
         self._write_down(step, kind, policy, loss, grad_norm, loads)
         if policy == "roll_back":
+            left_out = left_out_steps(self.folder)
             if len(left_out) >= self.most_rollbacks:
                 raise ValueError(f"{text}; guard.most_rollbacks={self.most_rollbacks} are used up")
             leave_out(self.folder, [*left_out, step.tokens_before])

@@ -66,14 +66,15 @@ class Monitor(lightning.Callback):
         self.moes = dict(pl_module.model.moe_layers())
         self.domains = list(trainer.datamodule.domains)
         for layer, moe in self.moes.items():
-            self.statistics[layer] = RoutingStatistics(
+            statistics = RoutingStatistics(
                 n_experts=moe.balancing.bias.numel(),
                 top_k=moe.router.top_k,
                 n_groups=self.n_groups,
                 n_domains=len(self.domains),
-            ).to(pl_module.device)
+            )
             if layer in self.restored:
-                self.statistics[layer].load_state_dict(self.restored[layer])
+                statistics.load_state_dict(self.restored[layer])  # where the checkpoint's tensors are: the CPU
+            self.statistics[layer] = statistics.to(pl_module.device)
             self._measure_outputs(layer, moe.experts)
         pl_module.observers.append(self)
 

@@ -13,7 +13,7 @@ from dsv3.cli import REQUIRED, option
 SMOOTHING = 0.9
 LAST = 0.1  # of the steps, over which means are taken
 PUBLISHED = 0.0025  # the report stays below it (appendix B.1)
-FREE = ("run", "precision", "logger", "trainer", "diagnostics", "resume")  # keys of a config that may differ
+MAY_DIFFER = ("precision", "diagnostics")  # beside what has no say in what is computed
 
 
 @dataclass
@@ -49,7 +49,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def relative_error(one: str, other: str) -> Any:
     """The error of `one` against `other` as a pandas Series over tokens."""
-    for key, values in differences(one, other).items():
+    for key, values in config_differences(one, other).items():
         raise ValueError(f"{one} and {other} differ in {key}: {values[0]} and {values[1]}")
     smooth = [losses(folder).ewm(alpha=1 - SMOOTHING, adjust=False).mean() for folder in (one, other)]
     if not smooth[0].index.equals(smooth[1].index):
@@ -66,16 +66,15 @@ def losses(folder: str) -> Any:
     return train.set_index("tokens").loss
 
 
-def differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
+def config_differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
     """Keys of the two configs that should be equal and are not, with both values."""
     from omegaconf import OmegaConf
 
+    from dsv3.resume import FREE, differences
     from dsv3.run_folder import RunFolder
 
-    configs: list[Any] = [OmegaConf.load(RunFolder(folder).config_path) for folder in (one, other)]
-    keys = [key for key in dict.fromkeys([*configs[0], *configs[1]]) if key not in FREE]
-    values = {str(key): (configs[0].get(key), configs[1].get(key)) for key in keys}
-    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    configs = [OmegaConf.load(RunFolder(folder).config_path) for folder in (one, other)]
+    return differences(*configs, free=(*FREE, *MAY_DIFFER))
 
 
 def describe(curve: Any) -> dict[str, Any]:

@@ -78,13 +78,15 @@ def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
 
 def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
     """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
-    rolled, skipped = fit(config("rolled", "guard.on_spike=roll_back")), fit(config("skipped", "guard.on_spike=skip"))
+    asked = config("rolled", "guard.on_spike=roll_back", "resume=never")
+    rolled, skipped = fit(asked), fit(config("skipped", "guard.on_spike=skip"))
     ours, theirs = weights(rolled.folder), weights(skipped.folder)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     findings = rolled.folder.read("metrics/findings")
     assert PLANTED_AT in findings[findings.kind == "update left out"].tokens.tolist()
     assert "loss spike" not in set(findings.kind)
     assert [spike["policy"] for spike in spikes(rolled.folder)] == ["roll_back"]
+    assert not list(rolled.folder.path.parent.glob("rolled.old-*")), "`resume=never` is for the first beginning"
 
 
 def test_rollbacks_are_limited(config: Callable[..., DictConfig]) -> None:
@@ -95,20 +97,22 @@ def test_rollbacks_are_limited(config: Callable[..., DictConfig]) -> None:
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second step's gradient is infinite; all weights stay finite and the batch is written down."""
+    """A gradient of the second step is infinite; all weights stay finite and the batch is written down."""
     original = torch.nn.utils.clip_grad_norm_
-    norms = iter([None, torch.tensor(torch.inf)])
+    planted_in = iter([False, True])
 
     def clip(parameters: Any, limit: float) -> torch.Tensor:
-        norm = original(parameters, limit)
-        planted_norm = next(norms, None)
-        return norm if planted_norm is None else planted_norm
+        listed = list(parameters)
+        if next(planted_in, False):
+            listed[0].grad[0, 0] = torch.inf
+        return original(listed, limit)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     run = fit(composed("run.tokens=1024", f"run.dir={tmp_path}/run"))
     (spike,) = spikes(run.folder)
     assert (spike["kind"], spike["policy"], spike["grad_norm"]) == ("non-finite loss", "skip", "inf")
     assert run.trainer.global_step == 3
+    assert all(weight.isfinite().all() for weight in weights(run.folder).values())
 
 
 def guard(folder: Path, **changed: Any) -> Guard:
@@ -126,6 +130,16 @@ def test_threshold_follows_the_spread_of_the_losses(tmp_path: Path) -> None:
     assert quiet.threshold() == 3.5
     assert noisy.threshold() == pytest.approx(3.0 + 8 * 0.25, rel=0.03)
     assert falling.threshold() == pytest.approx(4.5), "a steady fall is no noise"
+
+
+def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skips = guard(tmp_path, on_spike="skip", window=8)
+    monkeypatch.setattr(skips, "_write_down", lambda *_: None)
+    losses = [3.0] * 8 + [4.0] * 8
+    allowed = [skips.allows(Step([], i, {}), loss, 1.0, {}) for i, loss in enumerate(losses)]
+    assert allowed[:8] == [True] * 8
+    assert not any(allowed[8:12])
+    assert all(allowed[13:])
 
 
 @pytest.mark.parametrize("wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}])
