@@ -17,7 +17,7 @@ VARIANTS = 64  # compiled versions of one function: each layer's weights and wid
 
 def compile_parts(model: Decoder) -> None:
     """Compile, at their first use in training, the parts of every block, MTP's included, and all norms."""
-    torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for module in model.modules():
         if isinstance(module, Block):
             compile_for_training(module.self_attn)

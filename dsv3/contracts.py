@@ -206,7 +206,11 @@ class Precision(Protocol):
     activation_dtype: torch.dtype  # of the residual stream
 
     def linear(self, in_features: int, out_features: int, *, role: Role) -> nn.Module:
-        """A linear layer without bias; its `weight` is an FP32 parameter [out, in]."""
+        """A linear layer without bias; its `weight` is an FP32 parameter [out, in].
+
+        The loss multiplies by the head's weight itself, a chunk of positions at a time: in the head layer's `dtype` if
+        it has that attribute, or else in `activation_dtype`.
+        """
 
     def grouped_linear(
         self, n_groups: int, in_features: int, out_features: int, *, role: Role, grouped_mm: GroupedMM

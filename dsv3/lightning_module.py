@@ -18,6 +18,7 @@ from dsv3.layers import held_weights
 from dsv3.losses import HeadLoss, linear_cross_entropy
 from dsv3.model import Decoder, DecoderOutput
 from dsv3.recompute import recomputing
+from dsv3.watch.routing_statistics import max_violation
 
 StepRecord = dict[str, Any]
 
@@ -83,7 +84,7 @@ class LanguageModel(lightning.LightningModule):
         assert not isinstance(optimizer, list)
         tokens = step.tokens_before
         totals = StepTotals(step)
-        head_copy_VD = self.model.head_weight.detach().to(self.model.precision.activation_dtype)
+        head_copy_VD = self.model.cast_head()
         with held_weights(self.model):
             for micro in step.micro_batches:
                 with recomputing(self.recompute):
@@ -117,7 +118,7 @@ class LanguageModel(lightning.LightningModule):
     def _loss(
         self, output: DecoderOutput, micro: MicroBatch, totals: "StepTotals", tokens: int, copy_VD: Tensor
     ) -> Tensor:
-        """Of one micro-batch; `copy_VD` is the head's weight in the dtype of the states."""
+        """Of one micro-batch; `copy_VD` is the head's weight as it is multiplied."""
         head = self.model.head_weight
         main = linear_cross_entropy(output.hidden_BTD.flatten(0, 1), head, micro.targets_BT.flatten(), copy_VD=copy_VD)
         loss = main.total / totals.targets
@@ -201,8 +202,3 @@ def real_tokens(micro: MicroBatch, routing: Routing) -> Tensor:
     """True where a routed position is not padding, [B, S]; MTP routes the last S < T positions of each row."""
     rows = micro.tokens_BT.shape[0]
     return micro.document_ids_BT[:, -(routing.experts_NK.shape[0] // rows) :] > 0
-
-
-def max_violation(counts_E: Tensor) -> float:
-    """Largest load over the mean load, minus one (0 when balanced)."""
-    return (counts_E.max() / counts_E.float().mean() - 1).item()

@@ -7,7 +7,8 @@ sum of losses is known up to one factor, which the backward pass supplies):
 
     L = sum_n w_n (logsumexp(z_n) - z_n[y_n]),   z_n = W h_n,   dL/dz_n = w_n (softmax(z_n) - onehot(y_n)).
 
-Products run in the dtype of the hidden states; softmax, loss and the head's gradient are FP32 (FP64 stays).
+Products run in the dtype that the head is given in; softmax, loss and the sums of the head's gradient over chunks are
+FP32 (FP64 stays).
 """
 
 from typing import Any, NamedTuple
@@ -90,28 +91,26 @@ def linear_cross_entropy(
 ) -> HeadLoss:
     """Summed cross-entropy of `targets_N` under softmax(hidden_ND weight_VD^T); `IGNORE` positions give nothing.
 
-    `copy_VD`: the weight in the dtype of the hidden states, where there is a copy already.
+    `copy_VD`: the weight as it is multiplied; None: in the dtype of the hidden states.
     """
     copy_VD = weight_VD.detach().to(hidden_ND.dtype) if copy_VD is None else copy_VD
-    total, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, copy_VD)
+    total, correct = _LinearCrossEntropy.apply(hidden_ND.to(copy_VD.dtype), weight_VD, targets_N, copy_VD)
     return HeadLoss(total, correct, (targets_N != IGNORE).sum())
 
 
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Each position's loss in nats, float32 [N] (0 where ignored)."""
-    weight = weight_VD.to(hidden_ND.dtype)
-    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    """Each position's loss in nats, float32 [N] (0 where ignored); products in the dtype of the weight."""
+    dtype = torch.promote_types(weight_VD.dtype, torch.float32)
     losses = []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-        logits = hidden @ weight.T
+        logits = hidden.to(weight_VD.dtype) @ weight_VD.T
         losses.append(_softmax(logits, targets, out=torch.empty_like(logits, dtype=dtype))[0])
     return torch.cat(losses)
 
 
 @torch.no_grad()
 def likeliest_tokens(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """The token that greedy decoding takes at each position, int64 [N]."""
-    weight = weight_VD.to(hidden_ND.dtype)
-    chunks = hidden_ND.split(CHUNK)
-    return torch.cat([(hidden @ weight.T).max(-1).indices for hidden in chunks])  # much faster than argmax on a CPU
+    """The token that greedy decoding takes at each position, int64 [N]; products in the dtype of the weight."""
+    chunks = hidden_ND.to(weight_VD.dtype).split(CHUNK)
+    return torch.cat([(hidden @ weight_VD.T).max(-1).indices for hidden in chunks])  # much faster than argmax on a CPU

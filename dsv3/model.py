@@ -122,6 +122,11 @@ class Decoder(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def cast_head(self) -> Tensor:
+        """The head's weight without a gradient, [V, D] in the dtype that it is multiplied in: the head layer's `dtype`
+        where it has one, or else that of the states."""
+        return self.head_weight.detach().to(getattr(self.lm_head, "dtype", self.precision.activation_dtype))
+
     @property
     def device(self) -> torch.device:
         return self.head_weight.device

@@ -27,10 +27,10 @@ class Greedy:
     """Always the likeliest token."""
 
     def draft(self, logits_V: Tensor) -> int:
-        return int(logits_V.argmax())
+        return int(logits_V.max(-1).indices)  # much faster than argmax on a CPU
 
     def verify(self, logits_SV: Tensor, drafts: Sequence[int]) -> tuple[int, int]:
-        likeliest = logits_SV.argmax(-1).tolist()
+        likeliest = logits_SV.max(-1).indices.tolist()
         kept = 0
         while kept < len(drafts) and drafts[kept] == likeliest[kept]:
             kept += 1

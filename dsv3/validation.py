@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
 from dsv3.expert_load import ExpertLoad
+from dsv3.layers import held_weights
 from dsv3.losses import likeliest_tokens, token_losses
 from dsv3.model import Decoder
 
@@ -54,15 +55,15 @@ def domain_scores(
     bits per byte = nats / ln 2 / UTF-8 bytes. The nats are those of every target, end-of-text tokens included;
     the bytes are the text's alone.
     """
-    metric = DomainLoss(len(domains)).to(model.device)
-    for batch in batches:
-        output = model(batch, with_mtp=False)
-        if load is not None:
-            load.observe(batch, output.routings)
-        hidden_ND = output.hidden_BTD.flatten(0, 1)
-        targets_N = batch.targets_BT.flatten()
-        nll_N = token_losses(hidden_ND, model.head_weight, targets_N)
-        metric.update(nll_N, targets_N, batch.domains_BT.flatten())
+    metric, head_VD = DomainLoss(len(domains)).to(model.device), model.cast_head()
+    with held_weights(model):
+        for batch in batches:
+            output = model(batch, with_mtp=False)
+            if load is not None:
+                load.observe(batch, output.routings)
+            targets_N = batch.targets_BT.flatten()
+            nll_N = token_losses(output.hidden_BTD.flatten(0, 1), head_VD, targets_N)
+            metric.update(nll_N, targets_N, batch.domains_BT.flatten())
     nats_X, targets_X = (values.reshape(-1).tolist() for values in metric.compute())  # torchmetrics squeezes
     sums = {d: (nats_X[i], targets_X[i], n_bytes[d]) for i, d in enumerate(domains) if targets_X[i]}
     nats_all, targets_all, bytes_all = (sum(column) for column in zip(*sums.values(), strict=True))
@@ -129,6 +130,6 @@ def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenize
     )
     batch = MicroBatch(*(t.to(device) for t in batch))
     hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-    predicted_BT = likeliest_tokens(hidden_ND, model.head_weight).view_as(batch.targets_BT)
+    predicted_BT = likeliest_tokens(hidden_ND, model.cast_head()).view_as(batch.targets_BT)
     right_BT = (predicted_BT == batch.targets_BT) | (batch.targets_BT == IGNORE)
     return right_BT.all(1).tolist()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsv3.build import build_data, build_model, build_run
 from dsv3.contracts import IGNORE, MicroBatch, Step
-from dsv3.lightning_module import LanguageModel, StepTotals, max_violation, real_tokens
+from dsv3.lightning_module import LanguageModel, StepTotals, real_tokens
 from dsv3.model import Decoder
 from tests.synthetic import SyntheticData
 

@@ -76,8 +76,11 @@ class Successor(torch.nn.Module):
 
     def __init__(self, *, stop_after: str, tokenizer: object) -> None:
         super().__init__()
-        self.head_weight, self.device = torch.eye(262), torch.device("cpu")
+        self.device = torch.device("cpu")
         self.last, self.eos = ord(stop_after), tokenizer.eos  # type: ignore[attr-defined]
+
+    def cast_head(self) -> torch.Tensor:
+        return torch.eye(262)
 
     def forward(self, batch: object, *, with_mtp: bool) -> object:
         tokens = batch.tokens_BT  # type: ignore[attr-defined]

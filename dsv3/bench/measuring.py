@@ -42,6 +42,6 @@ def interleaved(programs: Mapping[str, Callable[[], object]], *, repeats: int, w
 
 
 def fastest(programs: Mapping[str, Callable[[], object]]) -> str:
-    """The name of the fastest program, by one timed turn after one that warms up."""
-    seconds = interleaved(programs, repeats=1)
+    """The name of the fastest program, by the medians of three turns after one that warms up."""
+    seconds = interleaved(programs, repeats=3)
     return min(seconds, key=lambda name: seconds[name])

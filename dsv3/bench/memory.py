@@ -48,10 +48,14 @@ def in_a_process(side: str, precision: str) -> int:
 
 
 def measured(side: str, precision: str, sender: Connection) -> None:
+    from transformers import DeepseekV3ForCausalLM  # noqa: F401  (loaded by neither side while it is measured)
+
     from dsv3.bench.models import EXPERTS, ours, theirs
     from dsv3.bench.training import DTYPES, our_step, their_step
+    from dsv3.process import set_up_process
     from dsv3.recompute import Part
 
+    set_up_process()
     before = resident("VmRSS")
     config, model = ours(f"precision={precision}", "mtp=none")
     if side != "theirs":

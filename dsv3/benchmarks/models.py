@@ -5,7 +5,8 @@ Two kinds of model answer: a `Decoder` of ours with its tokenizer, and any causa
 Shape legend: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from dsv3.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infill
 from dsv3.benchmarks.prefixes import SHORTEST_SHARED, common_prefix
 from dsv3.contracts import Cache, MicroBatch, Tokenizer
 from dsv3.infilling import Order
+from dsv3.layers import held_weights
 from dsv3.model import Decoder
 
 PREFILL = 256
@@ -55,6 +57,9 @@ class ScoredModel(Protocol):
     def begin(self, prompts: Sequence[Sequence[int]], capacity: int) -> Decoding:
         """Start to continue the prompts, with room for `capacity` positions in all."""
 
+    def steady(self) -> AbstractContextManager[None]:
+        """Within it the weights stay as they are, so that what follows from them may be kept; after it nothing is."""
+
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """int64 [B, longest]; zeros follow the shorter rows, where a causal model does not look."""
@@ -78,6 +83,12 @@ class OwnModel:
         self.device = model.device
         self._prefix: list[int] = []
         self._prefix_caches: list[Cache] = []
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        with held_weights(self.model):
+            yield
+        self._prefix, self._prefix_caches = [], []
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         return [self.tokenizer.bos] * bos + self.tokenizer.encode(text)
@@ -122,7 +133,7 @@ class OwnModel:
             cache.rewind(held)
         for start in range(held, len(prefix), PREFILL):
             piece = torch.tensor([prefix[start : start + PREFILL]], device=self.device)
-            self.model.decode(piece, self._prefix_caches)
+            self.model.decode_states(piece, self._prefix_caches)
         self._prefix = prefix
         wide = self.model.new_caches(rows, self.max_length)
         for one, many in zip(self._prefix_caches, wide, strict=True):
@@ -145,8 +156,8 @@ class _OwnDecoding:
     @torch.no_grad()
     def feed(self, tokens_BT: Tensor) -> Tensor:
         for piece_BT in tokens_BT.split(PREFILL, dim=1):
-            logits_BTV = self.model.decode(piece_BT, self.caches)
-        return logits_BTV[:, -1]
+            last_BTD = self.model.decode_states(piece_BT, self.caches)
+        return self.model.logits(self.model.norm(last_BTD[:, -1]))
 
 
 class PublishedModel:
@@ -203,6 +214,9 @@ class PublishedModel:
 
     def begin(self, prompts: Sequence[Sequence[int]], capacity: int) -> "_PublishedDecoding":
         return _PublishedDecoding(self.model)
+
+    def steady(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class _PublishedDecoding:

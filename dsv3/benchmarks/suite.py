@@ -87,7 +87,7 @@ class Suite:
             UnavailableError: it cannot run here.
         """
         started = time.perf_counter()
-        with random_state(self.seed), quiet(), sandbox_in_use(self.sandbox):
+        with random_state(self.seed), quiet(), sandbox_in_use(self.sandbox), self.adapter.model.steady():
             loaded = self.finder.load(name, self.sandbox)
             tasks = loaded["tasks"]
             shots = {key: self._prepare(task, entry) for key, task in tasks.items()}

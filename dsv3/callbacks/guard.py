@@ -154,7 +154,7 @@ class Guard(lightning.Callback):
 
     def _scored(self, number: int, micro: MicroBatch) -> list[dict[str, Any]]:
         hidden_ND = self.model(micro, with_mtp=False).hidden_BTD.flatten(0, 1)
-        losses_N = token_losses(hidden_ND, self.model.head_weight, micro.targets_BT.flatten())
+        losses_N = token_losses(hidden_ND, self.model.cast_head(), micro.targets_BT.flatten())
         losses_BT = losses_N.view_as(micro.tokens_BT).cpu()
         documents = []
         for row, ids_T in enumerate(micro.document_ids_BT.cpu()):

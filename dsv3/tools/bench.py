@@ -2,7 +2,8 @@
 
 Width 256, 6 layers, 32 experts of which 4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
 torch.compile on either side (the case `compile` says what it gives); transformers computes its experts in the fastest
-of its ways. Repeats are interleaved, and medians are compared. Run it on a machine that does nothing else.
+of its ways. In BF16 its weights, gradients and AdamW's moments are BF16, ours FP32 (as in training). Repeats are
+interleaved, and medians are compared. Run it on a machine that does nothing else.
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids_BT: Tensor
     mask = attention_mask(queries, keys, document_ids_BT, q.device)
     # Equal widths of q, k and v take the flash kernel; zeros change no product.
     width = max(q.shape[-1], v.shape[-1])
-    q, k, v_padded = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+    q, k, v_padded = (t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v_padded, attn_mask=mask, is_causal=mask is None, scale=1.0)
     return out[..., : v.shape[-1]]
 

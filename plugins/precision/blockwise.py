@@ -11,7 +11,8 @@ gradients and the optimiser keep their precision. What linear layers keep for th
     SwiGLU                   its inputs, E4M3; its output is computed again
 
 Tokens travel to their experts in FP8 and the gradients of the experts' outputs too, with power-of-two scales: which
-is how `expert_gate_up` reads x and `expert_down` reads dy.
+is how `expert_gate_up` reads x and `expert_down` reads dy. Dgrad multiplies what arrived, and the tiles of Wgrad have
+power-of-two scales too, so that turning them rounds nothing again but what underflows.
 """
 
 from collections.abc import Sequence
@@ -59,24 +60,26 @@ class FP8Blockwise(EmulatedFP8):
     def recipe(self, role: Role) -> Recipe:
         row = self.row
         column, block = replace(row, rows=self.tile, columns=1), replace(row, rows=self.tile)
-        to_experts = replace(row, power_of_two=row.power_of_two or self.fp8_dispatch)
-        x_held = x_fprop = to_experts if role == "expert_gate_up" else row
-        x_wgrad = column
+        row_2, column_2 = replace(row, power_of_two=True), replace(column, power_of_two=True)
+        dy_dgrad = block if self.activation_grad_blocks else row
+        plain = Recipe(
+            x_held=row, x_fprop=row, w_fprop=block,
+            dy_held=None, dy_dgrad=dy_dgrad, w_dgrad=block,
+            x_wgrad=column, dy_wgrad=column,
+        )  # fmt: skip
         if role == "attention_out":
-            x_held = replace(row, format=self.attention_out_format, power_of_two=True)
-            x_fprop, x_wgrad = replace(row, power_of_two=True), replace(column, power_of_two=True)
-        return Recipe(
-            x_held=x_held,
-            x_fprop=x_fprop,
-            w_fprop=block,
-            dy_held=to_experts if role == "expert_down" and self.fp8_dispatch else None,
-            dy_dgrad=block if self.activation_grad_blocks else row,
-            w_dgrad=block,
-            x_wgrad=x_wgrad,
-            dy_wgrad=column,
-        )
+            held = replace(row_2, format=self.attention_out_format)
+            return replace(plain, x_held=held, x_fprop=row_2, x_wgrad=column_2)
+        if role == "expert_gate_up" and self.fp8_dispatch:
+            return replace(plain, x_held=row_2, x_fprop=row_2, x_wgrad=column_2)
+        if role == "expert_down" and self.fp8_dispatch:
+            dgrad = dy_dgrad if self.activation_grad_blocks else row_2
+            return replace(plain, dy_held=row_2, dy_dgrad=dgrad, dy_wgrad=column_2)
+        return plain
 
     def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        if not self.hold_swiglu_inputs or not (torch.is_grad_enabled() and gate_up.requires_grad):
+        reader: Role = "ffn_down" if row_weights is None else "expert_down"
+        recorded = torch.is_grad_enabled() and gate_up.requires_grad
+        if not (self.hold_swiglu_inputs and recorded and reader in self.roles):
             return super().swiglu(gate_up, row_weights)
         return held_swiglu(gate_up, row_weights, self.row)

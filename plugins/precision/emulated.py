@@ -12,13 +12,26 @@ from plugins.precision.plain import BF16
 from plugins.precision.quantised_linear import QuantisedGroupedLinear, QuantisedLinear, Recipe, TensorScales
 
 
+def without_head(roles: Sequence[Role]) -> tuple[Role, ...]:
+    """The roles, which do not name the head.
+
+    Raises:
+        ValueError: they do.
+    """
+    if "head" in roles:
+        raise ValueError(
+            "precision.roles: head cannot be among them; the loss multiplies by its weight itself, in BF16"
+        )
+    return tuple(roles)
+
+
 class EmulatedFP8(BF16, ABC):
     """A precision whose layers of `roles` are quantised; a subclass says how in `recipe`."""
 
     def __init__(self, *, roles: Sequence[Role], amax_floor: float) -> None:
         if not amax_floor > 0:
             raise ValueError(f"precision.amax_floor={amax_floor}: above 0, or a tile of zeros would have no scale")
-        self.roles = tuple(roles)
+        self.roles = without_head(roles)
         self.measurement = Measurement()
 
     @abstractmethod

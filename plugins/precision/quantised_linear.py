@@ -57,35 +57,46 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_NK: Tensor, weight: Tensor, layer: "QuantisedLinear", counts_E: Tensor | None, origin: Origin | None
+        ctx: Any,
+        x_NK: Tensor,
+        weight: Tensor,
+        layer: "QuantisedLinear",
+        counts_E: Tensor | None,
+        origin: Origin | None,
+        recorded: bool,
     ) -> Tensor:
-        x, held = layer.read(x_NK, hold=ctx.needs_input_grad[1] and origin is None)
+        """`recorded`: whether there may be a backward pass (`needs_input_grad` does not know of `no_grad`)."""
+        keeps_x = recorded and ctx.needs_input_grad[1]
+        x, held = layer.read(x_NK, hold=keeps_x and origin is None)
         if held is not None:
             origin = Origin(held, layer.restored(tuple(x_NK.shape)))
-        if origin is not None:
-            ctx.save_for_backward(weight, counts_E, *origin.tensors)
-            ctx.layer, ctx.restore, ctx.was_held = layer, origin.restore, held is not None
+        kept = origin.tensors if keeps_x and origin is not None else ()
+        ctx.save_for_backward(weight, counts_E, *kept)
+        ctx.layer, ctx.restore, ctx.was_held = layer, None if origin is None else origin.restore, held is not None
         return layer.product(x, layer.factor("w_fprop", weight, x.dtype), counts_E).to(x_NK.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, counts_E, *kept = ctx.saved_tensors
         layer: QuantisedLinear = ctx.layer
         groups = None if counts_E is None else Groups(counts_E, len(grads[0]))
-        dy_NO, dx_NK, dy = grads[0], None, None
-        if layer.recipe.dy_held is not None:
+        recipe, dy_NO, dx_NK, dy, dw = layer.recipe, grads[0], None, None, None
+        if recipe.dy_held is not None:
             dy_NO = layer.factor("dy_held", dy_NO, torch.float32, groups)
         if ctx.needs_input_grad[0]:
             dtype = layer.dtype_of("dy_dgrad", "w_dgrad")
-            dy, w = layer.factor("dy_dgrad", dy_NO, dtype, groups), layer.factor("w_dgrad", weight, dtype)
-            dx_NK = layer.product(dy, w.mT, counts_E).to(grads[0].dtype)
-        if dy is None or layer.recipe.dy_wgrad != layer.recipe.dy_dgrad:
-            dy = layer.factor("dy_wgrad", dy_NO, torch.float32, groups)
-        x = ctx.restore(*kept)
-        if not ctx.was_held or layer.recipe.x_wgrad != layer.recipe.x_held:
-            x = layer.factor("x_wgrad", x, torch.float32, groups)
-        return dx_NK, layer.weight_gradient(dy.float(), x, counts_E), None, None, None
+            as_held = recipe.dy_dgrad == recipe.dy_held
+            dy = dy_NO.to(dtype) if as_held else layer.factor("dy_dgrad", dy_NO, dtype, groups)
+            dx_NK = layer.product(dy, layer.factor("w_dgrad", weight, dtype).mT, counts_E).to(grads[0].dtype)
+        if ctx.needs_input_grad[1]:
+            if dy is None or recipe.dy_wgrad != recipe.dy_dgrad:
+                dy = layer.factor("dy_wgrad", dy_NO, torch.float32, groups)
+            x = ctx.restore(*kept)
+            if not ctx.was_held or recipe.x_wgrad != recipe.x_held:
+                x = layer.factor("x_wgrad", x, torch.float32, groups)
+            dw = layer.weight_gradient(dy.float(), x, counts_E)
+        return dx_NK, dw, None, None, None, None
 
 
 class QuantisedLinear(nn.Module):
@@ -116,7 +127,8 @@ class QuantisedLinear(nn.Module):
         x_NK = x.to(self.activation_dtype).flatten(0, -2)
         if not x.numel():
             return self.product(x_NK, self.weight.to(x_NK.dtype), counts_E)
-        y_NO = _Products.apply(x_NK, self.weight, self, counts_E, getattr(x, "origin", None))
+        origin, recorded = getattr(x, "origin", None), torch.is_grad_enabled()
+        y_NO = _Products.apply(x_NK, self.weight, self, counts_E, origin, recorded)
         return y_NO.view(*x.shape[:-1], -1)
 
     def factor(self, name: Factor, x: Tensor, dtype: torch.dtype, groups: Groups | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dsv3.contracts import GroupedMM, Role
+from plugins.precision.emulated import without_head
 from plugins.precision.plain import BF16
 
 INSTALL = "pip install 'transformer-engine[pytorch]==2.20.2'"
@@ -93,7 +94,7 @@ class FP8TransformerEngine(BF16):
     def __init__(
         self, *, roles: Sequence[Role], recipe: RecipeName, power_of_two_scales: bool, amax_floor: float
     ) -> None:
-        self.roles = tuple(roles)
+        self.roles = without_head(roles)
         self.recipe = recipe
         self.settings: dict[str, Any] = {"power_of_two_scales": power_of_two_scales, "amax_floor": amax_floor}
 

@@ -185,6 +185,23 @@ def test_infilling_answers_are_scored_after_the_prompt(own_model: OwnModel) -> N
     assert logp == pytest.approx(float(logits[0, ord("c")] + logits[1, ord("d")]), abs=1e-4)
 
 
+def test_what_is_kept_of_a_prefix_goes_with_the_weights_it_was_made_by(own_model: OwnModel) -> None:
+    """As in training: scored, trained further, scored again."""
+    shared = "".join(chr(97 + i % 26) for i in range(80))
+    requests = [request("loglikelihood", shared, ending) for ending in ("abc", "xyz", "mno")]
+    adapter = Adapter(own_model, batch_size=4, seed=0)
+    with own_model.steady():
+        before = adapter.loglikelihood(requests)
+    with torch.no_grad():
+        for parameter in own_model.model.parameters():
+            parameter.mul_(1.5)
+    with own_model.steady():
+        after = adapter.loglikelihood(requests)
+    assert [score for score, _ in after] != [score for score, _ in before]
+    alone = [direct(own_model, shared, ending)[0] for ending in ("abc", "xyz", "mno")]
+    assert [score for score, _ in after] == pytest.approx(alone, rel=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_every_attentions_cache_can_be_widened(composed: Callable[..., DictConfig], attention: str) -> None:
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2", f"attention={attention}")).eval()

@@ -85,3 +85,19 @@ def test_bf16_states_with_an_fp32_head():
     assert low.grad.dtype == torch.bfloat16
     exact = torch.nn.functional.cross_entropy(hidden @ weight.detach().T, targets, reduction="sum")
     assert abs(loss.total.item() / exact.item() - 1) < 0.01
+
+
+def test_products_run_in_the_dtype_that_the_head_is_given_in():
+    """A head in FP32 over states in BF16: the loss, and both gradients, are those of the states cast up."""
+    hidden, weight, targets = problem(40, 3, dtype=torch.float32)
+    low = hidden.detach().bfloat16().requires_grad_()
+    high = low.detach().float().requires_grad_()
+    wide, exact = weight.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    loss = losses.linear_cross_entropy(low, wide, targets, copy_VD=wide.detach()).total
+    expected = torch.nn.functional.cross_entropy(high @ exact.T, targets, ignore_index=IGNORE, reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(wide.grad, exact.grad, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(low.grad.float(), high.grad, rtol=2**-8, atol=1e-5)
+    assert torch.allclose(losses.token_losses(low, wide.detach(), targets).sum(), expected, rtol=1e-5)

@@ -76,7 +76,7 @@ def test_default_study_in_transformers(default_study, tmp_path):
     for batch in build_data(loaded.config, tokenizer=tokenizer).validation_batches():
         targets_N = batch.targets_BT.flatten()
         hidden_ND = ours(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-        mine = token_losses(hidden_ND, ours.head_weight, targets_N).double().sum()
+        mine = token_losses(hidden_ND, ours.cast_head(), targets_N).double().sum()
         logits_NV = theirs(batch.tokens_BT).logits.flatten(0, 1)
         other = torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="sum").double()
         totals += torch.stack([mine, other, (targets_N != IGNORE).sum().double()])

@@ -53,12 +53,15 @@ class Products:
             x_wgrad = q(held, "E4M3", TILE, 1, power_of_two=True)[2]
         else:
             x_fprop = q(x, "E4M3", 1, TILE, **experts_read)[2]
-            x_wgrad = q(x_fprop, "E4M3", TILE, 1, **pow2)[2]
-        if role == "expert_down":
-            dy = q(dy, "E4M3", 1, TILE, power_of_two=True)[2]
+            x_wgrad = q(x_fprop, "E4M3", TILE, 1, **experts_read)[2]
         w = q(weight, "E4M3", TILE, TILE, **pow2)[2]
-        dy_dgrad = q(dy, "E4M3", TILE if grad_blocks else 1, TILE, **pow2)[2]
-        dy_wgrad = q(dy, "E4M3", TILE, 1, **pow2)[2]
+        dy_scales = pow2
+        if role == "expert_down":  # Dgrad multiplies what arrived
+            dy, dy_scales = q(dy, "E4M3", 1, TILE, power_of_two=True)[2], {"power_of_two": True}
+            dy_dgrad = q(dy, "E4M3", TILE, TILE, **pow2)[2] if grad_blocks else dy
+        else:
+            dy_dgrad = q(dy, "E4M3", TILE if grad_blocks else 1, TILE, **pow2)[2]
+        dy_wgrad = q(dy, "E4M3", TILE, 1, **dy_scales)[2]
         self.y = self.product(x_fprop, w.T)
         self.dx = self.product(dy_dgrad, w)
         self.dw = self.product(dy_wgrad.T, x_wgrad)
@@ -242,7 +245,25 @@ def test_roles_left_out_compute_in_bf16():
     assert type(precision.linear(16, 16, role="head")) is CastLinear
     grouped = precision.grouped_linear(2, 16, 16, role="expert_down", grouped_mm=grouped_mm)
     assert type(grouped) is CastGroupedLinear
-    assert type(made().linear(16, 16, role="head")) is CastLinear, "never the head, as shipped"
+    assert type(made().linear(16, 16, role="head")) is CastLinear, "never the head"
+
+
+def test_swiglu_inputs_are_held_for_the_roles_in_fp8_alone():
+    gate_up, gates = inputs((8, 2 * TILE), 1).requires_grad_(), torch.rand(8)
+    precision = made(roles=["expert_down"])
+    assert not hasattr(precision.swiglu(gate_up), "origin"), "of a dense feed-forward, in BF16"
+    assert hasattr(precision.swiglu(gate_up, gates), "origin")
+
+
+def test_a_frozen_weight_passes_the_gradient_on():
+    layer = drawn(made().linear(24, 40, role="ffn_gate_up")).requires_grad_(False)
+    x, dy = inputs((50, 24), 3).float(), inputs((50, 40), 4).float()
+    leaf = x.clone().requires_grad_()
+    layer(leaf).backward(dy.bfloat16())
+    assert layer.weight.grad is None
+    assert leaf.grad is not None
+    layer.requires_grad_(True)
+    assert torch.equal(results(layer, x, dy.bfloat16())[1], leaf.grad)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +276,12 @@ def test_every_setting_conforms(settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"tile": 0}, "precision.tile=0"), ({"amax_floor": 0.0}, "amax_floor")]
+    ("settings", "words"),
+    [
+        ({"tile": 0}, "precision.tile=0"),
+        ({"amax_floor": 0.0}, "amax_floor"),
+        ({"roles": ["head"]}, "precision.roles: head"),
+    ],
 )
 def test_settings_that_cannot_be(settings, words):
     with pytest.raises(InstantiationException, match=words):
