@@ -16,6 +16,7 @@ from dsv3.build import build_data, build_model, build_run
 from dsv3.contracts import IGNORE, MicroBatch, Step
 from dsv3.lightning_module import LanguageModel, StepTotals, real_tokens
 from dsv3.model import Decoder
+from dsv3.watch.routing_statistics import max_violation
 from tests.synthetic import SyntheticData
 
 Compose = Callable[..., DictConfig]
