@@ -82,9 +82,9 @@ class RunFolder:
         return self.tables.setdefault(name, Table(self.path / name))
 
     def flush(self, tokens: int) -> None:
-        """Write the rows of all tables, up to `tokens`."""
-        for table in self.tables.values():
-            table.flush(tokens)
+        """Write the rows of all tables, up to `tokens`; `metrics/train` last: it tells how far a run is."""
+        for name in sorted(self.tables, key="metrics/train".__eq__):
+            self.tables[name].flush(tokens)
 
     def read(self, name: str) -> pd.DataFrame:
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""

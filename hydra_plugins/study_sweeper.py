@@ -32,6 +32,6 @@ class StudySweeper(BasicSweeper):
         if (self.config.get("study") or {}).get("arms"):
             try:
                 report.run(report.Options(folder=self.config.hydra.sweep.dir))
-            except FileNotFoundError as error:  # the runs were sent elsewhere by `run.dir`
+            except (FileNotFoundError, ValueError) as error:  # `run.dir` sent runs elsewhere, or no such `study.metric`
                 log.warning("No report of the study: %s", error)
         return returns

@@ -1,5 +1,6 @@
 """The report of a study as HTML, Markdown and a picture: verdicts first, then numbers, with seeds and intervals."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -16,8 +17,15 @@ from dsv3.watch.page import page, shown, table
 
 NOTE = (
     "Differences are paired by seed; intervals hold 95% (Student's t). Where an interval covers zero, no difference is "
-    "shown. `detectable` is the smallest true difference that a study with this noise and as many seeds shows in four "
-    "repetitions out of five. Comparisons are not corrected for their number."
+    "shown. `detectable` is about the smallest true difference that a study with this noise and as many seeds shows in "
+    "four repetitions out of five. Comparisons are not corrected for their number."
+)
+
+
+SCHEDULES = (
+    "At equal operations or seconds a run that took more of them is read before its end, in the midst of its "
+    "learning-rate schedule, and straight between two validations: with a schedule that ends there it would score "
+    "better, so these rows overstate what a dearer arm loses."
 )
 
 
@@ -35,13 +43,16 @@ def sections(study: Study) -> Iterator[Section]:
     yield Section("Verdict", verdicts(study, headline(study)), (), [])
     yield Section("Runs", made_of(study), (), [])
     yield sizes(study)
-    yield compared("At equal budgets", study, equal)
-    yield compared("At the end of each run", study, list(metrics(study)))
+    yield compared("At equal budgets", study, equal, [NOTE, SCHEDULES])
+    yield compared("At the end of each run", study, list(metrics(study)), [NOTE])
 
 
 def verdicts(study: Study, metric: Metric) -> list[str]:
     about = [f"Question: {study.question}"] if study.question else []
     about += [f"Published: {study.finding}"] if study.finding else []
+    if study.baseline != study.planned_baseline:
+        replaced = f"{study.planned_baseline}, the baseline, has no finished run"
+        about.append(f"{replaced}: the others are compared with {study.baseline}.")
     if study.unfinished:
         about.append(f"Not finished, and left out: {', '.join(study.unfinished)}.")
     sentences = [sentence for _, sentence in judged(study, metric)]
@@ -72,11 +83,12 @@ def made_of(study: Study) -> list[str]:
     summaries = [run.summary or {} for runs in study.runs.values() for run in runs.values()]
     tokens = " or ".join(f"{n:,} tokens ({steps:,} steps)" for n, steps in distinct(summaries, "tokens", "steps"))
     seeds = sorted({seed for runs in study.runs.values() for seed in runs})
+    commits = [commit for (commit,) in distinct(summaries, "git_commit") if commit]
     versions = [", ".join(f"{name} {v}" for name, v in made.items()) for (made,) in distinct(summaries, "versions")]
     return [
         f"`experiment={study.name}`: {len(summaries)} finished runs of {len(study.runs)} arms, with seeds "
         f"{', '.join(map(str, seeds))}, of {tokens} each.",
-        f"Software: {'; or '.join(versions)}.",
+        f"Software: {'; or '.join(versions)}." + (f" Commit: {', or '.join(commits)}." if commits else ""),
     ]
 
 
@@ -111,7 +123,7 @@ def sizes(study: Study) -> Section:
     return Section("Arms", [f"The others are compared with `{study.baseline}`."], headers, rows)
 
 
-def compared(title: str, study: Study, of: Sequence[Metric]) -> Section:
+def compared(title: str, study: Study, of: Sequence[Metric], notes: list[str]) -> Section:
     headers = ("metric", "unit", "arm", "mean", "difference", "95% interval", "shown", "detectable", "seeds")
     rows: list[Sequence[Any]] = []
     for metric in of:
@@ -122,7 +134,7 @@ def compared(title: str, study: Study, of: Sequence[Metric]) -> Section:
                 rows.append(
                     (metric.name, metric.unit, arm, f"{np.mean(values):.5g}", *difference_cells(difference, values))
                 )
-    return Section(title, [NOTE], headers, rows)
+    return Section(title, notes, headers, rows)
 
 
 def difference_cells(difference: Difference | None, values: Sequence[float]) -> tuple[Any, ...]:
@@ -132,7 +144,8 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
         return (f"{difference.mean:+.4g}", "", "", "", 1)
     interval = f"{difference.low:+.4g} to {difference.high:+.4g}"
     answer = "yes" if difference.shown else "no difference shown"
-    return (f"{difference.mean:+.4g}", interval, answer, difference.detectable, difference.seeds)
+    detectable = "" if math.isnan(difference.detectable) else difference.detectable
+    return (f"{difference.mean:+.4g}", interval, answer, detectable, difference.seeds)
 
 
 def markdown(study: Study, pictures: dict[str, str]) -> str:

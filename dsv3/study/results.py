@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 
 from dsv3.study.statistics import Difference, paired
@@ -34,6 +35,7 @@ class Study(NamedTuple):
     finding: str  # the report's, in words
     metric: str | None  # that the verdict is on
     baseline: str
+    planned_baseline: str  # another one if that has no finished run
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
 
@@ -62,25 +64,32 @@ def read_study(root: Path) -> Study:
 
     Raises:
         FileNotFoundError: there is no such folder, or no finished run of a study in it.
+        ValueError: two runs are the same arm with the same seed.
     """
     runs: dict[str, dict[int, History]] = {}
+    order: dict[str, None] = {}  # arms of all configs: one may have been added later
     unfinished, about = [], None
     for run in find_runs(root):
         config = OmegaConf.load(run.folder.config_path)
-        if OmegaConf.select(config, "study.arm") is None:
+        arm = OmegaConf.select(config, "study.arm")
+        if arm is None:
             continue
         about = about or config
+        order |= dict.fromkeys([*(config.study.arms or {}), arm])
+        seeds, seed = runs.setdefault(arm, {}), int(config.seed)
         if run.summary is None:
             unfinished.append(run.name)
+        elif seed in seeds:
+            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {arm} with seed {seed}")
         else:
-            runs.setdefault(config.study.arm, {})[int(config.seed)] = run
-    if about is None or not runs:
+            seeds[seed] = run
+    arms = {arm: runs[arm] for arm in order if runs.get(arm)}
+    if about is None or not arms:
         raise FileNotFoundError(f"{root}: there is no finished run of a study")
-    order = [name for name in about.study.arms if name in runs]
-    baseline = about.study.baseline if about.study.baseline in runs else order[0]
+    planned = about.study.baseline or next(iter(order))
+    baseline = planned if planned in arms else next(iter(arms))
     question, finding = about.study.question or "", about.study.finding or ""
-    arms = {name: runs[name] for name in order}
-    return Study(about.run.experiment, question, finding, about.study.metric, baseline, arms, unfinished)
+    return Study(about.run.experiment, question, finding, about.study.metric, baseline, planned, arms, unfinished)
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
@@ -120,18 +129,30 @@ def headline(study: Study) -> Metric:
     return found[study.metric]
 
 
+def shared_layers(study: Study) -> list[str]:
+    """The MoE layers that all runs with experts have: an arm with MTP has more, and would not be compared alike."""
+    of_runs = [
+        list(run.newest("metrics/routing").get("layer", [])) for runs in study.runs.values() for run in runs.values()
+    ]
+    first, *others = [layers for layers in of_runs if layers] or [[]]
+    return [layer for layer in first if all(layer in layers for layers in others)]
+
+
 def metrics(study: Study) -> Iterator[Metric]:
-    """Every number that the runs of the study have at their ends."""
+    """Every number that the runs of the study have at their ends; those of experts over the layers that all have."""
     first = next(run for runs in study.runs.values() for run in runs.values())
+    layers = shared_layers(study)
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
         yield Metric(f"held-out {domain}", "bits per byte", True, _after(domain, "after"))
     yield Metric("held-out all, averaged weights", "bits per byte", True, _after("all", "ema"))
     yield Metric("training loss, last tenth", "nats per token", True, _last_loss)
-    yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation)
-    yield Metric("specialisation", "mean distance of relative load on a domain from that on all", None, specialisation)
-    yield Metric("nodes of a token", "groups", True, _routing("nodes"))
-    yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes"))
+    yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation(layers))
+    distance = "mean distance of relative load on a domain from that on all"
+    yield Metric("specialisation", distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric("nodes of a token", "groups", True, _routing("nodes", layers))
+    yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes", layers))
+    yield Metric("training speed", "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
     yield Metric("exact answers", "per cent", False, _answers)
     for name in _benchmarks(first):
         bits = name.endswith("answer_bpb")
@@ -148,32 +169,42 @@ def _last_loss(run: History) -> float | None:
     return None if train.empty else float(train.loss[train.tokens > 0.9 * train.tokens.iloc[-1]].mean())
 
 
-def _violation(run: History) -> float | None:
-    layers = list((run.summary or {}).get("max_violation", {}).values())
-    return sum(layers) / len(layers) if layers else None
-
-
-def _routing(column: str) -> Callable[[History], float | None]:
+def _violation(layers: Sequence[str]) -> Callable[[History], float | None]:
     def value(run: History) -> float | None:
-        rows = run.newest("metrics/routing")
+        found = (run.summary or {}).get("max_violation", {})
+        values = [found[layer] for layer in layers if layer in found]
+        return sum(values) / len(values) if values else None
+
+    return value
+
+
+def routing_of(run: History, layers: Sequence[str]) -> pd.DataFrame:
+    """Rows of the last interval's `metrics/routing`, of these layers."""
+    rows = run.newest("metrics/routing")
+    return rows if rows.empty else rows[rows.layer.isin(layers)]
+
+
+def _routing(column: str, layers: Sequence[str]) -> Callable[[History], float | None]:
+    def value(run: History) -> float | None:
+        rows = routing_of(run, layers)
         return None if rows.empty else float(rows[column].mean())
 
     return value
 
 
-def specialisation(run: History) -> float | None:
-    """Mean over layers, domains and experts of how far the relative load on a domain is from that on all of them."""
-    rows = run.newest("metrics/routing")
-    if rows.empty:
-        return None
+def specialisation(routing: pd.DataFrame) -> float | None:
+    """Mean over layers, domains and experts of how far the relative load on a domain is from that on all of them.
+
+    `routing`: rows of `metrics/routing`, one a layer.
+    """
     distances = []
-    for row in rows.itertuples():
+    for row in routing.itertuples():
         load_XE = np.asarray(row.domain_load, dtype=float).reshape(len(row.domains), -1)
         load_XE = load_XE[load_XE.sum(1) > 0]
         relative_XE = load_XE / load_XE.mean(1, keepdims=True)
         all_E = load_XE.sum(0) / load_XE.sum(0).mean()
         distances.append(np.abs(relative_XE - all_E).mean())
-    return float(np.mean(distances))
+    return float(np.mean(distances)) if distances else None
 
 
 def _answers(run: History) -> float | None:

@@ -2,9 +2,9 @@
 
 With d_k the difference on seed k of n, s their standard deviation and t_p Student's quantile for n - 1 degrees:
 
-    interval       mean(d) +- t_0.975 s / sqrt(n)                       covers the true difference in 95% of studies
-    detectable     (t_0.975 + t_0.8) s / sqrt(n)                        the smallest true difference that a study with
-                                                                        this noise and n shows in 80% of its repetitions
+    interval       mean(d) +- t_0.975 s / sqrt(n)      covers the true difference in 95% of studies
+    detectable     (t_0.975 + t_0.8) s / sqrt(n)       about the smallest true difference that a study with this noise
+                                                       and n shows in 80% of its repetitions (77% for n = 3)
 A difference is shown where the interval leaves out zero. Several comparisons are not corrected for.
 """
 
@@ -23,7 +23,7 @@ class Difference(NamedTuple):
     mean: float
     low: float  # of the interval; -inf where one seed leaves it open
     high: float
-    detectable: float
+    detectable: float  # nan where all seeds differ by the same: nothing is known of the noise
 
     @property
     def shown(self) -> bool:
@@ -46,7 +46,7 @@ def paired(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
 
     error = stdev(differences) / math.sqrt(n)
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    detectable = half + float(t.ppf(POWER, n - 1)) * error
+    detectable = half + float(t.ppf(POWER, n - 1)) * error if error else math.nan
     return Difference(n, middle, middle - half, middle + half, detectable)
 
 
@@ -56,9 +56,11 @@ def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lowe
         return f"{name}: one seed, so nothing can be said of how sure its difference from {baseline} is."
     interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds"
     if not difference.shown:
+        if math.isnan(difference.detectable):
+            return f"{name}: equal to {baseline} with every seed."
         return (
             f"{name}: no difference from {baseline} shown ({interval}). The smallest difference that this study "
-            f"would have shown four times out of five is {difference.detectable:.4f} {unit}."
+            f"would have shown four times out of five is about {difference.detectable:.4f} {unit}."
         )
     if lower_is_better is None:
         word = "higher" if difference.mean > 0 else "lower"

@@ -12,7 +12,10 @@ FIRST = "folder"  # may be given without its name
 @dataclass
 class Options:
     folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
-    out: str | None = option(None, "the folder to write report.html, report.md and their pictures to; null: the same")
+    out: str | None = option(
+        None, "the folder to write a study's report.html, report.md and pictures to; null: the same"
+    )
+    metric: str | None = option(None, "of a study: what the verdict is on; null: `study.metric` of its runs")
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -20,6 +23,7 @@ def run(options: Options) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no finished run of a study.
+        ValueError: there is no such metric, or a key is for studies and this is one run.
     """
     from dsv3.study.report import sections, write_study_report
     from dsv3.study.results import read_study
@@ -27,14 +31,18 @@ def run(options: Options) -> dict[str, Any]:
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():
+        if options.out or options.metric:
+            raise ValueError(f"{folder} is one run: out and metric are for studies")
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}
     study = read_study(folder)
-    paths = write_study_report(study, Path(options.out) if options.out else folder)
+    if options.metric:
+        study = study._replace(metric=options.metric)
     found: list[dict[str, Any]] = [
         {"title": s.title, "sentences": s.sentences, "rows": [dict(zip(s.headers, row, strict=True)) for row in s.rows]}
         for s in sections(study)
     ]
+    paths = write_study_report(study, Path(options.out) if options.out else folder)
     print("\n".join([*found[0]["sentences"], f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}

@@ -36,10 +36,9 @@ def loss(run: History) -> go.Figure:
     raw = {"color": COLOURS[0], "width": 0.6}
     figure.add_scatter(x=train.tokens, y=numbers(train.loss), line=raw, opacity=0.35, name="of each step")
     figure.add_scatter(x=train.tokens, y=numbers(train.loss_mean), line=line(0), name="next token, smoothed")
-    for i, column in enumerate(c for c in train.columns if c.startswith("mtp") and c.endswith("_loss")):
-        smooth = train[column].ewm(alpha=0.05).mean()
-        name = f"MTP depth {column[3:-5]}, smoothed"
-        figure.add_scatter(x=train.tokens, y=numbers(smooth), line=line(i + 1), name=name)
+    for i, column in enumerate(c for c in train.columns if c.startswith("mtp") and c.endswith("_loss_mean")):
+        name = f"MTP depth {column[3:-10]}, smoothed"
+        figure.add_scatter(x=train.tokens, y=numbers(train[column]), line=line(i + 1), name=name)
     return framed(figure, "Training loss", x=TOKENS, y="nats per token")
 
 
@@ -111,7 +110,7 @@ def formats(run: History) -> go.Figure:
     return stacked(f"{title}: {name}", panels, traces, x=TOKENS)
 
 
-UNITS = {"snr": "dB", "snr_db": "dB", "underflow": "share", "saturation": "share", "amax": "largest magnitude"}
+UNITS = {"snr_db": "dB", "underflow": "share", "saturation": "share", "amax": "largest magnitude"}
 
 
 def questions(runs: Sequence[History]) -> go.Figure:

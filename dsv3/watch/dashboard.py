@@ -197,11 +197,12 @@ def offer(runs: Runs, tick: Any, name: str | None, layer: str | None, moment: in
     if routing is None or routing.empty:
         return [], None, 1, 0, {}
     names, times = experts.layers(routing), experts.moments(routing)
-    new_last = len(times) - 1
-    follows = ctx.triggered_id == "run" or moment >= last or last > new_last
-    marks = {i: f"{times[i]:,}" for i in sorted({0, new_last // 2, new_last})}
+    newest = len(times) - 1
+    end = max(newest, 1)  # a slider has two ends
+    follows = ctx.triggered_id == "run" or moment >= last or last > end
+    marks = {i: f"{times[i]:,}" for i in sorted({0, newest // 2, newest})}
     kept = layer if layer in names else names[0]
-    return names, kept, max(new_last, 1), new_last if follows else no_update, marks
+    return names, kept, end, end if follows else no_update, marks
 
 
 def draw_load(runs: Runs, moment: int, name: str | None) -> Any:

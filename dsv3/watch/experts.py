@@ -12,10 +12,15 @@ from dsv3.watch.history import History
 from dsv3.watch.style import SHARES, SIGNED, TOKENS, Panel, empty, framed, line, stacked
 
 TOP = 2.0  # of an even share: the end of the colour scale; more is shown in its last colour
-NOTHING = "no interval of `monitor.every_tokens` is over yet"
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
 MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
+
+
+def nothing(run: History) -> str:
+    """Why there are no figures of experts."""
+    dense = run.facts.get("experts") == 0
+    return "this model has no experts" if dense else "no interval of `monitor.every_tokens` is over yet"
 
 
 def layers(routing: pd.DataFrame) -> list[str]:
@@ -50,7 +55,7 @@ def load(run: History, tokens: int | None = None) -> go.Figure:
     """Layer x expert: load over the interval that ends at `tokens` (None: the last), relative to an even share."""
     routing = run.table("metrics/routing")
     if routing.empty:
-        return empty("Load of every expert", NOTHING)
+        return empty("Load of every expert", nothing(run))
     tokens = moments(routing)[-1] if tokens is None else tokens
     names, values = layers(routing), load_at(routing, tokens)
     hover = "%{y}, expert %{x}: %{z:.2f} x an even share<extra></extra>"
@@ -102,7 +107,7 @@ def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
     """Columns of `metrics/routing` over tokens, a line for each layer."""
     routing = run.table("metrics/routing")
     if routing.empty:
-        return empty(title, NOTHING)
+        return empty(title, nothing(run))
     traces = []
     for i, (layer, rows) in enumerate(routing.groupby("layer", sort=False)):
         for panel, column in enumerate(columns):
@@ -128,7 +133,7 @@ def bias(run: History, layer: str | None = None) -> go.Figure:
     """Routing bias of each expert of a layer (None: the first) over tokens: lines, or a map where there are many."""
     routing = run.table("metrics/routing")
     if routing.empty:
-        return empty("Routing bias", NOTHING)
+        return empty("Routing bias", nothing(run))
     layer = layer or layers(routing)[0]
     rows = routing[routing.layer == layer]
     bias_TE = np.stack(rows.bias.to_list()).astype(np.float32)
@@ -160,7 +165,7 @@ def specialisation(run: History, title: str = "Specialisation by domain, every l
     """Relative load of each expert on each domain, over the last interval (the report's Fig. 9)."""
     routing = run.table("metrics/routing")
     if routing.empty:
-        return empty(title, NOTHING)
+        return empty(title, nothing(run))
     names, values = by_domain(routing)
     hover = "%{y}, expert %{x}: %{z:.2f} x an even share of the domain<extra></extra>"
     heatmap = go.Heatmap(z=values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale())
@@ -168,6 +173,18 @@ def specialisation(run: History, title: str = "Specialisation by domain, every l
         go.Figure(heatmap), title, x="expert", y="", height=140 + max(15 * len(names), 100), below=MAP_BELOW
     )
     return figure.update_yaxes(autorange="reversed", type="category", tickfont={"size": 9})
+
+
+def lift(pairs_EE: np.ndarray) -> np.ndarray:
+    """How often two experts serve one token over what their loads (the diagonal) give by chance: 1 in the mean over
+    pairs by chance; nan on the diagonal, 0 for an expert without load."""
+    load_E = np.diag(pairs_EE)
+    expected_EE = np.outer(load_E, load_E)
+    np.fill_diagonal(expected_EE, 0)
+    expected_EE *= (pairs_EE.sum() - load_E.sum()) / max(expected_EE.sum(), 1)
+    lift_EE = np.divide(pairs_EE, expected_EE, out=np.zeros_like(pairs_EE), where=expected_EE > 0)
+    np.fill_diagonal(lift_EE, np.nan)
+    return lift_EE
 
 
 def coactivation(run: History, layer: str | None = None) -> go.Figure:
@@ -178,11 +195,7 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
     layer = layer or layers(table)[0]
     pairs = np.asarray(table[table.layer == layer].pairs.iloc[-1], dtype=np.float64)
     pairs_EE = pairs.reshape(int(len(pairs) ** 0.5), -1)
-    load_E = np.diag(pairs_EE)
-    k_minus_1 = (pairs_EE.sum() - load_E.sum()) / max(load_E.sum(), 1)
-    expected_EE = np.outer(load_E, load_E) / max(load_E.sum(), 1) * k_minus_1
-    lift_EE = np.divide(pairs_EE, expected_EE, out=np.zeros_like(pairs_EE), where=expected_EE > 0)
-    np.fill_diagonal(lift_EE, np.nan)
+    lift_EE = lift(pairs_EE)
     hover = "experts %{y} and %{x}: %{z:.2f} x independent<extra></extra>"
     scale = even_scale("x independent")
     figure = go.Figure(go.Heatmap(z=lift_EE.astype(np.float32), hovertemplate=hover, **scale))
@@ -190,12 +203,13 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
 
 
 def output_norms(run: History) -> go.Figure:
-    """Layer x expert: mean L2 norm of an expert's outputs over the last interval that measured it."""
+    """Layer x expert: mean L2 norm of an expert's outputs in the step that the last interval measured."""
     routing = run.table("metrics/routing")
     if routing.empty:
-        return empty("Norm of expert outputs", NOTHING)
+        return empty("Norm of expert outputs", nothing(run))
     last = routing[routing.tokens == moments(routing)[-1]]
     values = np.stack([np.asarray(norms, dtype=np.float32) for norms in last.output_norm])
+    values[values == 0] = np.nan  # no token came
     heatmap = go.Heatmap(z=values, y=list(last.layer), colorscale=SHARES, zmin=0, colorbar=bar("L2"))
     title, height = "Norm of expert outputs, mean", 140 + max(11 * len(last), 120)
     figure = framed(go.Figure(heatmap), title, x="expert", y="MoE layer", height=height, below=MAP_BELOW)

@@ -2,7 +2,8 @@
 
 dead expert     its load over the interval is below 1% of an even share
 collapse        the load is spread over fewer than a quarter of the layer's experts (or hardly more than the K that one
-                token uses), measured by effective experts = exp(entropy of the load)
+                token uses: fewer than 1.5 K, or than halfway from K to all), measured by effective experts =
+                exp(entropy of the load)
 """
 
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ def condition(figures: dict[str, Any], *, top_k: int) -> dict[tuple[str, int], f
     load, effective = figures["load"], figures["effective_experts"]
     even = sum(load) / len(load)
     wrong = {("dead expert", i): count / even for i, count in enumerate(load) if even and count < DEAD_BELOW * even}
-    limit = max(COLLAPSED_BELOW * len(load), COLLAPSED_NEAR_TOP_K * top_k)
-    if even and effective < min(limit, len(load)):
+    near_top_k = min(COLLAPSED_NEAR_TOP_K * top_k, (top_k + len(load)) / 2)
+    if even and effective < max(COLLAPSED_BELOW * len(load), near_top_k):
         wrong["collapse", -1] = effective
     return wrong
 

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from dsv3.run_folder import RunFolder
 
 QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
+MOST_SPIKES = 10  # that are shown
 
 
 class History:
@@ -22,6 +22,7 @@ class History:
         self.folder = RunFolder(path)
         self.name = name
         self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
+        self._facts: tuple[int, dict[str, Any]] = (0, {})
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -44,11 +45,13 @@ class History:
     def summary(self) -> dict[str, Any] | None:
         return self.folder.summary()
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
-        """What `dsv3.watch.facts` wrote down before the first step."""
+        """What `dsv3.watch.facts` wrote down before the first step; empty until then."""
         path = self.folder.path / "facts.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if path.exists() and (changed := path.stat().st_mtime_ns) != self._facts[0]:
+            self._facts = (changed, json.loads(path.read_text()))
+        return self._facts[1]
 
     @property
     def state(self) -> str:
@@ -65,12 +68,14 @@ class History:
         return 0 if train.empty else int(train.tokens.iloc[-1])
 
     def train(self) -> pd.DataFrame:
-        """`metrics/train` with `seconds` and `flops` since the beginning, and smoothed `loss_mean` and `bpb_mean`."""
-        train, timing = self.table("metrics/train"), self.table("timing/train")
+        """`metrics/train` with `seconds` and `flops` since the beginning, and each loss smoothed as `<column>_mean`."""
+        train = self.table("metrics/train")
+        timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
         if train.empty:
             return train
         train = train.assign(flops=train.tokens * self.facts.get("flops_per_token", float("nan")))
-        train = train.assign(**{f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in ("loss", "bpb")})
+        losses = [c for c in train if c in ("loss", "bpb") or c.endswith("_loss")]
+        train = train.assign(**{f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in losses})
         return train.merge(timing.assign(seconds=timing.seconds.cumsum()), on="tokens", how="left")
 
     def validation(self, *, weights: str = "live") -> pd.DataFrame:
@@ -85,8 +90,9 @@ class History:
         return scores.assign(flops=scores.tokens * self.facts.get("flops_per_token", float("nan")))
 
     def spikes(self) -> list[dict[str, Any]]:
-        """What the guard against loss spikes wrote down, oldest first."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.path.glob("spikes/tokens-*.json"))]
+        """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""
+        paths = sorted(self.folder.path.glob("spikes/tokens-*.json"))
+        return [json.loads(path.read_text()) for path in paths[-MOST_SPIKES:]]
 
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import plotly.graph_objects as go
 
 from dsv3.run_folder import write_atomically
@@ -131,6 +132,7 @@ def facts_table(run: History) -> str:
     counts = facts.get("parameters", {})
     scores = run.validation()
     last = scores[scores.domain == "all"].bpb.iloc[-1] if len(scores) else None
+    seconds = float(train.seconds.max())  # none of a step's are written yet: nan
     rows = {
         "tokens trained on": run.tokens,
         "of": facts.get("tokens"),
@@ -138,8 +140,8 @@ def facts_table(run: History) -> str:
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
         "operations per token": facts.get("flops_per_token"),
-        "seconds of training": round(float(train.seconds.iloc[-1])),
-        "of them monitoring": monitoring(run, float(train.seconds.iloc[-1])),
+        "seconds of training": None if np.isnan(seconds) else round(seconds),
+        "monitoring, in seconds over those": monitoring(run, seconds),
         "bits per byte, all held-out text": None if last is None else float(last),
         "seed": facts.get("seed"),
         "commit": summary.get("git_commit"),
@@ -148,9 +150,9 @@ def facts_table(run: History) -> str:
 
 
 def monitoring(run: History, seconds: float) -> str | None:
-    """The share of training's seconds that `dsv3.callbacks.monitor` took."""
+    """What `dsv3.callbacks.monitor` took, against training's seconds."""
     timing = run.table("timing/monitor")
-    return None if timing.empty else f"{timing.seconds.sum() / seconds:.2%}"
+    return None if timing.empty or np.isnan(seconds) else f"{timing.seconds.sum() / seconds:.2%}"
 
 
 MOST_FINDINGS = 40

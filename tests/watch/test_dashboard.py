@@ -69,6 +69,36 @@ def test_page_loads_slides_and_follows_a_running_job(made_up: MadeUpRun, tmp_pat
         assert tab.wrong == []
 
 
+def test_the_slider_follows_from_the_first_interval_on(tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path / "runs" / "seed1", layers=2, experts=8)
+    run.interval()
+    with served(build_app(tmp_path / "runs")) as url, opened(tmp_path / "profile") as tab:
+        tab.page.goto(url)
+        wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens:,}')")
+        for _ in range(2):
+            run.interval()
+            wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens:,}')")
+        assert tab.wrong == []
+
+
+def test_chance_gives_pairs_a_lift_of_one() -> None:
+    """Three experts of ten tokens each; every two of them served five together."""
+    even = np.array([[10.0, 5.0, 5.0], [5.0, 10.0, 5.0], [5.0, 5.0, 10.0]])
+    assert np.allclose(experts.lift(even)[~np.eye(3, dtype=bool)], 1.0)
+    assert np.isnan(np.diag(experts.lift(even))).all()
+    unused = np.array([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
+    assert experts.lift(unused)[0, 1] == 1.0
+    assert experts.lift(unused)[0, 2] == 0.0
+
+
+def test_a_dense_model_is_told_from_one_that_has_just_begun(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    run = History(tmp_path, "x")
+    assert "is over yet" in experts.load(run).layout.annotations[0].text
+    (tmp_path / "facts.json").write_text('{"experts": 0}')
+    assert "this model has no experts" in experts.load(run).layout.annotations[0].text
+
+
 def slide(tab: Tab, key: str) -> None:
     tab.page.locator("#moment [role=slider]").focus()
     tab.page.keyboard.press(key)

@@ -115,6 +115,7 @@ def test_dead_expert_and_collapse_are_told_once_and_by_name() -> None:
     assert list(changes(6000, "layers.2", 16, set(dead), dead)) == []
     (finding,) = changes(7000, "layers.2", 16, set(dead), {})
     assert (finding.kind, finding.expert) == ("revived expert", 5)
+    assert condition(figures_of([100] * 4 + [80] * 4), top_k=6) == {}, "most experts serve each token"
     collapsed = condition(figures_of([800, 790] + [1] * 14), top_k=2)
     assert ("collapse", -1) in collapsed
     assert {kind for kind, _ in collapsed} == {"collapse", "dead expert"}
