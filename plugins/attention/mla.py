@@ -23,6 +23,10 @@ from dsv3.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
 
+BLOCK = 64
+"""Absorbed decoding reads latents in whole blocks of so many positions: on a CPU, oneDNN compiles the BF16 products of
+every new size, which takes longer than the rest of a small model's token."""
+
 
 class AbsorbedWeights(NamedTuple):
     """W_UKV cut into what takes queries to the latent space and what brings its results back."""
@@ -35,7 +39,7 @@ class LatentCache:
     """c_KV (after its norm) and k_R (after RoPE) of up to `capacity` positions, float [B, capacity, d_c + d_R]."""
 
     def __init__(self, batch: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.latents = torch.empty(batch, capacity, width, dtype=dtype, device=device)
+        self.latents = torch.zeros(batch, capacity, width, dtype=dtype, device=device)
         self.length = 0
         self.absorbed: AbsorbedWeights | None = None  # made from W_UKV once for all that is decoded over this cache
 
@@ -47,6 +51,10 @@ class LatentCache:
         self.latents[:, self.length : end] = latents_BTC
         self.length = end
         return self.latents[:, :end]
+
+    def blocks(self) -> Tensor:
+        """All positions held, and what fills their last block up (as far as there is room): numbers to be masked."""
+        return self.latents[:, : -(-self.length // BLOCK) * BLOCK]
 
     def rewind(self, length: int) -> None:
         self.length = length
@@ -111,7 +119,7 @@ class MultiHeadLatentAttention(nn.Module):
             latents_BSC = cache.append(torch.cat((c_BTC, k_rope), -1))
             if self.decode == "absorbed" and not began_empty:
                 q_nope, q_rope = self._query(c_Q_BTC, cos, sin)
-                return self.o_proj(self._absorbed(q_nope, q_rope, latents_BSC, self._absorbed_weights(cache)))
+                return self.o_proj(self._absorbed(q_nope, q_rope, cache))
             c_BTC, k_rope = latents_BSC.split([self.rank, self.rope], dim=-1)
         q, k, v = recomputed("attention_up", self._expanded, c_Q_BTC, c_BTC, k_rope, cos, sin)
         out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
@@ -137,13 +145,14 @@ class MultiHeadLatentAttention(nn.Module):
         q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHQ, k_BSHQ, v_BSHV))
         return q, k, v
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents_BSC: Tensor, weights: AbsorbedWeights) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: LatentCache) -> Tensor:
         """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads.
 
         Heads and positions are rows of one product, so that the keys are read where they lie; a row's result does not
         depend on how many there are, in BF16 not by a bit.
         """
         rows, queries = q_nope.shape[:2]
+        latents_BSC, held, weights = cache.blocks(), cache.length, self._absorbed_weights(cache)
         q_HXN = q_nope.flatten(0, 1).transpose(0, 1)  # X = B*T, as in o below
         q_BTHC = torch.bmm(q_HXN, weights.w_uk_HNC).transpose(0, 1).unflatten(0, (rows, queries))
         q_BXC = torch.cat((q_BTHC, q_rope), dim=-1).flatten(1, 2)  # X = T*H
@@ -151,9 +160,10 @@ class MultiHeadLatentAttention(nn.Module):
         scores_BXS = torch.stack([q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents_BSC, strict=True)])
         dtype = torch.promote_types(latents_BSC.dtype, torch.float32)
         scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
-        if queries > 1:  # the last keys are the queries' own positions
+        scores_BTHS[..., held:] = float("-inf")
+        if queries > 1:  # the last keys held are the queries' own positions
             later_TT = torch.ones(queries, queries, dtype=torch.bool, device=latents_BSC.device).triu(1)
-            scores_BTHS[..., -queries:].masked_fill_(later_TT.unsqueeze(1), float("-inf"))
+            scores_BTHS[..., held - queries : held].masked_fill_(later_TT.unsqueeze(1), float("-inf"))
         weights_BXS = scores_BTHS.softmax(-1).to(latents_BSC.dtype).flatten(1, 2)
         c_BSC = latents_BSC[..., : self.rank]
         o_BXC = torch.stack([w_XS @ c_SC for w_XS, c_SC in zip(weights_BXS, c_BSC, strict=True)])
