@@ -10,6 +10,7 @@ from torch import nn
 from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.models import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
 from dsv3.compile import compile_parts
+from dsv3.layers import held_weights
 from dsv3.losses import linear_cross_entropy
 from dsv3.model import Decoder
 from dsv3.planning.flops import training_flops
@@ -91,10 +92,11 @@ def our_step(model: Decoder, vocab_size: int, *, recompute: Collection[str] = ()
 
     def step() -> None:
         batch = next(stream)
-        with recomputing(recompute):
-            hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-            loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
-        (loss.total / loss.targets).backward()
+        with held_weights(model):  # as a training step does
+            with recomputing(recompute):
+                hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
+                loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
+            (loss.total / loss.targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -8,7 +8,7 @@ import lightning
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 from dsv3.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

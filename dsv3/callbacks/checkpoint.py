@@ -5,7 +5,7 @@ from typing import Any
 import lightning
 
 from dsv3.callbacks.interruption import Interruption
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 from dsv3.run_folder import RunFolder, write_atomically
 
 

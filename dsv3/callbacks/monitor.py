@@ -16,7 +16,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 from dsv3.contracts import MicroBatch, Routing
 from dsv3.lightning_module import real_tokens
 from dsv3.run_folder import RunFolder

@@ -5,7 +5,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.loggers import WandbLogger
 
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 from dsv3.run_folder import RunFolder
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning
 
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 from dsv3.contracts import MeasuresQuantisation
 from dsv3.run_folder import RunFolder
 

@@ -5,6 +5,7 @@ from typing import Any
 import lightning
 
 from dsv3.callbacks.ema import EMA
+from dsv3.callbacks.intervals import crossed
 from dsv3.run_folder import RunFolder
 from dsv3.validation import domain_scores
 
@@ -53,8 +54,3 @@ class Validate(lightning.Callback):
         for logger in trainer.loggers:
             values = {f"validation_{weights}/{k}/{d}": v for d, s in scores.items() for k, v in s._asdict().items()}
             logger.log_metrics(values | {"tokens": tokens})
-
-
-def crossed(every: int, before: int, after: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
-    return after // every > before // every

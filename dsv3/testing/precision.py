@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Role
+from dsv3.layers import held_weights
 from dsv3.testing.plain import drawn, error, loop_mm
 from dsv3.testing.requirement import require, require_reloadable
 
@@ -36,7 +37,8 @@ def check_precision(factory: Callable[[], Any], *, device: str = "cpu", toleranc
         )
         for role in ROLES:
             _linear(precision, role, torch.device(device), tolerance)
-        _swiglu(precision, torch.device(device), tolerance)
+        _swiglu(precision, torch.device(device), tolerance, weighted=False)
+        _swiglu(precision, torch.device(device), tolerance, weighted=True)
         for role in EXPERT_ROLES:
             _grouped(precision, role, torch.device(device), tolerance)
 
@@ -72,12 +74,16 @@ def _grouped(precision: Any, role: Role, device: torch.device, tolerance: float)
     require_reloadable(layer, fresh)
 
 
-def _swiglu(precision: Any, device: torch.device, tolerance: float) -> None:
-    """Value and gradient of the activation against FP64."""
+def _swiglu(precision: Any, device: torch.device, tolerance: float, *, weighted: bool) -> None:
+    """Value and gradients of the activation against FP64; `weighted`: times a float32 weight for each row."""
     leaf = torch.randn(2, 24, 2 * OUT, device=device).to(precision.activation_dtype).requires_grad_()
     exact = leaf.detach().double().requires_grad_()
+    gates = torch.rand(2, 24, device=device).requires_grad_() if weighted else None
+    exact_gates = gates.detach().double().requires_grad_() if gates is not None else None
     gate, up = exact.chunk(2, dim=-1)
-    y, y64 = precision.swiglu(leaf), nn.functional.silu(gate) * up
+    y, y64 = precision.swiglu(leaf, gates), nn.functional.silu(gate) * up
+    if exact_gates is not None:
+        y64 = y64 * exact_gates.unsqueeze(-1)
     require(
         y.shape == y64.shape and y.dtype == precision.activation_dtype,
         f"swiglu must give {precision.activation_dtype} {list(y64.shape)}, not {y.dtype} {list(y.shape)}",
@@ -85,11 +91,15 @@ def _swiglu(precision: Any, device: torch.device, tolerance: float) -> None:
     upstream = torch.randn(y.shape, device=device).to(y.dtype)
     y.backward(upstream)
     y64.backward(upstream.double())
-    for name, found, expected in (("value", y, y64), ("gradient", leaf.grad, exact.grad)):
+    compared = [("value", y, y64), ("gradient", leaf.grad, exact.grad)]
+    if gates is not None and exact_gates is not None:
+        compared.append(("gradient of the row weights", gates.grad, exact_gates.grad))
+    function = "silu(gate) * up" + " * row_weights" * weighted
+    for name, found, expected in compared:
         if found is None or expected is None:
             raise AssertionError(f"swiglu has no {name}")
         off = error(found, expected)
-        require(off <= tolerance, f"swiglu: the {name} is {off:.1%} off silu(gate) * up; {tolerance:.1%} is allowed")
+        require(off <= tolerance, f"swiglu: the {name} is {off:.1%} off {function}; {tolerance:.1%} is allowed")
 
 
 def _weight(layer: nn.Module, shape: tuple[int, ...], what: str) -> None:
@@ -148,3 +158,23 @@ def _product(
         require(
             error(layer(x, *more), y) <= 0.01, f"{what} must give the same without gradients (validation, generation)"
         )
+    _held(layer, x, more, y, upstream, once, what)
+
+
+def _held(
+    layer: Any, x: Tensor, more: tuple[Tensor, ...], y: Tensor, upstream: Tensor, gradient: Tensor, what: str
+) -> None:
+    """Two micro-batches while the weight is held, and a step after it."""
+    layer.weight.grad = None
+    with held_weights(layer):
+        for _ in range(2):
+            held_y = layer(x.clone().requires_grad_(), *more)
+            held_y.backward(upstream)
+            require(error(held_y, y) <= 0.01, f"{what} must give the same while its weight is held")
+    require(
+        error(layer.weight.grad, 2 * gradient) <= 0.01,
+        f"{what}: two backward passes while the weight is held must add up to the gradients without it",
+    )
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        require(error(layer(x, *more), 2 * y) <= 0.01, f"{what} must forget what it held of an older weight")

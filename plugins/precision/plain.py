@@ -26,7 +26,7 @@ class CastWeight(nn.Module):
 
     def hold_weights(self, hold: bool) -> bool:
         """Whether that changed anything."""
-        if hold == (self.held is not None):
+        if hold == (self.held is not None) or self.weight.dtype == self.dtype:
             return False
         self.held = self.weight.to(self.dtype) if hold else None  # a cast keeps nothing: its gradient may come in parts
         return True

@@ -73,7 +73,7 @@ class _Products(torch.autograd.Function):
         kept = origin.tensors if keeps_x and origin is not None else ()
         ctx.save_for_backward(weight, counts_E, *kept)
         ctx.layer, ctx.restore, ctx.was_held = layer, None if origin is None else origin.restore, held is not None
-        return layer.product(x, layer.factor("w_fprop", weight, x.dtype), counts_E).to(x_NK.dtype)
+        return layer.product(x, layer.weight_factor("w_fprop", weight, x.dtype), counts_E).to(x_NK.dtype)
 
     @staticmethod
     @once_differentiable
@@ -88,7 +88,7 @@ class _Products(torch.autograd.Function):
             dtype = layer.dtype_of("dy_dgrad", "w_dgrad")
             as_held = recipe.dy_dgrad == recipe.dy_held
             dy = dy_NO.to(dtype) if as_held else layer.factor("dy_dgrad", dy_NO, dtype, groups)
-            dx_NK = layer.product(dy, layer.factor("w_dgrad", weight, dtype).mT, counts_E).to(grads[0].dtype)
+            dx_NK = layer.product(dy, layer.weight_factor("w_dgrad", weight, dtype).mT, counts_E).to(grads[0].dtype)
         if ctx.needs_input_grad[1]:
             if dy is None or recipe.dy_wgrad != recipe.dy_dgrad:
                 dy = layer.factor("dy_wgrad", dy_NO, torch.float32, groups)
@@ -118,6 +118,14 @@ class QuantisedLinear(nn.Module):
         self.activation_dtype = activation_dtype
         self.measurement = measurement
         self.scales = scales
+        self.held: dict[tuple[Quantiser, torch.dtype], Tensor] | None = None  # values of the weight, while it is held
+
+    def hold_weights(self, hold: bool) -> bool:
+        """Whether that changed anything. Values are kept as they are first needed."""
+        if hold == (self.held is not None):
+            return False
+        self.held = {} if hold else None
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         return self.products(x, None)
@@ -138,6 +146,15 @@ class QuantisedLinear(nn.Module):
         if self.measurement.active:
             self.measurement.add(self.role, name, quantiser, x, groups, scale)
         return quantiser.values(x, dtype, groups=groups, scale=scale)
+
+    def weight_factor(self, name: Factor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same of the weight: while it is held, each way of quantising it is computed once."""
+        if self.held is None or self.scales or self.measurement.active:
+            return self.factor(name, weight, dtype)
+        key = getattr(self.recipe, name), dtype
+        if key not in self.held:
+            self.held[key] = self.factor(name, weight, dtype)
+        return self.held[key]
 
     def read(self, x_NK: Tensor, *, hold: bool) -> tuple[Tensor, Held | None]:
         """x as Fprop multiplies it, and as it is kept where it is to be."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsv3.callbacks import EMA
-from dsv3.callbacks.validate import crossed
+from dsv3.callbacks.intervals import crossed
 
 
 def run_of(values: list[float], decay: float) -> tuple[EMA, Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
-from dsv3.layers import SwiGLU
+from dsv3.layers import SwiGLU, held_weights
 from dsv3.testing import check_precision
 from dsv3.testing.plain import drawn, loop_mm
 from plugins.experts.grouped import GroupedExperts, grouped_mm
@@ -253,6 +253,28 @@ def test_swiglu_inputs_are_held_for_the_roles_in_fp8_alone():
     precision = made(roles=["expert_down"])
     assert not hasattr(precision.swiglu(gate_up), "origin"), "of a dense feed-forward, in BF16"
     assert hasattr(precision.swiglu(gate_up, gates), "origin")
+
+
+def test_a_held_weight_is_quantised_once_and_gives_the_same(monkeypatch):
+    layer = drawn(made().linear(24, 40, role="ffn_gate_up"))
+    x, dy = inputs((50, 24), 3).float(), inputs((50, 40), 4)
+    expected = results(layer, x, dy)
+    layer.weight.grad = None
+    quantised = []
+    original = layer.factor
+    monkeypatch.setattr(layer, "factor", lambda name, *more: quantised.append(name) or original(name, *more))
+    with held_weights(layer):
+        for backward in (1, 2):
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            y.backward(dy)
+            assert torch.equal(y, expected[0])
+            assert torch.equal(leaf.grad, expected[1])
+            assert torch.equal(layer.weight.grad, backward * expected[2])
+    assert [name for name in quantised if name.startswith("w_")] == ["w_fprop"], "Dgrad reads the same blocks"
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(layer(x), 2 * expected[0]), "what was held is forgotten"
 
 
 def test_a_frozen_weight_passes_the_gradient_on():

@@ -144,14 +144,39 @@ class RolesForgotten(Good):
 
 
 class OtherActivation(Good):
-    def swiglu(self, gate_up):
+    def swiglu(self, gate_up, row_weights=None):
         gate, up = gate_up.chunk(2, -1)
         return torch.nn.functional.gelu(gate) * up
 
 
 class ActivationGradientLost(Good):
-    def swiglu(self, gate_up):
-        return super().swiglu(gate_up.detach()) + 0 * gate_up.sum()
+    def swiglu(self, gate_up, row_weights=None):
+        return super().swiglu(gate_up.detach(), row_weights) + 0 * gate_up.sum()
+
+
+class RowWeightsForgotten(Good):
+    def swiglu(self, gate_up, row_weights=None):
+        return super().swiglu(gate_up)
+
+
+class RowGradientLost(Good):
+    def swiglu(self, gate_up, row_weights=None):
+        return super().swiglu(gate_up, None if row_weights is None else row_weights.detach()) + (
+            0 if row_weights is None else 0 * row_weights.sum()
+        )
+
+
+class NeverForgets(CastLinear):
+    kept = None
+
+    def hold_weights(self, hold):
+        self.kept = self.kept or [self.weight.detach().clone()]
+        return hold
+
+    def cast_weight(self):
+        return (
+            self.weight if self.kept is None else self.kept[0] + 0 * self.weight + (self.weight - self.weight.detach())
+        )
 
 
 class Refusing(Good):
@@ -181,7 +206,10 @@ class NoDtype(Good):
         (with_layer(OtherInValidation), "the same without gradients"),
         (LeakyGroups, "a group without rows must get a gradient of zero"),
         (RolesForgotten, r"linear\(role='mtp_projection'\)"),
+        (with_layer(NeverForgets), "must forget what it held"),
         (OtherActivation, "swiglu: the value is"),
+        (RowWeightsForgotten, r"swiglu: the value is .* \* row_weights"),
+        (RowGradientLost, "swiglu: the gradient of the row weights is 100.0% off"),
         (ActivationGradientLost, "swiglu: the gradient is 100.0% off"),
         (Refusing, "does not run on cpu: it needs a GPU"),
         (ChecksNothing, "list of sentences"),
