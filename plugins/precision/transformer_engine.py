@@ -26,10 +26,14 @@ from plugins.precision.plain import BF16
 
 INSTALL = "pip install 'transformer-engine[pytorch]==2.20.2'"
 INSTEAD = "use precision=fp8_blockwise, which emulates its recipe on any device"
-MULTIPLE = 16  # of every size of an FP8 product
 RecipeName = Literal[
     "Float8BlockScaling", "Float8CurrentScaling", "DelayedScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"
 ]
+
+
+def multiple(recipe: RecipeName) -> int:
+    """Of every size of a product under the recipe."""
+    return 32 if recipe == "MXFP8BlockScaling" else 16
 
 
 def library() -> Any:
@@ -57,16 +61,18 @@ def te_recipe(name: RecipeName, *, power_of_two_scales: bool, amax_floor: float)
 class TELinear(nn.Module):
     """y = x w^T by `module`, a te.Linear; `weight` is FP32 [out, in]."""
 
-    def __init__(self, *shape: int, te: Any, recipe: Any, module: nn.Module) -> None:
+    def __init__(self, *shape: int, te: Any, recipe: Any, multiple: int, module: nn.Module) -> None:
+        """`multiple`: of rows, to which they are filled up."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.te = te
         self.recipe = recipe
+        self.multiple = multiple
         self.lent = (module,)  # in a tuple, or its parameters would be this module's
 
     def forward(self, x: Tensor) -> Tensor:
         x_NK = x.flatten(0, -2)
-        filled = F.pad(x_NK, (0, 0, 0, -len(x_NK) % MULTIPLE))
+        filled = F.pad(x_NK, (0, 0, 0, -len(x_NK) % self.multiple))
         return self.computed({"weight": self.weight}, filled)[: len(x_NK)].unflatten(0, x.shape[:-1])
 
     def computed(self, weights: dict[str, Tensor], *arguments: Any) -> Tensor:
@@ -103,7 +109,7 @@ class FP8TransformerEngine(BF16):
             return super().linear(in_features, out_features, role=role)
         te = self._library(role, in_features, out_features)
         module = te.Linear(in_features, out_features, bias=False, params_dtype=torch.float32, device="meta")
-        return TELinear(out_features, in_features, te=te, recipe=te_recipe(self.recipe, **self.settings), module=module)
+        return TELinear(out_features, in_features, te=te, module=module, **self._settings())
 
     def grouped_linear(
         self, n_groups: int, in_features: int, out_features: int, *, role: Role, grouped_mm: GroupedMM
@@ -114,8 +120,10 @@ class FP8TransformerEngine(BF16):
         module = te.GroupedLinear(
             n_groups, in_features, out_features, bias=False, params_dtype=torch.float32, device="meta"
         )
-        recipe = te_recipe(self.recipe, **self.settings)
-        return TEGroupedLinear(n_groups, out_features, in_features, te=te, recipe=recipe, module=module)
+        return TEGroupedLinear(n_groups, out_features, in_features, te=te, module=module, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {"recipe": te_recipe(self.recipe, **self.settings), "multiple": multiple(self.recipe)}
 
     def check(self, device: torch.device) -> list[str]:
         if importlib.util.find_spec("transformer_engine") is None:
@@ -142,10 +150,10 @@ class FP8TransformerEngine(BF16):
             ValueError: it cannot be imported, or has no products of such sizes.
         """
         for size in sizes:
-            if size % MULTIPLE:
+            if size % multiple(self.recipe):
                 raise ValueError(
-                    f"precision=fp8_te: {role} has a size of {size}, which is no multiple of {MULTIPLE}: change the "
-                    f"model, or leave the role out of precision.roles"
+                    f"precision=fp8_te: {role} has a size of {size}, no multiple of {multiple(self.recipe)}: change "
+                    f"the model, or leave the role out of precision.roles"
                 )
         try:
             return library()

@@ -25,9 +25,22 @@ class FP32Projection(KeepsDtype):
             return nn.functional.linear(recomputed("norm", Tensor.float, x_ND), self.weight)
 
 
+FEW = 64  # rows, of which a whole sort takes less time than preparing for a selection
+
+
 def top(scores_NE: Tensor, k: int) -> Tensor:
-    """Indices [N, k] of each row's k highest scores, highest first; of equal scores the lower index comes first."""
-    return scores_NE.detach().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    """Indices [N, k] of each row's k highest scores, highest first; of equal scores the lower index comes first.
+
+    `topk` has no rule for equal scores, and a stable sort of 256 takes ten times as long. So no two are equal: the bits
+    of each FP32 score, as a whole number in the same order, stand above its index counted from the end.
+    """
+    scores_NE = scores_NE.detach()
+    if len(scores_NE) <= FEW or scores_NE.dtype != torch.float32:
+        return scores_NE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    bits_NE = (scores_NE + 0.0).view(torch.int32)  # -0 becomes 0
+    ordered_NE = torch.where(bits_NE < 0, bits_NE ^ 0x7FFFFFFF, bits_NE)
+    from_the_end_E = torch.arange(scores_NE.shape[1] - 1, -1, -1, device=scores_NE.device)
+    return (ordered_NE.long() << 32 | from_the_end_E).topk(k, dim=-1).indices
 
 
 def check_groups(*, n_experts: int, top_k: int, n_groups: int, topk_groups: int) -> None:

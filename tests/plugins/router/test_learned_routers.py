@@ -9,6 +9,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkR
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
+from plugins.router.base import top
 from plugins.router.sigmoid import SigmoidGroupLimitedRouter
 from plugins.router.softmax import SoftmaxRouter
 
@@ -242,3 +243,22 @@ def test_impossible_shapes_are_refused(changes, words):
     shape = {"dim": 8, "n_experts": 12, "top_k": 4, "n_groups": 3, "topk_groups": 2}
     with pytest.raises(ValueError, match=words):
         sigmoid_router(shape, **changes) if "group_score_top" in changes else sigmoid_router(shape | changes)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.sampled_from([1, 64, 65, 300]),
+    experts=st.integers(1, 40),
+    levels=st.sampled_from([1, 2, 5, 10_000]),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_selection_is_that_of_a_stable_sort(rows, experts, levels, seed, data):
+    """With many equal scores, negative ones, both zeros and -inf, as groups that are left out have."""
+    generator = torch.Generator().manual_seed(seed)
+    scores_NE = (torch.randint(-levels, levels + 1, (rows, experts), generator=generator) / levels).float()
+    scores_NE[torch.rand(rows, experts, generator=generator) < 0.1] = -0.0
+    scores_NE[torch.rand(rows, experts, generator=generator) < 0.1] = float("-inf")
+    k = data.draw(st.integers(1, experts))
+    expected = scores_NE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(top(scores_NE, k), expected)
