@@ -83,7 +83,9 @@ def made_of(study: Study) -> list[str]:
     summaries = [run.summary or {} for runs in study.runs.values() for run in runs.values()]
     tokens = " or ".join(f"{n:,} tokens ({steps:,} steps)" for n, steps in distinct(summaries, "tokens", "steps"))
     seeds = sorted({seed for runs in study.runs.values() for seed in runs})
-    commits = [commit for (commit,) in distinct(summaries, "git_commit") if commit]
+    commits = [
+        f"{commit[:12]}{'+' * commit.endswith('+')}" for (commit,) in distinct(summaries, "git_commit") if commit
+    ]
     versions = [", ".join(f"{name} {v}" for name, v in made.items()) for (made,) in distinct(summaries, "versions")]
     return [
         f"`experiment={study.name}`: {len(summaries)} finished runs of {len(study.runs)} arms, with seeds "

@@ -23,7 +23,7 @@ body {{ margin: 0 auto; max-width: 1240px; padding: 16px; color: {INK}; backgrou
        font: 15px/1.5 system-ui, sans-serif; }}
 h1 {{ font-size: 24px; margin: 8px 0; overflow-wrap: anywhere; }}
 h2 {{ font-size: 18px; margin: 28px 0 8px; }}
-p {{ margin: 6px 0 12px; max-width: 75ch; }}
+p {{ margin: 6px 0 12px; max-width: 75ch; overflow-wrap: anywhere; }}
 .grid {{ display: grid; align-items: start; gap: 12px;
          grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); }}
 .card, .wide {{ border: 1px solid {GRID}; border-radius: 6px; overflow: hidden; min-width: 0; }}
