@@ -86,9 +86,11 @@ class OwnModel:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        with held_weights(self.model):
-            yield
-        self._prefix, self._prefix_caches = [], []
+        try:
+            with held_weights(self.model):
+                yield
+        finally:  # a task may fail, and training goes on
+            self._prefix, self._prefix_caches = [], []
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         return [self.tokenizer.bos] * bos + self.tokenizer.encode(text)

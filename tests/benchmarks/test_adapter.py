@@ -202,6 +202,21 @@ def test_what_is_kept_of_a_prefix_goes_with_the_weights_it_was_made_by(own_model
     assert [score for score, _ in after] == pytest.approx(alone, rel=1e-4)
 
 
+def test_a_failed_task_leaves_nothing_of_its_prefix(own_model: OwnModel) -> None:
+    requests = [request("loglikelihood", "a" * 80, ending) for ending in ("abc", "xyz")]
+
+    def fail() -> None:
+        with own_model.steady():
+            Adapter(own_model, batch_size=4, seed=0).loglikelihood(requests)
+            assert own_model._prefix
+            raise RuntimeError("the task fails")
+
+    with pytest.raises(RuntimeError, match="the task fails"):
+        fail()
+    assert not own_model._prefix
+    assert not own_model._prefix_caches
+
+
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_every_attentions_cache_can_be_widened(composed: Callable[..., DictConfig], attention: str) -> None:
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2", f"attention={attention}")).eval()
