@@ -20,8 +20,6 @@ NOTE = (
     "shown. `detectable` is about the smallest true difference that a study with this noise and as many seeds shows in "
     "four repetitions out of five. Comparisons are not corrected for their number."
 )
-
-
 SCHEDULES = (
     "At equal operations or seconds a run that took more of them is read before its end, in the midst of its "
     "learning-rate schedule, and straight between two validations: with a schedule that ends there it would score "
@@ -150,11 +148,11 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
     return (f"{difference.mean:+.4g}", interval, answer, detectable, difference.seeds)
 
 
-def markdown(study: Study, pictures: dict[str, str]) -> str:
+def markdown(study: Study, content: Sequence[Section], pictures: dict[str, str]) -> str:
     """The report with the pictures' file names, `png` and (where experts were watched) `domains`."""
     alternative = "held-out bits per byte of each arm over tokens, and differences from the baseline"
     parts = [f"# {study.name}", f"![{alternative}]({pictures['png']})"]
-    for section in sections(study):
+    for section in content:
         parts += [f"## {section.title}", "\n\n".join(section.sentences)]
         if section.rows:
             lines = [
@@ -173,9 +171,9 @@ def marked_up(sentence: str) -> str:
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
 
 
-def html(study: Study) -> str:
+def html(study: Study, content: Sequence[Section]) -> str:
     parts: list[Any] = []
-    for section in sections(study):
+    for section in content:
         text = "".join(f"<p>{marked_up(sentence)}</p>" for sentence in section.sentences)
         parts.append(f"<h2>{escape(section.title)}</h2>{text}")
         if section.rows:
@@ -190,14 +188,14 @@ def html(study: Study) -> str:
     return page(f"Study {study.name}", parts)
 
 
-def write_study_report(study: Study, folder: Path) -> dict[str, str]:
-    """Write report.html, report.md and their pictures; returns the paths."""
+def write_study_report(study: Study, content: Sequence[Section], folder: Path) -> dict[str, str]:
+    """Write report.html, report.md and their pictures; returns the paths. `content`: the study's `sections`."""
     paths = {kind: folder / f"report.{kind}" for kind in ("png", "md", "html")}
     draw(study, paths["png"])
     if first_runs(study):
         paths["domains"] = folder / "report_domains.png"
         draw_domains(study, paths["domains"])
     names = {kind: path.name for kind, path in paths.items()}
-    for kind, text in (("md", markdown(study, names)), ("html", html(study))):
+    for kind, text in (("md", markdown(study, content, names)), ("html", html(study, content))):
         write_atomically(paths[kind], lambda path, text=text: path.write_text(text, encoding="utf-8"))
     return {kind: str(path) for kind, path in paths.items()}

@@ -39,10 +39,11 @@ def run(options: Options) -> dict[str, Any]:
     study = read_study(folder)
     if options.metric:
         study = study._replace(metric=options.metric)
+    content = list(sections(study))
     found: list[dict[str, Any]] = [
         {"title": s.title, "sentences": s.sentences, "rows": [dict(zip(s.headers, row, strict=True)) for row in s.rows]}
-        for s in sections(study)
+        for s in content
     ]
-    paths = write_study_report(study, Path(options.out) if options.out else folder)
+    paths = write_study_report(study, content, Path(options.out) if options.out else folder)
     print("\n".join([*found[0]["sentences"], f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
