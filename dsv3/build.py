@@ -43,9 +43,9 @@ def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
     shapes = config.model
     torch.manual_seed(config.seed)  # what plugins draw when they are built, such as a hash table
     precision = instantiate(config.precision)
-    attention, router, balancing, experts, dispatch, mtp = (
+    memory, attention, router, balancing, experts, dispatch, mtp = (
         instantiate(config[kind], _convert_="all")
-        for kind in ("attention", "router", "balancing", "experts", "dispatch", "mtp")
+        for kind in ("memory", "attention", "router", "balancing", "experts", "dispatch", "mtp")
     )
 
     def mlp(layer: int) -> MoE | SwiGLU:
@@ -70,6 +70,7 @@ def build_model(config: DictConfig, *, init: bool = True) -> Decoder:
         norm_eps=shapes.norm_eps,
         tie_embeddings=shapes.tie_embeddings,
         isolate_documents=config.data.isolate_documents,
+        memory=memory,
         block=block,
         mtp=mtp,
         precision=precision,

@@ -104,6 +104,24 @@ class Attention(Protocol):
         """Multiply-adds times two, forward, of one token that sees `context` positions; projections included."""
 
 
+class Memory(Protocol):
+    """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones."""
+
+    active_parameters: int  # that one token reads
+
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        tokens_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Return the embeddings x_BTD of the tokens with its own part added; the arguments are as in `Attention`."""
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        """One, or none where earlier tokens are not read."""
+
+
 class Router(Protocol):
     """Chooses K of E experts for each token, in FP32."""
 

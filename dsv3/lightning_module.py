@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, FollowsSteps, MicroBatch, OptimizerFactory, Routing, Schedule, Step
 from dsv3.layers import held_weights
@@ -94,7 +94,7 @@ class LanguageModel(lightning.LightningModule):
                 self._observe(output.routings, micro, totals)
                 for observer in self.observers:
                     observer.observe(micro, output.routings)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        norm = clip_gradients(self.model, self.grad_clip)
         rate = self.schedule(tokens)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -156,6 +156,23 @@ class LanguageModel(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
         self.data_state = checkpoint["dsv3"]["data_state"]
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients so that their norm together is at most `largest`; return what it was.
+
+    Sparse gradients (of tables that a step reads few rows of) are summed over occurrences first.
+    """
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 class StepTotals:

@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks of attention and FFN or MoE, final norm, head, and multi-token prediction.
+"""The decoder: embedding and memory, blocks of attention and FFN or MoE, final norm, head, and multi-token prediction.
 
 Names of modules and weights follow transformers' DeepseekV3 where it has them.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import MTP, Attention, Cache, MicroBatch, MTPPrediction, Precision, Routing
+from dsv3.contracts import MTP, Attention, Cache, Memory, MicroBatch, MTPPrediction, Precision, Routing
 from dsv3.layers import RMSNorm, SwiGLU
 from dsv3.moe import MoE
 
@@ -51,6 +51,7 @@ class Decoder(nn.Module):
     """The language model. `block(i)` builds layer i; `mtp` is given the factory of its own blocks."""
 
     embed_tokens: nn.Embedding
+    memory: Memory
     mtp: MTP
 
     def __init__(
@@ -62,12 +63,14 @@ class Decoder(nn.Module):
         norm_eps: float,
         tie_embeddings: bool,
         isolate_documents: bool,
+        memory: Callable[[], Any],
         block: Callable[[int], Block],
         mtp: Callable[..., Any],
         precision: Precision,
     ) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, dim)
+        self.memory = memory()
         self.layers = nn.ModuleList(block(i) for i in range(n_layers))
         self.norm = RMSNorm(dim, eps=norm_eps)
         self.lm_head = precision.linear(dim, vocab_size, role="head")
@@ -109,7 +112,9 @@ class Decoder(nn.Module):
         return self.lm_head(hidden_D).float()
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]
+        """One for each layer, then the memory's."""
+        layers = [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]
+        return [*layers, *self.memory.new_caches(batch, capacity)]
 
     def attention(self, layer: int) -> Attention:
         attention: Any = self.layers[layer].self_attn
@@ -144,7 +149,8 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None,
         caches: Sequence[Cache] | None,
     ) -> tuple[Tensor, dict[str, Routing]]:
-        x_BTD, routings = self.embed(tokens_BT), {}
+        of_memory = caches[-1] if caches is not None and len(caches) > len(self.layers) else None
+        x_BTD, routings = self.memory(self.embed(tokens_BT), tokens_BT, document_ids_BT, of_memory), {}
         for i, layer in enumerate(self.layers):
             cache = caches[i] if caches is not None else None
             x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache)

@@ -15,7 +15,7 @@ from dsv3.moe import MoE
 
 class ParameterCount(NamedTuple):
     total: int  # of the main model, routing biases included
-    active: int  # per token: K of the E routed experts, embedding and head included, routing biases not
+    active: int  # per token: K of the E routed experts and what it reads of the memory; embedding and head, no biases
     mtp: int  # of the MTP modules, routing biases included, the shared embedding and head not
 
 
@@ -24,7 +24,8 @@ def count_parameters(model: Decoder) -> ParameterCount:
     modules: Any = model.mtp
     mtp = sum(p.numel() for p in modules.parameters())
     weights = sum(p.numel() for p in model.parameters()) - mtp
-    idle = 0
+    memory: Any = model.memory
+    idle = sum(p.numel() for p in memory.parameters()) - memory.active_parameters
     for moe in _moe_modules(model.layers):
         n_experts = moe.balancing.bias.numel()
         routed = sum(p.numel() for p in moe.experts.parameters())

@@ -101,6 +101,8 @@ def rope_scaling(yarn: Mapping[str, Any], family: str) -> dict[str, Any]:
 def obstacles(parts: Parts, mtp_layers: int) -> Iterator[str]:
     """Why no Hugging Face model computes what this configuration does; each as a sentence."""
     model = parts.model
+    if not parts.is_option("memory", "none"):
+        yield f"memory._target_={parts.memory['_target_']}: its models have none (memory=none)"
     latent = parts.is_option("attention", "mla")
     if not latent and not parts.is_option("attention", "gqa"):
         yield f"attention._target_={parts.attention['_target_']} is not that of attention=mla or gqa"

@@ -50,6 +50,7 @@ class Parts(NamedTuple):
     """The sections of a configuration that make the model's function, resolved."""
 
     model: dict[str, Any]
+    memory: dict[str, Any]
     attention: dict[str, Any]
     router: dict[str, Any]
     experts: dict[str, Any]

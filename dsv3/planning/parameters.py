@@ -4,6 +4,7 @@ Closed forms (d width, V vocabulary, L layers of which L_d are dense and L_e hav
 m an expert's, S the shared experts' together, E experts of which K run):
 
     embedding, head     V d each; no head of its own where the two are tied
+    memory              its tables, of which a token reads a few rows; none in the report
     attention           L x one layer, its own norms included
     dense FFN           L_d x 3 d f
     router              L_e x (its weights + E selection biases, where balancing keeps any)
@@ -31,6 +32,7 @@ def parameters(s: Skeleton) -> dict[str, Count]:
     expert = 3 * s.dim * s.expert_dim * s.moe_layers
     parts = {
         "embedding": _all(embedding),
+        "memory": Count(s.memory_parameters, s.memory_active),
         "attention": _all(s.layers * s.attention.parameters),
         "dense FFN": _all(s.dense_layers * 3 * s.dim * s.inter_dim),
         "router": Count(s.moe_layers * (s.router_parameters + s.routing_biases), s.moe_layers * s.router_parameters),

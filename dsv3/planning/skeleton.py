@@ -106,6 +106,8 @@ class Skeleton:
     router_parameters: int
     routing_biases: int  # that balancing keeps in a checkpoint
     tie_embeddings: bool
+    memory_parameters: int
+    memory_active: int  # that one token reads
     attention: AttentionLayer
     mtp: MTPModules
 
@@ -140,6 +142,8 @@ def read_skeleton(config: DictConfig) -> Skeleton:
         router_parameters=_numbers(moe.router) if moe else 0,
         routing_biases=_saved_biases(moe.balancing) if moe else 0,
         tie_embeddings=shapes.tie_embeddings,
+        memory_parameters=_numbers(model.memory),
+        memory_active=model.memory.active_parameters,
         attention=_read_attention(model.attention(0)),
         mtp=_read_mtp(model),
     )

@@ -15,7 +15,7 @@ class Weights(NamedTuple):
     """Parameters, by how they are stored and spread. Selection biases, a few hundred numbers a layer, are left out."""
 
     linear: int = 0  # of linear layers, which a precision plugin stores in its format
-    other: int = 0  # embedding, head, router, norms
+    other: int = 0  # embedding, memory, head, router, norms
     experts: int = 0  # routed: spread over expert parallelism
 
     def plus(self, more: "Weights") -> "Weights":
@@ -62,7 +62,7 @@ def _stage(s: Skeleton, blocks: list[bool], number: int, pp: int) -> Part:
         weights = weights.plus(block_weights(s, moe=moe))
     is_last = number == pp - 1
     if number == 0:
-        weights = weights.plus(Weights(other=s.vocab_size * s.dim))
+        weights = weights.plus(Weights(other=s.vocab_size * s.dim + s.memory_parameters))
     if is_last:
         head = 0 if s.tie_embeddings else s.vocab_size * s.dim
         weights = weights.plus(Weights(other=head + s.dim)).plus(_mtp_outside_blocks(s))

@@ -3,6 +3,8 @@
     m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
     p = p - lr * weight_decay * p - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
+Tables with sparse gradients are stepped by row-wise Adagrad (`rows`) instead.
+
 Parameters, gradients and this arithmetic are FP32 in both; BF16 moments (report section 3.3.1) halve the state.
 With b2 = 0.95, v moves by 5% of its distance from g^2 in a step, against BF16's spacing of 0.4 to 0.8%, so
 rounding does not hold it up until it is that close.
@@ -15,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plugins.optimizer.rows import step_rows
+
 
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
@@ -23,15 +27,20 @@ def adamw(
     eps: float,
     weight_decay: float,
     moments_dtype: Literal["float32", "bfloat16"],
+    rows_lr_scale: float,
 ) -> torch.optim.Optimizer:
     """An AdamW over two groups: matrices and stacks of them (ndim >= 2), decayed; the rest (norms), not decayed.
+
+    rows_lr_scale: the learning rate of tables with sparse gradients, as a multiple of the others'.
 
     The learning rate is 0 until the schedule sets it. Raises ValueError where `moments_dtype` is neither of the two.
     """
     beta1, beta2 = betas
     groups = decay_groups(named_parameters, weight_decay=weight_decay)
+    for group in groups:
+        group["rows_lr_scale"] = rows_lr_scale
     if moments_dtype == "float32":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
+        return FusedAdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
     if moments_dtype == "bfloat16":
         return BF16MomentsAdamW(groups, betas=(beta1, beta2), eps=eps)
     raise ValueError(f"optimizer.moments_dtype={moments_dtype!r}: it is float32 or bfloat16")
@@ -49,6 +58,30 @@ def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight
     return [group for group in groups if group["params"]]
 
 
+def step_sparse(optimizer: torch.optim.Optimizer) -> None:
+    """Step the tables with sparse gradients by row-wise Adagrad; those gradients are used up."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                rate = group["lr"] * group["rows_lr_scale"]
+                step_rows(parameter, parameter.grad, optimizer.state[parameter], lr=rate, eps=group["eps"])
+                parameter.grad = None
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's AdamW, and sparse gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        step_sparse(self)
+        super().step()
+        return loss
+
+
 class PerParameter(torch.optim.Optimizer, ABC):
     """An optimiser that steps one parameter at a time; a subclass says how."""
 
@@ -63,6 +96,7 @@ class PerParameter(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        step_sparse(self)
         for group in self.param_groups:
             self.step_group(group, [parameter for parameter in group["params"] if parameter.grad is not None])
         return loss
@@ -105,5 +139,5 @@ class BF16MomentsAdamW(PerParameter):
         """Restore exactly: torch casts loaded state to its parameter's FP32, so the moments go back to BF16."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in {"exp_avg", "exp_avg_sq"} & state.keys():
                 state[key] = state[key].to(torch.bfloat16)

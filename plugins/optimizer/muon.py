@@ -1,5 +1,7 @@
 """Muon (Jordan et al. 2024; scaled as in Moonlight, arXiv 2502.16982) for matrices, AdamW for the rest.
 
+Tables with sparse gradients are stepped by row-wise Adagrad (`rows`) instead.
+
 For a hidden matrix W [out, in] with gradient G, momentum mu, and O(X) the orthogonal factor of X:
     M = mu M + G          U = G + mu M  (Nesterov)
     W = W - lr * weight_decay * W - lr * 0.2 * sqrt(max(out, in)) * O(U)
@@ -37,13 +39,15 @@ def muon(
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
+    rows_lr_scale: float,
 ) -> torch.optim.Optimizer:
     """One optimiser: Muon for parameters with ndim >= 2 whose name fits none of `adamw_names`, AdamW for the others.
 
     momentum: mu. newton_schulz_steps, newton_schulz_dtype: of the approximation of O(X).
     adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
     lr_scale, adamw_lr_scale: their learning rates, as multiples of the schedule's. betas, eps: AdamW's.
-    weight_decay: of every matrix, in both.
+    weight_decay: of every matrix, in both. rows_lr_scale: the learning rate of tables with sparse gradients, as a multiple
+        of AdamW's; `adamw_names` has to name them.
 
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
     """
@@ -56,7 +60,7 @@ def muon(
         raise ValueError(f"optimizer.adamw_names={list(adamw_names)} leaves no matrix to Muon")
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
-        group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}
+        group |= {"rule": "adamw", "lr_scale": adamw_lr_scale, "rows_lr_scale": rows_lr_scale}
     groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": lr_scale, "rule": "muon"})
     beta1, beta2 = betas
     defaults = {

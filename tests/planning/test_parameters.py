@@ -73,6 +73,11 @@ def test_every_attention_and_router_equals_its_built_model(attention: str, route
     assert_equals_built("model=tiny", f"attention={attention}", f"router={router}")
 
 
+@pytest.mark.parametrize("memory", options("memory"))
+def test_every_memory_equals_its_built_model(memory: str) -> None:
+    assert_equals_built("model=tiny", f"memory={memory}")
+
+
 @pytest.mark.parametrize(("balancing", "mtp"), product(options("balancing"), options("mtp")))
 def test_every_balancing_and_mtp_equals_its_built_model(balancing: str, mtp: str) -> None:
     assert_equals_built("model=tiny", f"balancing={balancing}", f"mtp={mtp}")

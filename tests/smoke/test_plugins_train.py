@@ -24,6 +24,7 @@ KINDS = (
     "balancing",
     "experts",
     "dispatch",
+    "memory",
     "mtp",
     "precision",
     "optimizer",

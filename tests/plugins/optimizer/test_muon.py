@@ -34,6 +34,7 @@ def build(parameters, **changes):
         "betas": [0.9, 0.95],
         "eps": 1e-8,
         "weight_decay": 0.1,
+        "rows_lr_scale": 1.0,
     }
     return muon(parameters, **(options | changes))
 
@@ -138,7 +139,7 @@ def test_names_choose_the_rule_and_adamw_parameters_step_like_adamw():
     rules = {id(p): group["rule"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, p in parameters if rules[id(p)] == "muon"} == HIDDEN
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(SHAPES)
-    reference = adamw(plain, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, moments_dtype="float32")
+    reference = adamw(plain, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, rows_lr_scale=1.0, moments_dtype="float32")
     train(parameters, optimizer, range(5))
     train(plain, reference, range(5))
     for (name, ours), (_, theirs) in zip(parameters, plain, strict=True):

@@ -1,0 +1,19 @@
+"""No memory beside the embedding."""
+
+from torch import Tensor, nn
+
+from dsv3.contracts import Cache
+
+
+class NoMemory(nn.Module):
+    """Adds nothing."""
+
+    active_parameters = 0
+
+    def forward(
+        self, x_BTD: Tensor, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        return x_BTD
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        return []
