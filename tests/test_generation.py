@@ -21,6 +21,7 @@ OPTIONS = [
     ("mtp.depth=2", "mtp.concat=hidden_embedding", "mtp.after_final_norm=false"),
     ("mtp.depth=3", "attention=gqa"),
     ("mtp.depth=2", "attention.decode=plain", "router=hash"),
+    ("memory=ngram", "memory.rows=97"),
 ]
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
 VOCABULARY = 4  # so few that drafts are often right by chance

@@ -35,6 +35,7 @@ OPTIONS = [
     ("attention=gqa",),
     ("router=softmax_group_limited",),
     ("router=hash",),
+    ("memory=ngram", "memory.rows=97"),
 ]
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
 

@@ -174,6 +174,7 @@ SOFTMAX = ("router=softmax_group_limited", "balancing=none", "mtp=none")
 @pytest.mark.parametrize(
     ("options", "changes", "words"),
     [
+        (("memory=ngram",), {}, "memory._target_=plugins.memory.ngram.NGramMemory"),
         (("router=hash",), {}, "router._target_=plugins.router.fixed.HashRouter"),
         (("router.biased_groups=false",), {}, "router.biased_groups=false"),
         (("router.group_score_top=1",), {}, "router.group_score_top=1"),
