@@ -1,13 +1,18 @@
 """N-gram memory: vectors looked up by the latest tokens, added to the embedding.
 
-    x_t = e(t_t) + concat over orders n of  M_n[hash_n(t_(t-n+1), ..., t_t) mod R],     M_n [R, D / number of orders]
+    x_t = e(t_t) + concat over orders n of        M_n[hash(t_(t-n+1), ..., t_t) mod R]            M_n [R, D / their number]
+                 + sum over match orders m of     F_m[token after the latest m tokens' last occurrence in the row]
 
-A table has many rows and a token reads one of each: parameters that cost memory and no products, a kind of sparsity
-beside experts. What follows a pair or a triple of tokens need not be learned by attention, which is left to what is
-further away. DeepSeek's Engram (arXiv 2601.07372) looks up hashed n-grams too, and mixes them into inner layers through
-gates; here they enter once, at the bottom.
+The tables M are addressed by hashes of n-grams. They have many rows and a token reads one of each: parameters that cost
+memory and no products, a kind of sparsity beside experts. What commonly follows a pair or a triple of tokens is then
+nothing that attention has to learn. DeepSeek's Engram (arXiv 2601.07372) looks up hashed n-grams too, and mixes them
+into inner layers through gates; here they enter once, at the bottom.
 
-Gradients of the tables are sparse: a step touches as many rows as it has tokens, whatever R is.
+The second sum is an induction head without weights for its search: it finds where the latest tokens stood before and
+says what came next there, 0 standing for nothing found (n-gram heads, arXiv 2401.12973). A small model needs far more
+tokens than it is trained on before attention does this.
+
+Gradients of the tables are sparse: a step touches as many rows as it has tokens, however many there are.
 """
 
 from collections.abc import Sequence
@@ -29,38 +34,44 @@ class TokenCache:
         self.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
         self.length = 0
 
-    def append(self, tokens_BT: Tensor, before: int) -> Tensor:
-        """Add T tokens and return them after up to `before` of those that were held."""
-        start, end = max(self.length - before, 0), self.length + tokens_BT.shape[1]
+    def append(self, tokens_BT: Tensor) -> Tensor:
+        """Add T tokens and return all held, [B, length]."""
+        end = self.length + tokens_BT.shape[1]
         if end > self.tokens.shape[1]:
             raise ValueError(f"the cache holds {self.tokens.shape[1]} positions, {end} are needed")
         self.tokens[:, self.length : end] = tokens_BT
         self.length = end
-        return self.tokens[:, start:end]
+        return self.tokens[:, :end]
 
     def rewind(self, length: int) -> None:
         self.length = length
 
 
 class NGramMemory(nn.Module):
-    """A table for each order, addressed by a hash; different n-grams may meet in a row."""
+    """Tables addressed by hashes of n-grams, where different ones may meet in a row, and a table of what followed."""
 
-    def __init__(self, *, dim: int, orders: Sequence[int], rows: int) -> None:
-        """orders: lengths n of the n-grams, each 2 or more. rows: R of each table.
+    def __init__(
+        self, *, dim: int, vocab_size: int, orders: Sequence[int], rows: int, match_orders: Sequence[int]
+    ) -> None:
+        """orders: lengths n of the hashed n-grams, 2 or more. rows: R of each of their tables.
+        match_orders: lengths m of what is looked for in the row, 1 or more. Either list may be empty.
 
-        Raises ValueError where `orders` is empty, repeats itself or holds less than 2, `rows` is below 1, or `dim` is
-        not a multiple of the number of orders.
+        Raises ValueError where a list repeats itself or holds too small a length, `rows` is below 1, or `dim` is not a
+        multiple of the number of orders.
         """
         super().__init__()
-        if not orders or min(orders) < 2 or len(set(orders)) < len(orders):
-            raise ValueError(f"memory.orders={list(orders)}: different lengths of n-grams, each at least 2")
+        for name, given, least in (("orders", orders, 2), ("match_orders", match_orders, 1)):
+            if len(set(given)) < len(given) or min(given, default=least) < least:
+                raise ValueError(f"memory.{name}={list(given)}: different lengths of n-grams, each at least {least}")
         if rows < 1:
             raise ValueError(f"memory.rows={rows} is below 1")
-        if dim % len(orders):
+        if orders and dim % len(orders):
             raise ValueError(f"memory.orders={list(orders)} share a width of {dim} equally, and {len(orders)} do not")
-        self.orders, self.rows = tuple(orders), rows
+        self.orders, self.rows, self.match_orders = tuple(orders), rows, tuple(match_orders)
         self.tables = nn.ModuleList(nn.Embedding(rows, dim // len(orders), sparse=True) for _ in orders)
-        self.active_parameters = dim
+        self.followers = nn.EmbeddingBag(len(match_orders) * (vocab_size + 1), dim, mode="sum", sparse=True)
+        self.vocab_size = vocab_size
+        self.active_parameters = dim * (bool(orders) + len(match_orders))
 
     def forward(
         self, x_BTD: Tensor, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
@@ -68,32 +79,51 @@ class NGramMemory(nn.Module):
         known_BS = tokens_BT
         if cache is not None:
             assert isinstance(cache, TokenCache)
-            known_BS = cache.append(tokens_BT, max(self.orders) - 1)
-        looked_up = [
-            table(ids_BS[:, -tokens_BT.shape[1] :])
-            for table, ids_BS in zip(self.tables, self.addresses(known_BS, document_ids_BT), strict=True)
-        ]
-        return x_BTD + torch.cat(looked_up, dim=-1).to(x_BTD.dtype)
+            known_BS = cache.append(tokens_BT)
+        keys, new = self.keys(known_BS, document_ids_BT), slice(-tokens_BT.shape[1], None)
+        if self.orders:
+            rows = [keys[order][:, new] % self.rows for order in self.orders]
+            looked_up = [table(ids_BT) for table, ids_BT in zip(self.tables, rows, strict=True)]
+            x_BTD = x_BTD + torch.cat(looked_up, dim=-1).to(x_BTD.dtype)
+        if self.match_orders:
+            if document_ids_BT is not None:  # what stands in another document is not seen
+                keys = {order: mixed(key_BS) + document_ids_BT for order, key_BS in keys.items()}
+            found = [following(known_BS, keys[order])[:, new] for order in self.match_orders]
+            ids_BTM = torch.stack([ids_BT + i * (self.vocab_size + 1) for i, ids_BT in enumerate(found)], dim=-1)
+            x_BTD = x_BTD + self.followers(ids_BTM.flatten(0, 1)).view(x_BTD.shape).to(x_BTD.dtype)
+        return x_BTD
 
-    def addresses(self, tokens_BS: Tensor, document_ids_BS: Tensor | None = None) -> list[Tensor]:
-        """Of each order, the row of its table for the n-gram that ends at each position, int64 [B, S].
+    def keys(self, tokens_BS: Tensor, document_ids_BS: Tensor | None = None) -> dict[int, Tensor]:
+        """By length, a number for the n-gram that ends at each position, int64 [B, S], equal for equal ones.
 
         Where there is no earlier token, or one of another document, 0 stands in its place, and tokens count from 1.
         """
-        key_BS, found = tokens_BS + 1, []
-        for back in range(1, max(self.orders)):
-            earlier_BS = F.pad(tokens_BS + 1, (back, 0))[:, : tokens_BS.shape[1]]
+        key_BS = tokens_BS + 1
+        found = {1: key_BS}
+        for back in range(1, max((*self.orders, *self.match_orders, 1))):
+            earlier_BS = shifted(tokens_BS + 1, back, fill=0)
             if document_ids_BS is not None:
-                before_BS = F.pad(document_ids_BS, (back, 0), value=-1)[:, : tokens_BS.shape[1]]
-                earlier_BS = earlier_BS.masked_fill(before_BS != document_ids_BS, 0)
+                same_BS = shifted(document_ids_BS, back, fill=-1) == document_ids_BS
+                earlier_BS = earlier_BS * same_BS
             key_BS = mixed(key_BS) + earlier_BS
-            if back + 1 in self.orders:
-                found.append((back + 1, mixed(key_BS) % self.rows))
-        ids = dict(found)
-        return [ids[order] for order in self.orders]
+            found[back + 1] = mixed(key_BS)
+        return found
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
         return [TokenCache(batch, capacity, next(self.parameters()).device)]
+
+
+def following(tokens_BS: Tensor, keys_BS: Tensor) -> Tensor:
+    """1 + the token after the last earlier position with the same key, 0 where there is none; int64 [B, S]."""
+    sorted_BS, order_BS = keys_BS.sort(dim=1, stable=True)  # positions with one key lie together, in their order
+    next_BS = F.pad(tokens_BS[:, 1:] + 1, (0, 1)).gather(1, order_BS)
+    again_BS = sorted_BS[:, 1:] == sorted_BS[:, :-1]
+    return torch.zeros_like(tokens_BS).scatter_(1, order_BS[:, 1:], next_BS[:, :-1] * again_BS)
+
+
+def shifted(x_BS: Tensor, by: int, *, fill: int) -> Tensor:
+    """x_BS of `by` positions before, `fill` where there is none."""
+    return F.pad(x_BS, (by, 0), value=fill)[:, : x_BS.shape[1]]
 
 
 def mixed(key: Tensor) -> Tensor:
