@@ -1,7 +1,7 @@
 """N-gram memory: vectors looked up by the latest tokens, added to the embedding.
 
-    x_t = e(t_t) + concat over orders n of        M_n[hash(t_(t-n+1), ..., t_t) mod R]            M_n [R, D / their number]
-                 + sum over match orders m of     F_m[token after the latest m tokens' last occurrence in the row]
+    x_t = e(t_t) + concat over orders n of M_n[hash(t_(t-n+1), ..., t_t) mod R]       M_n [R, D / their number]
+                 + sum over match orders m of F_m[token after the last m tokens' latest occurrence in the row]
 
 The tables M are addressed by hashes of n-grams. They have many rows and a token reads one of each: parameters that cost
 memory and no products, a kind of sparsity beside experts. What commonly follows a pair or a triple of tokens is then
