@@ -19,7 +19,6 @@ from data.held_out import (
     validation_rows,
     validation_texts,
 )
-from data.pieces import Pieces
 from data.pipeline import Pack, Rendering, training_rows
 from data.sources import Source
 from data.store import digest
@@ -47,7 +46,6 @@ class DataModule(lightning.LightningDataModule):
         seed: int,
         cache_dir: str | Path,
         sequence_length: int,
-        train_length: Schedule,
         total_tokens: int,
         micro_batch_size: int,
         batch_sequences: Schedule,
@@ -86,7 +84,6 @@ class DataModule(lightning.LightningDataModule):
         self._seed = seed
         self._cache_dir = Path(cache_dir)
         self._sequence_length = sequence_length
-        self._train_length = train_length
         self._total_tokens = total_tokens
         self._micro_batch_size = micro_batch_size
         self._batch_sequences = batch_sequences
@@ -148,11 +145,10 @@ class DataModule(lightning.LightningDataModule):
             rows.set_state(self._restored["rows"])
             tokens = self._restored["tokens"]
         while tokens < self._total_tokens:
-            size = self.rows_per_step(tokens)
-            before, tokens = tokens, tokens + size * self._sequence_length
-            parts = list(self._parts(rows, size // self._micro_batch_size))
+            packs = [next(rows) for _ in range(self.rows_per_step(tokens))]
+            before, tokens = tokens, tokens + len(packs) * self._sequence_length
             state = {"stream": key, "tokens": tokens, "rows": rows.get_state()}
-            yield Step([self._batch(part) for part in parts], before, state)
+            yield Step([self._batch(part) for part in self._parts(packs)], before, state)
 
     def rows_per_step(self, tokens: int) -> int:
         """Rows of the step that begins after `tokens`: the schedule's value to the nearest whole micro-batch."""
@@ -212,7 +208,7 @@ class DataModule(lightning.LightningDataModule):
             fim=self._fim,
             split_punctuation_newline=self._split_share,
         )
-        rows = training_rows(
+        return training_rows(
             domains=self._train,
             weights={name: source.weight for name, source in self._sources.items()},
             rendering=rendering,
@@ -220,15 +216,10 @@ class DataModule(lightning.LightningDataModule):
             shuffle_rows=self._shuffle_rows,
             seed=self._seed,
         )
-        length, unit = self._sequence_length, self._micro_batch_size
-        return Pieces(rows, length=length, piece_length=self._train_length, unit=unit)
 
-    def _parts(self, rows: Iterator[Pack], count: int) -> Iterator[list[Pack]]:
-        """`count` micro-batches, each of `micro_batch_size` rows, or of the pieces that so many are cut into."""
-        for _ in range(count):
-            packs = [next(rows)]
-            pieces = self._sequence_length // (len(packs[0].tokens) - 1)
-            yield packs + [next(rows) for _ in range(self._micro_batch_size * pieces - 1)]
+    def _parts(self, packs: list[Pack]) -> list[list[Pack]]:
+        size = self._micro_batch_size
+        return [packs[start : start + size] for start in range(0, len(packs), size)]
 
     def _batch(self, packs: list[Pack]) -> MicroBatch:
         tokens = np.stack([pack.tokens for pack in packs])

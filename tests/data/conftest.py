@@ -69,7 +69,6 @@ def make(tokenizer: ByteLevelBPE, sources: dict[str, Source], tmp_path_factory: 
             "seed": 1,
             "cache_dir": folder,
             "sequence_length": 64,
-            "train_length": lambda tokens: 64,
             "total_tokens": 64 * 4 * 30,
             "micro_batch_size": 4,
             "batch_sequences": lambda tokens: 4,
