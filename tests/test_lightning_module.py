@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsv3.build import build_data, build_model, build_run
 from dsv3.contracts import IGNORE, MicroBatch, Step
-from dsv3.lightning_module import LanguageModel, StepTotals, real_tokens
+from dsv3.lightning_module import LanguageModel, StepTotals, clip_gradients, real_tokens
 from dsv3.model import Decoder
 from dsv3.watch.routing_statistics import max_violation
 from tests.synthetic import SyntheticData
@@ -313,3 +313,22 @@ def test_synthetic_data_satisfies_resume() -> None:
     assert torch.equal(
         next(iter(resumed.train_dataloader())).micro_batches[1].tokens_BT, steps[3].micro_batches[1].tokens_BT
     )
+
+
+def test_clipping_takes_sparse_gradients_for_what_they_add_up_to():
+    norms, found = [], []
+    for sparse in (False, True):
+        table, matrix = torch.nn.Embedding(9, 4, sparse=sparse), torch.nn.Linear(4, 3, bias=False)
+        table.load_state_dict({"weight": torch.arange(36.0).view(9, 4)})
+        torch.nn.init.ones_(matrix.weight)
+        model = torch.nn.Sequential(table, matrix)
+        for ids in ([1, 1, 5], [5, 8, 1]):  # rows come again, within a pass and in the next
+            model(torch.tensor(ids)).square().sum().backward()
+        norms.append(clip_gradients(model, 0.5))
+        gradient = table.weight.grad
+        found.append([gradient.to_dense() if sparse else gradient, matrix.weight.grad])
+    assert norms[0] > 0.5
+    torch.testing.assert_close(norms[1], norms[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert sum(g.square().sum() for g in found[1]).sqrt() == pytest.approx(0.5, rel=1e-4)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 import dsv3.build
+import dsv3.lightning_module
 from dsv3.build import build_data
 from dsv3.callbacks import Guard
 from dsv3.contracts import Step
@@ -98,16 +99,15 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient of the second step is infinite; all weights stay finite and the batch is written down."""
-    original = torch.nn.utils.clip_grad_norm_
+    original = dsv3.lightning_module.clip_gradients
     planted_in = iter([False, True])
 
-    def clip(parameters: Any, limit: float) -> torch.Tensor:
-        listed = list(parameters)
+    def clip(model: Any, largest: float) -> torch.Tensor:
         if next(planted_in, False):
-            listed[0].grad[0, 0] = torch.inf
-        return original(listed, limit)
+            next(model.parameters()).grad[0, 0] = torch.inf
+        return original(model, largest)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    monkeypatch.setattr(dsv3.lightning_module, "clip_gradients", clip)
     run = fit(composed("run.tokens=1024", f"run.dir={tmp_path}/run"))
     (spike,) = spikes(run.folder)
     assert (spike["kind"], spike["policy"], spike["grad_norm"]) == ("non-finite loss", "skip", "inf")
