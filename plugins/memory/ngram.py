@@ -87,7 +87,7 @@ class NGramMemory(nn.Module):
             x_BTD = x_BTD + torch.cat(looked_up, dim=-1).to(x_BTD.dtype)
         if self.match_orders:
             if document_ids_BT is not None:  # what stands in another document is not seen
-                keys = {order: mixed(key_BS) + document_ids_BT for order, key_BS in keys.items()}
+                keys = {order: mixed(keys[order]) + document_ids_BT for order in self.match_orders}
             found = [following(known_BS, keys[order])[:, new] for order in self.match_orders]
             ids_BTM = torch.stack([ids_BT + i * (self.vocab_size + 1) for i, ids_BT in enumerate(found)], dim=-1)
             x_BTD = x_BTD + self.followers(ids_BTM.flatten(0, 1)).view(x_BTD.shape).to(x_BTD.dtype)

@@ -58,6 +58,14 @@ def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight
     return [group for group in groups if group["params"]]
 
 
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure that an optimiser's step was given returns; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 def step_sparse(optimizer: torch.optim.Optimizer) -> None:
     """Step the tables with sparse gradients by row-wise Adagrad; those gradients are used up."""
     for group in optimizer.param_groups:
@@ -73,10 +81,7 @@ class FusedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         step_sparse(self)
         super().step()
         return loss
@@ -92,10 +97,7 @@ class PerParameter(torch.optim.Optimizer, ABC):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every parameter that has a gradient; return what `closure`, which is called first, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         step_sparse(self)
         for group in self.param_groups:
             self.step_group(group, [parameter for parameter in group["params"] if parameter.grad is not None])

@@ -61,7 +61,7 @@ def muon(
         raise ValueError(f"optimizer.adamw_names={list(adamw_names)} leaves no matrix to Muon")
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
-        group |= {"rule": "adamw", "lr_scale": adamw_lr_scale, "rows_lr_scale": rows_lr_scale}
+        group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}
     groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "lr_scale": lr_scale, "rule": "muon"})
     beta1, beta2 = betas
     defaults = {
@@ -71,6 +71,7 @@ def muon(
         "newton_schulz_dtype": newton_schulz_dtype,
         "betas": (beta1, beta2),
         "eps": eps,
+        "rows_lr_scale": rows_lr_scale,
     }
     return Muon(groups, defaults)
 
