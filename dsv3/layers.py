@@ -1,4 +1,4 @@
-"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU, weights held for decoding."""
+"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU, decoding caches, held weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +91,29 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+class PositionCache:
+    """What decoding keeps of up to `capacity` positions, [..., capacity, width] of one dtype: a `Cache`."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.held = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, new: Tensor) -> Tensor:
+        """Add T positions, [..., T, width], and return all held, [..., length, width], where they lie.
+
+        Raises ValueError where there is no room for them.
+        """
+        end, capacity = self.length + new.shape[-2], self.held.shape[-2]
+        if end > capacity:
+            raise ValueError(f"the cache holds {capacity} positions, {end} are needed")
+        self.held[..., self.length : end, :] = new
+        self.length = end
+        return self.held[..., :end, :]
+
+    def rewind(self, length: int) -> None:
+        self.length = length
 
 
 @contextmanager

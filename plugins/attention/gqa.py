@@ -16,32 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
+from dsv3.layers import PositionCache
 from dsv3.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
-
-
-class KeyValueCache:
-    """k (after RoPE) and v of up to `capacity` positions, float [2, B, H_kv, capacity, d_h]."""
-
-    def __init__(
-        self, batch: int, capacity: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.pairs = torch.empty(2, batch, n_kv_heads, capacity, head_dim, dtype=dtype, device=device)
-        self.length = 0
-
-    def append(self, k_BHTR: Tensor, v_BHTR: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T positions and return the keys and values of all held, [B, H_kv, length, d_h] each."""
-        end, capacity = self.length + k_BHTR.shape[2], self.pairs.shape[3]
-        if end > capacity:
-            raise ValueError(f"the cache holds {capacity} positions, {end} are needed")
-        self.pairs[0, :, :, self.length : end] = k_BHTR
-        self.pairs[1, :, :, self.length : end] = v_BHTR
-        self.length = end
-        return self.pairs[0, :, :, :end], self.pairs[1, :, :, :end]
-
-    def rewind(self, length: int) -> None:
-        self.length = length
 
 
 class GroupedQueryAttention(nn.Module):
@@ -83,12 +61,12 @@ class GroupedQueryAttention(nn.Module):
         x_BTD: Tensor,
         positions_BT: Tensor,
         document_ids_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: PositionCache | None = None,
     ) -> Tensor:
         cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
         q, k, v = recomputed("attention_up", self._projected, x_BTD, cos, sin)
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.append(torch.stack((k, v)))
         if self.n_heads != self.n_kv_heads:
             k, v = (t.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for t in (k, v))
         out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
@@ -103,9 +81,10 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHR, k_BTHR, v_BTHR))
         return q, k, v
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+    def new_cache(self, batch: int, capacity: int) -> PositionCache:
         device = next(self.parameters()).device
-        return KeyValueCache(batch, capacity, self.n_kv_heads, self.head_dim, self.cache_dtype, device)
+        shape = (2, batch, self.n_kv_heads, capacity, self.head_dim)  # k (after RoPE) and v
+        return PositionCache(*shape, dtype=self.cache_dtype, device=device)
 
     def cache_numbers_per_token(self) -> int:
         """A key and a value of every KV head."""

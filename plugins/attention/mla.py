@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
-from dsv3.layers import RMSNorm
+from dsv3.layers import PositionCache, RMSNorm
 from dsv3.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
@@ -35,29 +35,14 @@ class AbsorbedWeights(NamedTuple):
     w_uv_HCV: Tensor
 
 
-class LatentCache:
-    """c_KV (after its norm) and k_R (after RoPE) of up to `capacity` positions, float [B, capacity, d_c + d_R]."""
+class LatentCache(PositionCache):
+    """c_KV (after its norm) and k_R (after RoPE), [B, capacity, d_c + d_R]."""
 
-    def __init__(self, batch: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.latents = torch.zeros(batch, capacity, width, dtype=dtype, device=device)
-        self.length = 0
-        self.absorbed: AbsorbedWeights | None = None  # made from W_UKV once for all that is decoded over this cache
-
-    def append(self, latents_BTC: Tensor) -> Tensor:
-        """Add T positions and return all held, [B, length, d_c + d_R]."""
-        end = self.length + latents_BTC.shape[1]
-        if end > self.latents.shape[1]:
-            raise ValueError(f"the cache holds {self.latents.shape[1]} positions, {end} are needed")
-        self.latents[:, self.length : end] = latents_BTC
-        self.length = end
-        return self.latents[:, :end]
+    absorbed: AbsorbedWeights | None = None  # made from W_UKV once for all that is decoded over this cache
 
     def blocks(self) -> Tensor:
         """All positions held, and what fills their last block up (as far as there is room): numbers to be masked."""
-        return self.latents[:, : -(-self.length // BLOCK) * BLOCK]
-
-    def rewind(self, length: int) -> None:
-        self.length = length
+        return self.held[:, : -(-self.length // BLOCK) * BLOCK]
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -173,7 +158,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _absorbed_weights(self, cache: LatentCache) -> AbsorbedWeights:
         if cache.absorbed is None:
-            weight = self.kv_b_proj.get_parameter("weight").detach().to(cache.latents.dtype)
+            weight = self.kv_b_proj.get_parameter("weight").detach().to(cache.held.dtype)
             w_HOC = weight.unflatten(0, (self.n_heads, self.nope + self.v))
             w_uk_HNC, w_uv_HVC = w_HOC.split([self.nope, self.v], dim=1)
             cache.absorbed = AbsorbedWeights(w_uk_HNC.contiguous(), w_uv_HVC.mT.contiguous())
@@ -181,7 +166,8 @@ class MultiHeadLatentAttention(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> LatentCache:
         device = next(self.parameters()).device
-        return LatentCache(batch, capacity, self.cache_numbers_per_token(), self.cache_dtype, device)
+        width = self.cache_numbers_per_token()
+        return LatentCache(batch, capacity, width, dtype=self.cache_dtype, device=device)
 
     def cache_numbers_per_token(self) -> int:
         """d_c + d_R: 576 at 671B."""

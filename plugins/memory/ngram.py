@@ -22,29 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Cache
+from dsv3.layers import PositionCache
 
 MULTIPLIER = 0x5851F42D4C957F2D
 """Of Knuth's linear congruential generator (MMIX): odd, and its bits are well mixed."""
-
-
-class TokenCache:
-    """The tokens read so far, int64 [B, capacity]."""
-
-    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
-        self.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
-        self.length = 0
-
-    def append(self, tokens_BT: Tensor) -> Tensor:
-        """Add T tokens and return all held, [B, length]."""
-        end = self.length + tokens_BT.shape[1]
-        if end > self.tokens.shape[1]:
-            raise ValueError(f"the cache holds {self.tokens.shape[1]} positions, {end} are needed")
-        self.tokens[:, self.length : end] = tokens_BT
-        self.length = end
-        return self.tokens[:, :end]
-
-    def rewind(self, length: int) -> None:
-        self.length = length
 
 
 class NGramMemory(nn.Module):
@@ -78,8 +59,8 @@ class NGramMemory(nn.Module):
     ) -> Tensor:
         known_BS = tokens_BT
         if cache is not None:
-            assert isinstance(cache, TokenCache)
-            known_BS = cache.append(tokens_BT)
+            assert isinstance(cache, PositionCache)
+            known_BS = cache.append(tokens_BT.unsqueeze(-1)).squeeze(-1)
         keys, new = self.keys(known_BS, document_ids_BT), slice(-tokens_BT.shape[1], None)
         if self.orders:
             rows = [keys[order][:, new] % self.rows for order in self.orders]
@@ -110,7 +91,7 @@ class NGramMemory(nn.Module):
         return found
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return [TokenCache(batch, capacity, next(self.parameters()).device)]
+        return [PositionCache(batch, capacity, 1, dtype=torch.int64, device=next(self.parameters()).device)]
 
 
 def following(tokens_BS: Tensor, keys_BS: Tensor) -> Tensor:

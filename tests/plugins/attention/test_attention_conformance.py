@@ -8,9 +8,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dsv3.layers import PositionCache
 from dsv3.testing import check_attention
 from dsv3.testing.plain import Plain
-from plugins.attention.gqa import GroupedQueryAttention, KeyValueCache
+from plugins.attention.gqa import GroupedQueryAttention
 
 CONF = Path(__file__).parents[3] / "conf"
 SIZES = {"dim": 32, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rope_theta": 100.0, "yarn": None}
@@ -85,33 +86,34 @@ class PositionsFromZero(Good):
         return super().forward(x, torch.zeros_like(positions) if cache else positions, ids, cache)
 
 
-class Forgetful(KeyValueCache):
+class Forgetful(PositionCache):
     def rewind(self, length):
         self.length = length
-        self.pairs[..., :length, :] = 0
+        self.held[..., :length, :] = 0
 
 
-class NoRewind(KeyValueCache):
+class NoRewind(PositionCache):
     def rewind(self, length):
         """Nothing."""
 
 
-class Rolling(KeyValueCache):
-    def append(self, k, v):
-        self.length = min(self.length, self.pairs.shape[3] - k.shape[2])
-        return super().append(k, v)
+class Rolling(PositionCache):
+    def append(self, new):
+        self.length = min(self.length, self.held.shape[-2] - new.shape[-2])
+        return super().append(new)
 
 
-class Doubled(KeyValueCache):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.copy = self.pairs.clone()
+class Doubled(PositionCache):
+    def __init__(self, *shape, **kinds):
+        super().__init__(*shape, **kinds)
+        self.copy = self.held.clone()
 
 
 def with_cache(cache):
     class Attention(Good):
         def new_cache(self, batch, capacity):
-            return cache(batch, capacity, self.n_kv_heads, self.head_dim, self.cache_dtype, torch.device("cpu"))
+            shape = (2, batch, self.n_kv_heads, capacity, self.head_dim)
+            return cache(*shape, dtype=self.cache_dtype, device=torch.device("cpu"))
 
     return Attention
 

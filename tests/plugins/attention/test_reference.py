@@ -214,7 +214,7 @@ def test_cache_numbers():
         )  # fmt: skip
         gqa = GroupedQueryAttention(**sizes, n_kv_heads=8, head_dim=128)
     assert mla.cache_numbers_per_token() == 576
-    assert mla.new_cache(3, 5).latents.shape == (3, 5, 576)
+    assert mla.new_cache(3, 5).held.shape == (3, 5, 576)
     assert gqa.cache_numbers_per_token() == 2 * 8 * 128
 
 
