@@ -1,4 +1,4 @@
-"""What both the core and plugins build on: modules that refuse casts, RMSNorm, SwiGLU, decoding caches, held weights."""
+"""What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
