@@ -71,7 +71,7 @@ class Routing(NamedTuple):
 
 
 class Cache(Protocol):
-    """Keys and values (or latents) of the positions decoded so far, for one layer."""
+    """What one part keeps of the positions decoded so far: a layer's keys and values or latents, a memory's tokens."""
 
     length: int  # positions held
 
@@ -116,10 +116,13 @@ class Memory(Protocol):
         document_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Return the embeddings x_BTD of the tokens with its own part added; the arguments are as in `Attention`."""
+        """Return the embeddings x_BTD of the tokens with its own part added.
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        """One, or none where earlier tokens are not read."""
+        The other arguments are as in `Attention`, but documents and a cache are not given together.
+        """
+
+    def new_cache(self, batch: int, capacity: int) -> Cache | None:
+        """None where earlier tokens are not read."""
 
 
 class Router(Protocol):
@@ -272,7 +275,9 @@ class FollowsSteps(Protocol):
 
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-"""Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step."""
+"""Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step.
+
+A memory's tables may have sparse gradients."""
 
 
 class Tokenizer(Protocol):

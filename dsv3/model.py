@@ -112,9 +112,10 @@ class Decoder(nn.Module):
         return self.lm_head(hidden_D).float()
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        """One for each layer, then the memory's."""
+        """One for each layer, then the memory's, if it has one."""
         layers = [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]
-        return [*layers, *self.memory.new_caches(batch, capacity)]
+        of_memory = self.memory.new_cache(batch, capacity)
+        return layers if of_memory is None else [*layers, of_memory]
 
     def attention(self, layer: int) -> Attention:
         attention: Any = self.layers[layer].self_attn

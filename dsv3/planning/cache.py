@@ -1,5 +1,7 @@
 """What decoding keeps per token: keys and values, or the latents that they are made from.
 
+The tokens that `memory=ngram` keeps, 8 bytes each, are not counted.
+
 For comparison, `expanded` is multi-head attention of the same heads: a key and a value of its own for each. An
 attention of H heads costs 2 H (d_qk + d_v) operations for each position it sees, so that half the slope of its
 cost is the numbers that H keys and H values hold.

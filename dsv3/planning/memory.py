@@ -8,7 +8,8 @@
     logits       FP32, of one micro-batch, where the head is
     recomputed   with recompute=full, the block that is being computed again
 
-Buffers of kernels and of communication, the allocator's waste and the CUDA context are not counted.
+A memory's tables (`memory=ngram`) are counted as if their gradients and moments were dense, which is too much. Buffers
+of kernels and of communication, the allocator's waste and the CUDA context are not counted.
 """
 
 from dsv3.planning.activations import block_activations, logits, mtp_activations

@@ -38,19 +38,24 @@ class NGramMemory(nn.Module):
         match_orders: lengths m of what is looked for in the row, 1 or more. Either list may be empty.
 
         Raises ValueError where a list repeats itself or holds too small a length, `rows` is below 1, or `dim` is not a
-        multiple of the number of orders.
+        multiple of the number of orders; both lists empty are `memory=none`.
         """
         super().__init__()
         for name, given, least in (("orders", orders, 2), ("match_orders", match_orders, 1)):
             if len(set(given)) < len(given) or min(given, default=least) < least:
                 raise ValueError(f"memory.{name}={list(given)}: different lengths of n-grams, each at least {least}")
+        if not orders and not match_orders:
+            raise ValueError("memory.orders and memory.match_orders are both empty; memory=none adds nothing")
         if rows < 1:
             raise ValueError(f"memory.rows={rows} is below 1")
         if orders and dim % len(orders):
-            raise ValueError(f"memory.orders={list(orders)} share a width of {dim} equally, and {len(orders)} do not")
+            raise ValueError(
+                f"memory.orders={list(orders)}: model.dim={dim} is not a multiple of their number, {len(orders)}"
+            )
         self.orders, self.rows, self.match_orders = tuple(orders), rows, tuple(match_orders)
         self.tables = nn.ModuleList(nn.Embedding(rows, dim // len(orders), sparse=True) for _ in orders)
-        self.followers = nn.EmbeddingBag(len(match_orders) * (vocab_size + 1), dim, mode="sum", sparse=True)
+        if match_orders:
+            self.followers = nn.EmbeddingBag(len(match_orders) * (vocab_size + 1), dim, mode="sum", sparse=True)
         self.vocab_size = vocab_size
         self.active_parameters = dim * (bool(orders) + len(match_orders))
 
@@ -68,7 +73,7 @@ class NGramMemory(nn.Module):
             x_BTD = x_BTD + torch.cat(looked_up, dim=-1).to(x_BTD.dtype)
         if self.match_orders:
             if document_ids_BT is not None:  # what stands in another document is not seen
-                keys = {order: mixed(keys[order]) + document_ids_BT for order in self.match_orders}
+                keys = {order: keys[order] + document_ids_BT for order in self.match_orders}
             found = [following(known_BS, keys[order])[:, new] for order in self.match_orders]
             ids_BTM = torch.stack([ids_BT + i * (self.vocab_size + 1) for i, ids_BT in enumerate(found)], dim=-1)
             x_BTD = x_BTD + self.followers(ids_BTM.flatten(0, 1)).view(x_BTD.shape).to(x_BTD.dtype)
@@ -79,19 +84,17 @@ class NGramMemory(nn.Module):
 
         Where there is no earlier token, or one of another document, 0 stands in its place, and tokens count from 1.
         """
-        key_BS = tokens_BS + 1
-        found = {1: key_BS}
+        found = {1: mixed(tokens_BS + 1)}
         for back in range(1, max((*self.orders, *self.match_orders, 1))):
             earlier_BS = shifted(tokens_BS + 1, back, fill=0)
             if document_ids_BS is not None:
                 same_BS = shifted(document_ids_BS, back, fill=-1) == document_ids_BS
                 earlier_BS = earlier_BS * same_BS
-            key_BS = mixed(key_BS) + earlier_BS
-            found[back + 1] = mixed(key_BS)
+            found[back + 1] = mixed(found[back] + earlier_BS)
         return found
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return [PositionCache(batch, capacity, 1, dtype=torch.int64, device=next(self.parameters()).device)]
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        return PositionCache(batch, capacity, 1, dtype=torch.int64, device=next(self.parameters()).device)
 
 
 def following(tokens_BS: Tensor, keys_BS: Tensor) -> Tensor:
@@ -108,6 +111,6 @@ def shifted(x_BS: Tensor, by: int, *, fill: int) -> Tensor:
 
 
 def mixed(key: Tensor) -> Tensor:
-    """int64 -> int64, one to one, every bit of the result depending on many of the key's; products wrap around."""
+    """int64 -> int64 from 0 on, every bit of the result depending on many of the key's; products wrap around."""
     key = (key ^ (key >> 29)) * MULTIPLIER
     return key ^ (key >> 32)

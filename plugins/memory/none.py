@@ -15,5 +15,5 @@ class NoMemory(nn.Module):
     ) -> Tensor:
         return x_BTD
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return []
+    def new_cache(self, batch: int, capacity: int) -> Cache | None:
+        return None

@@ -47,8 +47,8 @@ def muon(
     adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
     lr_scale, adamw_lr_scale: their learning rates, as multiples of the schedule's. betas, eps: AdamW's.
     weight_decay: of every matrix, in both.
-    rows_lr_scale: the learning rate of tables with sparse gradients, which `adamw_names` has to name, as a multiple of
-        AdamW's.
+    rows_lr_scale: the learning rate of tables with sparse gradients, as a multiple of their group's: AdamW's where
+        `adamw_names` names them.
 
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
     """

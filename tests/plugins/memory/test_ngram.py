@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from plugins.memory.ngram import NGramMemory, following
@@ -29,6 +29,7 @@ def drawn(batch, length, vocabulary=VOCABULARY, seed=0):
 @few
 @given(ORDERS, MATCHES, st.integers(1, 12), st.integers(0, 99))
 def test_a_key_is_of_the_last_n_tokens(orders, matches, length, seed):
+    assume(orders or matches)
     memory, tokens_BT = made(orders, matches), drawn(2, length, seed=seed)
     keys = memory.keys(tokens_BT)
     for order in {*orders, *matches}:
@@ -71,9 +72,10 @@ def test_matches_are_those_of_a_plain_search(order, length, vocabulary, seed):
 @few
 @given(ORDERS, MATCHES, st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 99))
 def test_decoding_in_pieces_equals_reading_at_once(orders, matches, pieces, seed):
+    assume(orders or matches)
     memory, length = made(orders, matches), sum(pieces)
     tokens_BT, x_BTD = drawn(3, length, vocabulary=4, seed=seed), torch.randn(3, length, 12)
-    (cache,) = memory.new_caches(3, length)
+    cache = memory.new_cache(3, length)
     outputs, start = [], 0
     for piece in pieces:
         here = slice(start, start + piece)
@@ -89,6 +91,7 @@ def test_decoding_in_pieces_equals_reading_at_once(orders, matches, pieces, seed
 @few
 @given(ORDERS, MATCHES, st.integers(0, 99))
 def test_a_document_reads_as_if_it_stood_alone(orders, matches, seed):
+    assume(orders or matches)
     memory, tokens_BT = made(orders, matches), drawn(1, 9, vocabulary=3, seed=seed)
     x_BTD, ids_BT = torch.randn(1, 9, 12), torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3, 3]])
     together = memory(x_BTD, tokens_BT, ids_BT)
@@ -114,6 +117,14 @@ def test_gradients_are_those_of_dense_tables():
         torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 
 
+@pytest.mark.parametrize(("orders", "matches"), [((2, 3), (1, 2, 4)), ((2,), ()), ((), (1, 3))])
+def test_active_parameters_are_those_that_one_token_reads(orders, matches):
+    memory = made(orders, matches)
+    memory(torch.zeros(1, 9, 12), drawn(1, 9))[0, -1].sum().backward()
+    read = [parameter.grad.to_dense().count_nonzero().item() for parameter in memory.parameters()]
+    assert 0 < sum(read) == memory.active_parameters
+
+
 def test_adds_to_what_it_is_given_in_its_dtype():
     memory, tokens_BT = made(matches=[]), drawn(2, 5)
     x_BTD = torch.randn(2, 5, 12, dtype=torch.bfloat16)
@@ -121,14 +132,21 @@ def test_adds_to_what_it_is_given_in_its_dtype():
     assert looked_up.abs().min() > 0
     assert torch.equal(memory(x_BTD, tokens_BT), x_BTD + looked_up.bfloat16())
     assert NoMemory()(x_BTD, tokens_BT) is x_BTD
-    assert NoMemory().new_caches(1, 4) == []
+    assert NoMemory().new_cache(1, 4) is None
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("orders", [1]), ("orders", [2, 2]), ("orders", [2, 3, 4, 5, 6]), ("match_orders", [0]), ("rows", 0)],
+    [
+        ("orders", []),
+        ("orders", [1]),
+        ("orders", [2, 2]),
+        ("orders", [2, 3, 4, 5, 6]),
+        ("match_orders", [0]),
+        ("rows", 0),
+    ],
 )
 def test_impossible_settings_are_refused(key, value):
-    settings = {"orders": [2], "rows": 8, "match_orders": [1]} | {key: value}
-    with pytest.raises(ValueError, match=rf"memory\.{key}="):
+    settings = {"orders": [2], "rows": 8, "match_orders": [1] if value else []} | {key: value}
+    with pytest.raises(ValueError, match=rf"memory\.{key}"):
         NGramMemory(dim=12, vocab_size=9, **settings)

@@ -17,6 +17,7 @@ OPTIMISERS = {
     "fused": lambda named: adamw(named, **SHARED, moments_dtype="float32"),
     "bfloat16": lambda named: adamw(named, **SHARED, moments_dtype="bfloat16"),
     "muon": lambda named: muon(named, **SHARED, **MUON, adamw_names=["memory.*"], adamw_lr_scale=1.0),
+    "muon, not named": lambda named: muon(named, **SHARED, **MUON, adamw_names=[], adamw_lr_scale=9.0),
 }
 
 
