@@ -76,7 +76,7 @@ def local_files(*, path: str, text_column: str, weight: float) -> Source:
 
     def files() -> list[Path]:
         if not root.exists():
-            raise ValueError(f"path={path!r} does not exist")
+            raise ValueError(f"path={path!r} does not exist (python -m data.fetch makes what is in .cache/corpus)")
         found = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
         found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts)]
         if not found:

@@ -112,9 +112,13 @@ def build_run(config: DictConfig) -> Run:
     from dsv3.watch.facts import write_facts  # which builds models on the meta device, by this module
 
     set_up_process()
+    if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=cuda: torch sees no GPU here; trainer.accelerator=cpu trains without one")
     problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
+    with torch.device("meta"):  # a part that cannot be built says so before anything is read or written
+        build_model(config, init=False)
     folder = RunFolder(config.run.dir)
     resume_from = prepare(config, folder)
     start = load_run(config.run.weights_from) if config.run.weights_from else None

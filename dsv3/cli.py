@@ -98,13 +98,13 @@ def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a user's mistake found while running into a line on stderr and exit status 1, without a traceback."""
+    """Turn a user's mistake found while running into its message on stderr and exit status 1, without a traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
         if os.environ.get("DSV3_TRACEBACK") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -44,7 +44,7 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
             folder.hold()
         checkpoint = None
     elif config.resume == "auto":
-        if folder.config_path.exists():
+        if folder.config_path.exists() and folder.begun():
             refuse_other_settings(config, folder)
         checkpoint = folder.newest_valid_checkpoint()
     else:

@@ -106,6 +106,10 @@ class RunFolder:
         """All of them, oldest first."""
         return sorted((self.path / "checkpoints").glob("tokens-*.ckpt"))
 
+    def begun(self) -> bool:
+        """Whether there is anything that a run would lose: a checkpoint, or rows of a table."""
+        return bool(self.checkpoints()) or next(self.path.glob("*/*/part-*.parquet"), None) is not None
+
     def newest_valid_checkpoint(self) -> Path | None:
         """The newest checkpoint whose checksums hold; damaged ones are passed over with a warning."""
         for path in reversed(self.checkpoints()):

@@ -195,10 +195,12 @@ def test_overrides_are_checked_with_the_options(dsv3: Callable[..., Said]) -> No
     assert "model.top_k=999: it must lie between 1 and" in said.err
 
 
-def test_a_users_mistake_is_one_line(dsv3: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_mistake_is_told_without_a_traceback(
+    dsv3: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DSV3_TRACEBACK", raising=False)
     said = dsv3("echo", "source=here", "prompt=fail", "format=json")
-    assert (said.status, said.out, said.err) == (1, "", "said aloud\nerror: prompt=fail: it failed\n")
+    assert (said.status, said.out, said.err) == (1, "", "said aloud\nerror: prompt=fail: it\nfailed\n")
     monkeypatch.setenv("DSV3_TRACEBACK", "1")
     with pytest.raises(ValueError, match="failed"):
         dsv3("echo", "source=here", "prompt=fail")

@@ -58,12 +58,14 @@ def test_pairs_that_cannot_be_compared(pair, tmp_path):
     for runs, baselines, words in (
         ([one], [], "there are 1 and 0"),
         ([another_seed], [other], "differ in seed: 2 and 1"),
-        ([shorter], [other], "not equally far"),
+        ([shorter], [other], "has 50 steps"),
     ):
         with pytest.raises(ValueError, match=words):
             loss_error.run(loss_error.Options(runs, baselines, None))
     empty = RunFolder(tmp_path / "empty")
     empty.path.mkdir()
     OmegaConf.save(OmegaConf.create({"seed": 1}), empty.config_path)
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        loss_error.run(loss_error.Options([one], [str(tmp_path / "nowhere")], None))
     with pytest.raises(FileNotFoundError, match="no metrics"):
         loss_error.run(loss_error.Options([str(empty.path)], [other], None))

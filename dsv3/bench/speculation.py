@@ -11,13 +11,12 @@ from dsv3.layers import held_weights
 from dsv3.speculation import Speculation
 
 RUN = ROOT / "runs" / "default" / "seed1"
+FINISHED = RUN / "summary.json"
 PROMPTS, PROMPT_TOKENS, TOKENS = 64, 64, 64
 
 
 def speculation(repeats: int, run: Path = RUN) -> Iterator[Figure]:
     """Greedy text after the beginnings of held-out rows of all domains; prompts and the first token included."""
-    if not (run / "summary.json").exists():
-        raise FileNotFoundError(f"{run} holds no finished run; `make train` makes it")
     loaded = load_run(run)
     counts, seconds, same = Speculation(), {"plain": 0.0, "drafted": 0.0}, 0
     rows = prompts(build_data(loaded.config, tokenizer=loaded.tokenizer()))

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, OverrideTy
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from dsv3.preflight.compose import COMPOSITION_ERRORS, Composer
+from dsv3.preflight.compose import COMPOSITION_ERRORS, Composer, choices
 from dsv3.preflight.problems import NO_VALUE, Problem, did_you_mean, nearest, one_of
 from dsv3.preflight.view import View
 
@@ -32,6 +32,17 @@ def parsed(composer: Composer, arguments: Sequence[str]) -> tuple[list[Override]
             override.config_loader = composer.loader  # what glob(*) is expanded by
             overrides.append(override)
     return overrides, problems
+
+
+def parts_of_the_run(composer: Composer, overrides: Sequence[Override]) -> list[Problem]:
+    """A problem for each part that `evaluate.py` is asked to choose: it would have no effect."""
+    chosen = choices(composer.compose([]))
+    message = "the parts of a checkpoint are those that it was trained with; only {} can be chosen here"
+    return [
+        Problem(override.get_key_element(), override.value(), message.format(", ".join(sorted(chosen))))
+        for override in overrides
+        if _is_group(composer, override) and override.key_or_group not in chosen
+    ]
 
 
 def jobs_of(

@@ -60,6 +60,7 @@ ABOVE_ZERO = (
     *("monitor.every_tokens", "guard.window", "guard.deviations", "guard.rise"),
     *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
+    *("memory.rows", "precision.tile"),
     *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
     *("data.sources.*.weight", "data.batch_sequences.peak", "tokenizer.vocab_size", "grad_clip"),
 )
@@ -73,10 +74,16 @@ NOT_NEGATIVE = (
     "model.n_shared_experts",
     "data.questions",
     "diagnostics.quantisation_tokens",
+    "precision.amax_floor",
+    "precision.amax_history",
 )
 CHOICES = {  # of a value, or of each of a list
     "guard.on_spike": ("record", "skip", "roll_back"),
     "guard.on_nonfinite": ("skip", "roll_back"),
+    "trainer.accelerator": ("cpu", "cuda"),
+    "data.fim.order": ("psm", "spm"),
+    "format": ("text", "json"),
+    "weights": ("live", "ema"),
     "recompute": ("norm", "attention_up", "swiglu"),  # dsv3.recompute.Part, without importing torch
 }
 FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
@@ -114,6 +121,11 @@ def choices(facts: Facts) -> Iterator[Problem]:
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
     if facts.value("compile") is True and facts.value("recompute"):
         yield Problem("compile", True, "torch.compile decides itself what it keeps: leave recompute=[]")
+
+
+def one_device(facts: Facts) -> Iterator[Problem]:
+    if (devices := facts.number("trainer.devices")) and devices.value != 1:
+        yield Problem(*devices, "a run trains on one device: 1")
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
@@ -192,6 +204,8 @@ def schedules_end(facts: Facts) -> Iterator[Problem]:
     for key, segments in facts.view.leaves.items():
         if key.rpartition(".")[2] != "segments" or not isinstance(segments, list):
             continue
+        if not segments:
+            yield Problem(key, "[]", "at least one segment is needed: {until: 1.0, to: 1.0, shape: linear} is constant")
         last = 0.0
         for i in range(len(segments)):
             until = facts.number(f"{key}.{i}.until")
@@ -208,6 +222,12 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
     resume = facts.value("resume")
     if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).exists():
         yield Problem("resume", resume, "auto, never or the path of a checkpoint is needed, and there is no such file")
+
+
+def weights_exist(facts: Facts) -> Iterator[Problem]:
+    path = facts.value("run.weights_from")
+    if isinstance(path, str) and not Path(path).exists():
+        yield Problem("run.weights_from", path, "a run folder or one of its checkpoints is needed, and there is none")
 
 
 def run_folder_is_writable(facts: Facts) -> Iterator[Problem]:
@@ -227,6 +247,7 @@ RELATIONS: tuple[Relation, ...] = (
     fractions,
     choices,
     compiled_or_recomputed,
+    one_device,
     max_steps,
     groups_divide_experts,
     groups_kept,
@@ -239,6 +260,7 @@ RELATIONS: tuple[Relation, ...] = (
     prediction_depth,
     schedules_end,
     resume_exists,
+    weights_exist,
     run_folder_is_writable,
 )
 

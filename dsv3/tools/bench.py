@@ -2,8 +2,9 @@
 
 Width 256, 6 layers, 32 experts of which 4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
 torch.compile on either side (the case `compile` says what it gives); transformers computes its experts in the fastest
-of its ways. In BF16 its weights, gradients and AdamW's moments are BF16, ours FP32 (as in training). Repeats are
-interleaved, and medians are compared. Run it on a machine that does nothing else.
+of its ways. The cases experts, fp8, compile, data and speculation compare ours with ours; speculation reads the run
+that `make train` makes. In BF16 transformers' weights, gradients and AdamW's moments are BF16, ours FP32 (as in
+training). Repeats are interleaved, and medians are compared. Run it on a machine that does nothing else.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ def run(options: Options) -> dict[str, Any]:
     from rich.console import Console
 
     from dsv3.bench.measuring import Figure
+    from dsv3.bench.speculation import FINISHED
     from dsv3.process import set_up_process
 
     wanted = [name for name in options.only.split(",") if name] or list(CASES)
@@ -35,10 +37,14 @@ def run(options: Options) -> dict[str, Any]:
     if options.repeats < 1:
         raise ValueError(f"repeats={options.repeats}: at least 1")
     set_up_process()
+    if "speculation" in wanted and not FINISHED.exists():
+        raise FileNotFoundError(f"speculation: {FINISHED} is missing; `make train` makes it, only=... leaves cases out")
     figures: list[Figure] = []
     for name in wanted:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        figures += case(name)(options.repeats)
+        for figure in case(name)(options.repeats):
+            print(f"  {figure.what}: {figure.value:.2f}{figure.unit} {figure.note}", file=sys.stderr, flush=True)
+            figures.append(figure)
     Console(highlight=False).print(table(figures))
     return {"figures": [figure._asdict() | {"reached": figure.reached} for figure in figures]}
 

@@ -24,7 +24,9 @@ class Options:
     temperature: float = option(0.0, "0: always the likeliest token; 1: sample from the model's distribution")
     top_p: float = option(1.0, "sample among the likeliest tokens that hold this share of the probability")
     seed: int = option(0, "of the sampling")
-    speculative: bool = option(False, "let multi-token prediction draft tokens: the same text in fewer passes")
+    speculative: bool = option(
+        False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
+    )
     drafts: int = option(2, "tokens drafted for each pass of the model, with speculative=true")
 
 

@@ -1,7 +1,7 @@
 """Compare the training losses of runs in pairs, such as FP8 and BF16: relative error on smoothed curves.
 
 Both losses are smoothed, s_t = 0.9 s_(t-1) + 0.1 loss_t from s_1 = loss_1; the error at t is s_t / s_t(baseline) - 1.
-A run and its baseline have the same seed, and differ in nothing but the precision and the run's name.
+A run and its baseline have the same seed, and differ in nothing that is computed but the precision.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,9 @@ def relative_error(one: str, other: str) -> Any:
         raise ValueError(f"{one} and {other} differ in {key}: {values[0]} and {values[1]}")
     smooth = [losses(folder).ewm(alpha=1 - SMOOTHING, adjust=False).mean() for folder in (one, other)]
     if not smooth[0].index.equals(smooth[1].index):
-        raise ValueError(f"{one} and {other} are not equally far, or took different steps")
+        raise ValueError(
+            f"runs={one} has {len(smooth[0])} steps, baselines={other} has {len(smooth[1])}: pairs have as many"
+        )
     return smooth[0] / smooth[1] - 1
 
 
@@ -73,7 +75,11 @@ def config_differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
     from dsv3.resume import FREE, differences
     from dsv3.run_folder import RunFolder
 
-    configs = [OmegaConf.load(RunFolder(folder).config_path) for folder in (one, other)]
+    paths = [RunFolder(folder).config_path for folder in (one, other)]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"runs and baselines: {path.parent} is not a run folder, it has no config.yaml")
+    configs = [OmegaConf.load(path) for path in paths]
     return differences(*configs, free=(*FREE, *MAY_DIFFER))
 
 

@@ -23,7 +23,7 @@ from plugins.optimizer.rows import step_rows
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
-    betas: Sequence[float],
+    betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     moments_dtype: Literal["float32", "bfloat16"],

@@ -36,7 +36,7 @@ def muon(
     adamw_names: Sequence[str],
     lr_scale: float,
     adamw_lr_scale: float,
-    betas: Sequence[float],
+    betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     rows_lr_scale: float,

@@ -53,9 +53,6 @@ def test_speculation_compares_the_same_texts(
 ) -> None:
     made = build_run(composed(f"run.dir={tmp_path}", "run.tokens=512"))
     made.trainer.fit(made.module, made.data)
-    with pytest.raises(FileNotFoundError, match="`make train` makes it"):
-        next(speculation.speculation(1, tmp_path))
-    (tmp_path / "summary.json").write_text("{}")
     monkeypatch.setattr(speculation, "build_data", lambda config, tokenizer: made.data)
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
     monkeypatch.setattr(speculation, "PROMPTS", 3)
@@ -87,6 +84,17 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         main(["bench", "only=trian"])
     assert stopped.value.code == 1
     assert "'trian' is not one of train, memory" in capsys.readouterr().err
+
+
+def test_what_a_case_lacks_is_said_before_the_first_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculation, "FINISHED", tmp_path / "summary.json")
+    with pytest.raises(SystemExit):
+        main(["bench", "only=train,speculation"])
+    errors = capsys.readouterr().err
+    assert "`make train` makes it" in errors
+    assert "train ..." not in errors
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Preflight of overrides: every mistake is found, all at once, and nothing sound is refused."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -8,7 +10,11 @@ from tests.preflight.looking import BASE, OPTIONS, groups_of, keys_of, only
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_shipped_option_is_sound(group: str, option: str) -> None:
+def test_every_shipped_option_is_sound(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
     if group in groups_of("train"):
         assert check("train", [f"{group}={option}"]) == []
     elif group in groups_of("evaluate"):
@@ -115,6 +121,13 @@ def test_a_combination_of_a_sweep_is_checked() -> None:
 
 def test_a_mandatory_value_that_is_missing_is_named() -> None:
     assert keys_of(check("evaluate", [])) == ["checkpoint"]
+
+
+def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
+    arguments = ["checkpoint=runs", "precision=fp8_blockwise", "+router=softmax", "benchmarks=quick", "format=xml"]
+    found = check("evaluate", arguments)
+    assert [problem.key for problem in found] == ["precision", "+router", "format"]
+    assert "those that it was trained with" in found[0].message
 
 
 def test_unknown_keys_may_mean_a_tools_option() -> None:

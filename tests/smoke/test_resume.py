@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from dsv3.resume import prepare
 from dsv3.run_folder import RunFolder, load_checkpoint
 from tests.conftest import ROOT
 
@@ -127,6 +130,29 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(uninterrupt
     assert b"seed: 1 there, 2 now" in errors
     assert b"Traceback" not in errors
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+
+
+def test_a_mistake_found_while_building_leaves_no_run_behind(tmp_path: Path) -> None:
+    process = start(tmp_path / "new", "memory=ngram", "memory.orders=[1]")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert b"error: memory.orders=[1]" in errors
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_other_settings(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    assert prepare(composed("seed=1"), folder) is None
+    folder.release()
+    assert prepare(composed("seed=2"), folder) is None
+    assert OmegaConf.load(folder.config_path).seed == 2
+    folder.release()
+    folder.checkpoint_path(1).parent.mkdir()
+    folder.checkpoint_path(1).touch()
+    with pytest.raises(ValueError, match="seed: 2 there, 1 now"):
+        prepare(composed("seed=1"), folder)
 
 
 def test_same_seed_twice_gives_the_same_files(tmp_path: Path) -> None:
