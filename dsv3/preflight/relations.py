@@ -195,7 +195,7 @@ def vocabulary_fits(facts: Facts) -> Iterator[Problem]:
 
 def prediction_depth(facts: Facts) -> Iterator[Problem]:
     depth, length = facts.number("mtp.depth"), facts.number("data.sequence_length")
-    if depth and length and not 1 <= depth.value < length.value:
+    if depth and length and length.value > 0 and not 1 <= depth.value < length.value:
         yield Problem(*depth, f"it must lie between 1 and {length.value - 1} ({length.key} - 1)")
 
 
