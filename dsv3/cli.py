@@ -11,7 +11,7 @@ Only the tool that runs is imported, and it imports what is slow inside `run`, s
 with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
 the option that the first argument sets where it is not of the form key=value.
 
-Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError, told in one line; in full with
+Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError: its message; in full with
 DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
 """
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -101,10 +102,11 @@ def user_errors() -> Iterator[None]:
     """Turn a user's mistake found while running into its message on stderr and exit status 1, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("DSV3_TRACEBACK") == "1":
+    except (ValueError, OSError, InstantiationException) as error:
+        mistake = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("DSV3_TRACEBACK") == "1" or not isinstance(mistake, ValueError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mistake}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
-from dsv3.cli import main
+from dsv3.cli import main, user_errors
 from dsv3.preflight import CONF
 
 ROOT = CONF.parent
@@ -204,6 +206,17 @@ def test_a_users_mistake_is_told_without_a_traceback(
     monkeypatch.setenv("DSV3_TRACEBACK", "1")
     with pytest.raises(ValueError, match="failed"):
         dsv3("echo", "source=here", "prompt=fail")
+
+
+def test_a_mistake_found_while_a_part_is_made_is_told_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DSV3_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit), user_errors():
+        instantiate({"_target_": "ast.literal_eval", "_args_": ["1 + x"]})
+    assert capsys.readouterr().err.startswith("error: malformed node")
+    with pytest.raises(InstantiationException), user_errors():
+        instantiate({"_target_": "operator.truediv", "_args_": [1, 0]})
 
 
 def test_a_defect_keeps_its_traceback(dsv3: Callable[..., Said]) -> None:
