@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def documentation(*, packages: Sequence[str], characters_per_package: int, weigh
     """
 
     def identity() -> Mapping[str, Any]:
-        versions = sorted((_name(found), found.version) for found in importlib.metadata.distributions())
+        versions = sorted((_name(found), found.version) for found in _installed())
         return {
             "code": [CODE, OWN_CODE],
             "versions": versions,
@@ -54,12 +55,19 @@ def _topics() -> Iterator[dict[str, str]]:
         yield {"name": f"python/topics/{name}", "text": text.strip() + "\n", "group": name}
 
 
+def _installed() -> list[importlib.metadata.Distribution]:
+    """This environment's; not those that imports add to sys.path as they run, such as what setuptools bundles: the same
+    run would read other texts in a process that has compiled something before."""
+    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return list(importlib.metadata.distributions(path=sorted(folders)))
+
+
 def _name(distribution: importlib.metadata.Distribution) -> str:
     return (distribution.metadata["Name"] or "").lower().replace("_", "-")
 
 
 def _descriptions() -> Iterator[dict[str, str]]:
-    found = {_name(distribution): distribution for distribution in importlib.metadata.distributions()}
+    found = {_name(distribution): distribution for distribution in _installed()}
     for name in sorted(set(found) - NEVER):
         text = str(found[name].metadata.json.get("description", ""))
         if len(text) >= LONG:

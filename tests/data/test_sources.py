@@ -1,5 +1,6 @@
 """Sources: what they read, what they leave out, and what they say when something is wrong."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,20 @@ def test_standard_library_without_tests() -> None:
     )
     assert "pydoc_data/topics.py" not in names
     assert sum(map(len, rows["text"])) > 5_000_000
+
+
+def test_documentation_does_not_depend_on_what_a_process_has_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """setuptools adds the packages that it bundles to sys.path, and torch.compile imports setuptools."""
+    source = documentation(packages=[], characters_per_package=1, weight=1.0)
+    before = (source.identity(), source.load()["name"])
+    bundled = tmp_path / "bundled-1.0.dist-info"
+    bundled.mkdir()
+    (bundled / "METADATA").write_text("Metadata-Version: 2.1\nName: bundled\nVersion: 1.0\n\n" + "Some prose. " * 100)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "bundled" in {found.name for found in importlib.metadata.distributions()}
+    assert (source.identity(), source.load()["name"]) == before
 
 
 def test_documentation_is_long_prose_of_the_packages_asked_for() -> None:
