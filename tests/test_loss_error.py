@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from dsv3.run_folder import RunFolder
@@ -69,3 +70,15 @@ def test_pairs_that_cannot_be_compared(pair, tmp_path):
         loss_error.run(loss_error.Options([one], [str(tmp_path / "nowhere")], None))
     with pytest.raises(FileNotFoundError, match="no metrics"):
         loss_error.run(loss_error.Options([str(empty.path)], [other], None))
+
+
+def test_pairs_that_read_other_texts_are_refused(pair):
+    one, other, *_ = pair
+    for folder, stream in ((one, "a"), (other, "b")):
+        path = RunFolder(folder).checkpoint_path(64)
+        path.parent.mkdir()
+        torch.save({"dsv3": {"data_state": {"stream": stream}}}, path)
+    with pytest.raises(ValueError, match="read other texts"):
+        loss_error.run(loss_error.Options([one], [other], None))
+    torch.save({"dsv3": {"data_state": {"stream": "b"}}}, RunFolder(one).checkpoint_path(64))
+    assert loss_error.run(loss_error.Options([one], [other], None))["pairs"]

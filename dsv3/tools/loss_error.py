@@ -51,12 +51,22 @@ def relative_error(one: str, other: str) -> Any:
     """The error of `one` against `other` as a pandas Series over tokens."""
     for key, values in config_differences(one, other).items():
         raise ValueError(f"{one} and {other} differ in {key}: {values[0]} and {values[1]}")
+    if None not in (streams := [stream(folder) for folder in (one, other)]) and streams[0] != streams[1]:
+        raise ValueError(f"{one} and {other} read other texts, or in another order: their differences are not paired")
     smooth = [losses(folder).ewm(alpha=1 - SMOOTHING, adjust=False).mean() for folder in (one, other)]
     if not smooth[0].index.equals(smooth[1].index):
         raise ValueError(
             f"runs={one} has {len(smooth[0])} steps, baselines={other} has {len(smooth[1])}: pairs have as many"
         )
     return smooth[0] / smooth[1] - 1
+
+
+def stream(folder: str) -> str | None:
+    """What identifies the rows that a run was trained on; None where it has no checkpoint to tell."""
+    from dsv3.run_folder import RunFolder, load_checkpoint
+
+    file = RunFolder(folder).newest_valid_checkpoint()
+    return load_checkpoint(file)["dsv3"]["data_state"].get("stream") if file else None
 
 
 def losses(folder: str) -> Any:
