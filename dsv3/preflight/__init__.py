@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from dsv3.preflight.compose import CONF, asks_for_help, hydra_flags, opened, shows_only
 from dsv3.preflight.help_page import help_page
-from dsv3.preflight.overrides import jobs_of, parsed, parts_of_the_run
+from dsv3.preflight.overrides import jobs_of, parsed, without_parts
 from dsv3.preflight.problems import Problem, print_page, report, shown
 from dsv3.preflight.relations import check_relations
 from dsv3.preflight.study import arms_of
@@ -40,11 +40,8 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
     with opened(config_name, flags) as composer:
         overrides, problems = parsed(composer, flags.overrides)
         if config_name == "evaluate":
-            refused = parts_of_the_run(composer, overrides)
+            overrides, refused = without_parts(composer, overrides)
             problems += refused
-            overrides = [
-                override for override in overrides if override.get_key_element() not in {p.key for p in refused}
-            ]
         jobs, unfit = jobs_of(composer, overrides, multirun=flags.multirun, also=also)
         problems += unfit
         runs = []

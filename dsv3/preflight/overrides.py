@@ -34,15 +34,15 @@ def parsed(composer: Composer, arguments: Sequence[str]) -> tuple[list[Override]
     return overrides, problems
 
 
-def parts_of_the_run(composer: Composer, overrides: Sequence[Override]) -> list[Problem]:
-    """A problem for each part that `evaluate.py` is asked to choose: it would have no effect."""
+def without_parts(composer: Composer, overrides: Sequence[Override]) -> tuple[list[Override], list[Problem]]:
+    """The overrides that choose no part of a checkpoint's run, and a problem for each that does: it has no effect."""
     chosen = choices(composer.compose([]))
-    message = "the parts of a checkpoint are those that it was trained with; only {} can be chosen here"
-    return [
-        Problem(override.get_key_element(), override.value(), message.format(", ".join(sorted(chosen))))
-        for override in overrides
-        if _is_group(composer, override) and override.key_or_group not in chosen
-    ]
+    free = ", ".join(sorted(chosen))
+    message = f"the parts of a checkpoint are those that it was trained with; only {free} can be chosen here"
+    parts = [name for name in composer.groups() if name not in chosen]
+    fitting = [override for override in overrides if override.key_or_group not in parts]
+    refused = [override for override in overrides if override.key_or_group in parts]
+    return fitting, [Problem(override.get_key_element(), override.value(), message) for override in refused]
 
 
 def jobs_of(

@@ -27,7 +27,6 @@ def run(options: Options) -> dict[str, Any]:
     from rich.console import Console
 
     from dsv3.bench.measuring import Figure
-    from dsv3.bench.speculation import FINISHED
     from dsv3.process import set_up_process
 
     wanted = [name for name in options.only.split(",") if name] or list(CASES)
@@ -37,6 +36,8 @@ def run(options: Options) -> dict[str, Any]:
     if options.repeats < 1:
         raise ValueError(f"repeats={options.repeats}: at least 1")
     set_up_process()
+    from dsv3.bench.speculation import FINISHED  # imports the model
+
     if "speculation" in wanted and not FINISHED.exists():
         raise FileNotFoundError(f"speculation: {FINISHED} is missing; `make train` makes it, only=... leaves cases out")
     figures: list[Figure] = []

@@ -128,6 +128,7 @@ def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
     found = check("evaluate", arguments)
     assert [problem.key for problem in found] == ["precision", "+router", "format"]
     assert "those that it was trained with" in found[0].message
+    assert check("evaluate", ["checkpoint=runs", "hydra/launcher=joblib"]) == []
 
 
 def test_unknown_keys_may_mean_a_tools_option() -> None:
