@@ -7,13 +7,13 @@ sys.path.pop(0)  # this folder: lm-eval's `import evaluate` means Hugging Face's
 import hydra
 from omegaconf import DictConfig
 
-from dsv3 import preflight
 from dsv3.cli import user_errors
+from dsv3.config import preflight
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    from dsv3.evaluation import evaluate
+    from dsv3.evaluation.evaluate import evaluate
 
     with user_errors():
         evaluate(config)

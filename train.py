@@ -5,8 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from dsv3 import preflight
 from dsv3.cli import user_errors
+from dsv3.config import preflight
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -16,11 +16,11 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig) -> None:
-    from dsv3.fit import fit
-    from dsv3.resume import is_finished
-    from dsv3.run_folder import RunFolder
-    from dsv3.summary import show, summarise
-    from dsv3.watch.page import write_run_report
+    from dsv3.checkpoint.run_folder import RunFolder
+    from dsv3.reporting.page import write_run_report
+    from dsv3.training.fit import fit
+    from dsv3.training.resume import is_finished
+    from dsv3.training.summary import show, summarise
 
     folder = RunFolder(config.run.dir)
     if not is_finished(config, folder):

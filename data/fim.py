@@ -8,8 +8,8 @@ A chosen text is cut at two random places into prefix, middle and suffix, and wr
 SPM is PSM with an empty prefix whose middle begins with the prefix: suffix first, the same tokens, and one inverse
 for both. The parts are tokenised one by one, so that a prompt ends where the middle begins. Cuts fall between
 characters (code points), so no part breaks one in two. A text longer than `max_characters` is first cut between lines
-into consecutive pieces, each of which becomes a sequence of its own, from BOS to EOS; `dsv3.infilling.infilling_prompt`
-is exactly the part of such a sequence that comes before the middle.
+into consecutive pieces, each of which becomes a sequence of its own, from BOS to EOS;
+`dsv3.prompts.infilling.infilling_prompt` is exactly the part of such a sequence that comes before the middle.
 Every draw is a function of (seed, epoch, document) alone.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from data.tokenizer import ByteLevelBPE
 from dsv3.contracts import Tokenizer
-from dsv3.infilling import Order, infilling_prompt
+from dsv3.prompts.infilling import Order, infilling_prompt
 
 
 class FillInTheMiddle(NamedTuple):

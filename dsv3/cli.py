@@ -33,8 +33,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dsv3.preflight import check
-from dsv3.preflight.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
+from dsv3.config.preflight import check
+from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
 
 REQUIRED: Any = MISSING
 """In place of the default of an option that must be given."""

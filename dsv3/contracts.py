@@ -220,8 +220,9 @@ class Precision(Protocol):
     """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
 
     A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is, so that it
-    may keep a cast of it; the answer is whether it did not already (`dsv3.layers.held_weights`). Text is generated so,
-    and so are the micro-batches of a training step: there, what it keeps must bear several backward passes.
+    may keep a cast of it; the answer is whether it did not already (`dsv3.model.layers.held_weights`). Text is
+    generated so, and so are the micro-batches of a training step: there, what it keeps must bear several backward
+    passes.
     """
 
     activation_dtype: torch.dtype  # of the residual stream

@@ -11,7 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
-from dsv3.study.arms import expanded
+from dsv3.config.arms import expanded
 from dsv3.tools import report
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dsv3.sampling import Chance
+from dsv3.inference.sampling import Chance
 
 
 class Scripted(Chance):

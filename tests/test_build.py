@@ -7,7 +7,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.build import Loaded, build_model, build_run, load_run
+from dsv3.build import build_model
+from dsv3.checkpoint.loading import Loaded, load_run
+from dsv3.training.run import build_run
 from tests.synthetic import ByteTokenizer
 
 YARN = "model.yarn={factor: 4.0, original_length: 32, beta_fast: 32.0, beta_slow: 1.0, mscale: 1.0}"

@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from dsv3.cli import main, user_errors
-from dsv3.preflight import CONF
+from dsv3.paths import CONF
 
 ROOT = CONF.parent
 

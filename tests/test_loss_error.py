@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dsv3.run_folder import RunFolder
+from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.tools import loss_error
 
 

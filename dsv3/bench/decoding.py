@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from dsv3.bench.compared import EXPERTS, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
-from dsv3.bench.models import EXPERTS, ours, theirs
-from dsv3.bench.training import DTYPES
-from dsv3.layers import held_weights
+from dsv3.bench.step import DTYPES
+from dsv3.model.layers import held_weights
 
 CONTEXT, TOKENS = 4096, 16
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.preflight.compose import CONF
+from dsv3.paths import CONF
 
 FAMILIES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",

@@ -21,10 +21,10 @@ from dsv3.build import build_model
 from dsv3.checkpoint.config_in import Fields, hf_to_choices
 from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
+from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
 from dsv3.checkpoint.shards import Shards, write_shards
 from dsv3.contracts import Tokenizer
-from dsv3.preflight.compose import CONF
-from dsv3.run_folder import RunFolder, find_run, load_checkpoint
+from dsv3.paths import CONF
 
 log = logging.getLogger(__name__)
 

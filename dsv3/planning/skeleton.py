@@ -15,8 +15,8 @@ from torch import nn
 
 from dsv3.build import build_model
 from dsv3.contracts import Attention, GroupedMM, Role
-from dsv3.model import Block, Decoder
-from dsv3.moe import MoE
+from dsv3.model.decoder import Block, Decoder
+from dsv3.model.moe import MoE
 
 
 class Projection(nn.Linear):

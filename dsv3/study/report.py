@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsv3.run_folder import write_atomically
-from dsv3.study.pictures import curves, domains, draw, draw_domains, first_runs, gaps
-from dsv3.study.results import BUDGETS, Metric, Study, at_equal, common_budget, headline, metrics
-from dsv3.study.statistics import Difference, verdict
-from dsv3.watch.page import page, shown, table
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.reporting.page import page, shown, table
+from dsv3.reporting.paired import Difference, verdict
+from dsv3.reporting.study_results import BUDGETS, Metric, Study, at_equal, common_budget, headline, metrics
+from dsv3.study.figures import curves, domains, draw, draw_domains, first_runs, gaps
 
 NOTE = (
     "Differences are paired by seed; intervals hold 95% (Student's t). Where an interval covers zero, no difference is "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Role
-from dsv3.layers import held_weights
+from dsv3.model.layers import held_weights
 from dsv3.testing.plain import drawn, error, loop_mm
 from dsv3.testing.requirement import require, require_reloadable
 

@@ -36,7 +36,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.repeats < 1:
         raise ValueError(f"repeats={options.repeats}: at least 1")
     set_up_process()
-    from dsv3.bench.speculation import FINISHED  # imports the model
+    from dsv3.bench.drafts import FINISHED  # imports the model
 
     if "speculation" in wanted and not FINISHED.exists():
         raise FileNotFoundError(f"speculation: {FINISHED} is missing; `make train` makes it, only=... leaves cases out")
@@ -52,17 +52,17 @@ def run(options: Options) -> dict[str, Any]:
 
 def case(name: str) -> Any:
     """The function of a case: repeats -> figures."""
-    from dsv3.bench import data, decoding, memory, speculation, training
+    from dsv3.bench import data_pipeline, decoding, drafts, peak_memory, step
 
     return {
-        "train": training.train,
-        "memory": memory.memory,
+        "train": step.train,
+        "memory": peak_memory.memory,
         "decode": decoding.decode,
-        "experts": training.experts,
-        "fp8": training.fp8,
-        "compile": training.compiled,
-        "data": data.data,
-        "speculation": speculation.speculation,
+        "experts": step.experts,
+        "fp8": step.fp8,
+        "compile": step.compiled,
+        "data": data_pipeline.data,
+        "speculation": drafts.speculation,
     }[name]
 
 

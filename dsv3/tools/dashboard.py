@@ -28,13 +28,13 @@ def run(options: Options) -> dict[str, Any]:
         ValueError: wandb has no API key and `out` is not given.
     """
     if options.runs == "wandb":
-        from dsv3.watch.workspace import build_workspace
+        from dsv3.reporting.workspace import build_workspace
 
         return build_workspace(project=options.project, entity=options.entity, out=options.out)
     from werkzeug.serving import make_server
 
-    from dsv3.watch.dashboard import build_app
-    from dsv3.watch.history import find_runs
+    from dsv3.reporting.dashboard import build_app
+    from dsv3.reporting.history import find_runs
 
     find_runs(Path(options.runs))
     logging.getLogger("werkzeug").setLevel(logging.WARNING)

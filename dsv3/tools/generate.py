@@ -37,11 +37,10 @@ def run(options: Options) -> dict[str, Any]:
         ValueError: an option is out of its range.
         FileNotFoundError: `checkpoint` is not a run's.
     """
-    from dsv3.build import load_run
-    from dsv3.callbacks.ema import set_weights
-    from dsv3.generation import generate
-    from dsv3.infilling import infilling_prompt
-    from dsv3.speculation import Speculation
+    from dsv3.checkpoint.loading import load_run, set_weights
+    from dsv3.inference.generation import generate
+    from dsv3.inference.speculation import Speculation
+    from dsv3.prompts.infilling import infilling_prompt
 
     check(options)
     loaded = load_run(options.checkpoint)

@@ -25,7 +25,7 @@ def run(options: Options) -> dict[str, Any]:
 
     from dsv3.build import build_model
     from dsv3.checkpoint.huggingface import import_folder
-    from dsv3.parameters import count_parameters
+    from dsv3.model.parameters import count_parameters
 
     out = Path(options.out)
     config = import_folder(Path(options.path), out, precision=options.precision)

@@ -63,14 +63,14 @@ def relative_error(one: str, other: str) -> Any:
 
 def stream(folder: str) -> str | None:
     """What identifies the rows that a run was trained on; None where it has no checkpoint to tell."""
-    from dsv3.run_folder import RunFolder, load_checkpoint
+    from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 
     file = RunFolder(folder).newest_valid_checkpoint()
     return load_checkpoint(file)["dsv3"]["data_state"].get("stream") if file else None
 
 
 def losses(folder: str) -> Any:
-    from dsv3.run_folder import RunFolder
+    from dsv3.checkpoint.run_folder import RunFolder
 
     train = RunFolder(folder).read("metrics/train")
     if train.empty:
@@ -82,8 +82,8 @@ def config_differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
     """Keys of the two configs that should be equal and are not, with both values."""
     from omegaconf import OmegaConf
 
-    from dsv3.resume import FREE, differences
-    from dsv3.run_folder import RunFolder
+    from dsv3.checkpoint.run_folder import RunFolder
+    from dsv3.training.resume import FREE, differences
 
     paths = [RunFolder(folder).config_path for folder in (one, other)]
     for path in paths:
@@ -104,7 +104,7 @@ def draw(curves: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from dsv3.run_folder import write_atomically
+    from dsv3.checkpoint.run_folder import write_atomically
 
     figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
     axis.axhspan(-100 * PUBLISHED, 100 * PUBLISHED, color="0.9", label=f"±{PUBLISHED:.2%}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.cli import REQUIRED, option
-from dsv3.watch.palette import COLOURS
+from dsv3.reporting.palette import COLOURS
 
 SMOOTHING = 0.95
 
@@ -27,7 +27,7 @@ def run(options: Options) -> dict[str, Any]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from dsv3.run_folder import RunFolder, write_atomically
+    from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 
     folder = RunFolder(options.run)
     train = folder.read("metrics/train")

@@ -13,8 +13,8 @@ from dsv3.planning.recipe import FORMATS, REPORT, REPORT_PRESET, Recipe, single_
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from dsv3.config.compose import Composer
     from dsv3.planning.skeleton import AttentionLayer
-    from dsv3.preflight.compose import Composer
 
 
 @dataclass
@@ -52,10 +52,10 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: options that do not fit each other or the model.
     """
-    from dsv3.planning.page import show
+    from dsv3.config.compose import choices, hydra_flags, opened
     from dsv3.planning.plan import make_plan
+    from dsv3.planning.render import show
     from dsv3.planning.skeleton import read_skeleton
-    from dsv3.preflight.compose import choices, hydra_flags, opened
 
     with opened("train", hydra_flags(options.overrides)) as composer:
         config = composer.compose(options.overrides)
@@ -88,8 +88,8 @@ def recipe_of(options: Options, config: "DictConfig", *, is_report: bool) -> Rec
 
 def other_attentions(composer: "Composer", overrides: list[str], config: "DictConfig") -> "dict[str, AttentionLayer]":
     """Every other attention in conf/ that this model's shapes allow."""
+    from dsv3.config.compose import choices
     from dsv3.planning.skeleton import read_skeleton
-    from dsv3.preflight.compose import choices
 
     without = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] != "attention"]
     found = {}

@@ -25,9 +25,9 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: the folder holds no finished run of a study.
         ValueError: there is no such metric, or a key is for studies and this is one run.
     """
+    from dsv3.reporting.page import write_run_report
+    from dsv3.reporting.study_results import read_study
     from dsv3.study.report import sections, write_study_report
-    from dsv3.study.results import read_study
-    from dsv3.watch.page import write_run_report
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():

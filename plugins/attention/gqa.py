@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
-from dsv3.layers import PositionCache
-from dsv3.recompute import recomputed
+from dsv3.model.layers import PositionCache
+from dsv3.model.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import Routing
-from dsv3.layers import KeepsDtype
+from dsv3.model.layers import KeepsDtype
 
 
 class Unbalanced(KeepsDtype):

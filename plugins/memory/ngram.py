@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Cache
-from dsv3.layers import PositionCache
+from dsv3.model.layers import PositionCache
 
 MULTIPLIER = 0x5851F42D4C957F2D
 """Of Knuth's linear congruential generator (MMIX): odd, and its bits are well mixed."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, Cache, MicroBatch, MTPPrediction, Precision, Routing, Schedule
-from dsv3.layers import RMSNorm
+from dsv3.model.layers import RMSNorm
 
 
 class MTPModule(nn.Module):

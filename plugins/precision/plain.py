@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import GroupedMM, Role
-from dsv3.layers import run
-from dsv3.recompute import recomputed
+from dsv3.model.layers import run
+from dsv3.model.recompute import recomputed
 
 
 class CastWeight(nn.Module):

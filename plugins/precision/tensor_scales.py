@@ -11,7 +11,7 @@ changes nothing, so forward passes that are recomputed count once.
 import torch
 from torch import Tensor
 
-from dsv3.layers import KeepsDtype
+from dsv3.model.layers import KeepsDtype
 from plugins.precision.quantiser import Quantiser, scale_of
 
 KINDS = ("x", "w", "dy")

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dsv3.layers import KeepsDtype
-from dsv3.recompute import recomputed
+from dsv3.model.layers import KeepsDtype
+from dsv3.model.recompute import recomputed
 
 
 class FP32Projection(KeepsDtype):

@@ -8,31 +8,32 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import data, decoding, memory, models, speculation, training
+from dsv3.bench import compared, data_pipeline, decoding, drafts, peak_memory, step
 from dsv3.bench.measuring import Figure, interleaved
-from dsv3.build import Loaded, build_run
+from dsv3.checkpoint.loading import Loaded
 from dsv3.cli import main
+from dsv3.training.run import build_run
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ("model=tiny", "tokenizer.vocab_size=512", "logger=none", "router.group_score_top=2")
-    monkeypatch.setattr(models, "SHAPES", shapes)
-    for module in (models, training, data):
+    monkeypatch.setattr(compared, "SHAPES", shapes)
+    for module in (compared, step, data_pipeline):
         monkeypatch.setattr(module, "ROWS", 2)
         monkeypatch.setattr(module, "LENGTH", 32)
-    monkeypatch.setattr(training, "TOKENS", 64)
-    monkeypatch.setattr(training, "PEAK_SIZE", 64)
+    monkeypatch.setattr(step, "TOKENS", 64)
+    monkeypatch.setattr(step, "PEAK_SIZE", 64)
     monkeypatch.setattr(decoding, "CONTEXT", 24)
     monkeypatch.setattr(decoding, "TOKENS", 3)
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("experts", models.EXPERTS)
+@pytest.mark.parametrize("experts", compared.EXPERTS)
 def test_both_sides_are_the_same_function(experts: str) -> None:
-    config, model = models.ours("precision=fp32", "mtp=none")
-    twin = models.theirs(config, model, dtype=torch.float32, experts=experts)
-    batch = next(models.batches(config.model.vocab_size))
+    config, model = compared.ours("precision=fp32", "mtp=none")
+    twin = compared.theirs(config, model, dtype=torch.float32, experts=experts)
+    batch = next(compared.batches(config.model.vocab_size))
     with torch.no_grad():
         mine = model.lm_head(model(batch, with_mtp=False).hidden_BTD)
         other = twin(input_ids=batch.tokens_BT).logits
@@ -41,7 +42,7 @@ def test_both_sides_are_the_same_function(experts: str) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_every_case_gives_its_figures() -> None:
-    figures = [*training.train(1), *decoding.decode(1), *training.experts(1)]
+    figures = [*step.train(1), *decoding.decode(1), *step.experts(1)]
     assert {figure.case for figure in figures} == {"train", "decode", "experts"}
     assert all(figure.value > 0 for figure in figures)
     shares = [figure for figure in figures if figure.what.startswith("share")]
@@ -53,17 +54,17 @@ def test_speculation_compares_the_same_texts(
 ) -> None:
     made = build_run(composed(f"run.dir={tmp_path}", "run.tokens=512"))
     made.trainer.fit(made.module, made.data)
-    monkeypatch.setattr(speculation, "build_data", lambda config, tokenizer: made.data)
+    monkeypatch.setattr(drafts, "build_data", lambda config, tokenizer: made.data)
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
-    monkeypatch.setattr(speculation, "PROMPTS", 3)
-    monkeypatch.setattr(speculation, "TOKENS", 6)
-    (figure,) = speculation.speculation(1, tmp_path)
+    monkeypatch.setattr(drafts, "PROMPTS", 3)
+    monkeypatch.setattr(drafts, "TOKENS", 6)
+    (figure,) = drafts.speculation(1, tmp_path)
     assert figure.value > 0
     assert "3 of 3 texts the same" in figure.note
 
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:
-    assert memory.resident("VmHWM") >= memory.resident("VmRSS") > 0
+    assert peak_memory.resident("VmHWM") >= peak_memory.resident("VmRSS") > 0
 
 
 def test_turns_are_interleaved_and_the_median_is_taken() -> None:
@@ -89,9 +90,9 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_case_lacks_is_said_before_the_first_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speculation, "FINISHED", tmp_path / "summary.json")
+    monkeypatch.setattr(drafts, "FINISHED", tmp_path / "summary.json")
     with pytest.raises(SystemExit):
-        main(["bench", "only=train,speculation"])
+        main(["bench", "only=train,drafts"])
     errors = capsys.readouterr().err
     assert "`make train` makes it" in errors
     assert "train ..." not in errors
@@ -99,7 +100,7 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
 
 @pytest.mark.slow
 def test_the_program_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "only=experts,memory", "repeats=1", "format=json"]) == 0
+    assert main(["bench", "only=experts,peak_memory", "repeats=1", "format=json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert [figure["case"] for figure in figures] == ["experts", "memory", "memory", "memory"]
     assert figures[-1]["value"] < 1, "what is recomputed is not kept"

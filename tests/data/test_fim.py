@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.fim import FillInTheMiddle, chosen, generator, invert, pieces, rearrange
 from data.tokenizer import ByteLevelBPE
-from dsv3.infilling import Order, infilling_prompt
+from dsv3.prompts.infilling import Order, infilling_prompt
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=0, max_size=300)
 ORDERS = st.sampled_from(["psm", "spm"])

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dsv3.build import build_model
-from dsv3.model import Decoder
-from dsv3.parameters import ParameterCount, count_parameters
-from dsv3.preflight import CONF
+from dsv3.model.decoder import Decoder
+from dsv3.model.parameters import ParameterCount, count_parameters
+from dsv3.paths import CONF
 
 GOLDEN = {
     "v3_671b": ParameterCount(671_026_419_200, 37_552_282_624, 11_610_068_224),

@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from data.tokenizer import ByteLevelBPE, train_bpe
-from dsv3.model import Decoder
-from dsv3.run_folder import RunFolder
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.model.decoder import Decoder
 
 VOCABULARY = 300
 TEXTS = {"code": ["def f(x):\n    return x + 1\n" * 9], "prose": ["It was a bright cold day in April. " * 9]}

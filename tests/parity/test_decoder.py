@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3.contracts import MicroBatch
-from dsv3.generation import generate
+from dsv3.inference.generation import generate
 from tests.parity.twins import configured, distance, micro_batch, random_model
 
 few = settings(max_examples=8, deadline=None, derandomize=True)

@@ -8,10 +8,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dsv3.build import load_run
-from dsv3.callbacks.ema import set_weights
+from dsv3.checkpoint.loading import load_run, set_weights
 from dsv3.cli import main
-from dsv3.generation import generate
+from dsv3.inference.generation import generate
 from dsv3.tools.export import Options, run
 from tests.parity.runs import VOCABULARY, write_run
 from tests.parity.twins import configured, distance, micro_batch, our_loss, random_model

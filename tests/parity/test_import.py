@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dsv3.build import build_model, load_run
+from dsv3.build import build_model
 from dsv3.checkpoint.huggingface import run_config
+from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.shards import Shards
-from dsv3.parameters import count_parameters
+from dsv3.model.parameters import count_parameters
 from dsv3.tools import export, generate, import_
 from tests.parity.runs import write_run
 from tests.parity.test_export import SMALL

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from dsv3.contracts import IGNORE
-from dsv3.generation import generate
+from dsv3.inference.generation import generate
 from tests.parity.twins import (
     configured,
     distance,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.modeling_layers import MtpModel
 
-from dsv3.generation import generate
-from dsv3.speculation import Speculation
+from dsv3.inference.generation import generate
+from dsv3.inference.speculation import Speculation
 from tests.parity.twins import configured, distance, load_twin, micro_batch, random_model, write_twin
 
 PROMPT, NEW = 9, 7

@@ -7,11 +7,13 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from dsv3.build import build_data, build_model, build_run, load_run
+from dsv3.build import build_data, build_model
+from dsv3.checkpoint.loading import load_run
 from dsv3.contracts import IGNORE
-from dsv3.generation import generate
-from dsv3.losses import token_losses
+from dsv3.inference.generation import generate
+from dsv3.model.losses import token_losses
 from dsv3.tools.export import Options, run
+from dsv3.training.run import build_run
 from tests.conftest import ROOT
 from tests.parity.twins import CONF, our_loss
 

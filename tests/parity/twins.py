@@ -18,8 +18,8 @@ from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import pieces, to_huggingface
 from dsv3.checkpoint.shards import write_shards
 from dsv3.contracts import MicroBatch, Routing
-from dsv3.losses import linear_cross_entropy
-from dsv3.model import Decoder
+from dsv3.model.decoder import Decoder
+from dsv3.model.losses import linear_cross_entropy
 
 disable_progress_bar()
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dsv3.build import build_model
-from dsv3.model import Decoder
+from dsv3.model.decoder import Decoder
 from dsv3.planning.skeleton import Skeleton, read_skeleton
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

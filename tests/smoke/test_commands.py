@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dsv3.run_folder import RunFolder
+from dsv3.checkpoint.run_folder import RunFolder
 from tests.conftest import ROOT
 
 SOURCE = f"{{_target_: data.sources.local_files, path: {ROOT / 'dsv3'}, text_column: text, weight: 1.0}}"

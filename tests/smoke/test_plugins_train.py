@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import dsv3.build
-from dsv3.build import build_data, build_model, build_run
+from dsv3.build import build_data, build_model
+from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import MicroBatch
-from dsv3.run_folder import RunFolder
+from dsv3.training.run import build_run
 from tests.conftest import ROOT
 
 KINDS = (

@@ -14,8 +14,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.resume import prepare
-from dsv3.run_folder import RunFolder, load_checkpoint
+from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.training.resume import prepare
 from tests.conftest import ROOT
 
 SETTINGS = [

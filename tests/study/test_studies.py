@@ -14,11 +14,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dsv3.build import build_model
+from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
-from dsv3.preflight import check
-from dsv3.run_folder import RunFolder
-from dsv3.study.arms import expanded
-from dsv3.study.results import at_equal, read_study
+from dsv3.config.arms import expanded
+from dsv3.config.preflight import check
+from dsv3.reporting.study_results import at_equal, read_study
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
-from dsv3.layers import KeepsDtype
+from dsv3.model.layers import KeepsDtype
 
 
 class SoftplusRouter(KeepsDtype):

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dsv3.layers import PositionCache
+from dsv3.model.layers import PositionCache
 from dsv3.testing import check_attention
 from dsv3.testing.plain import Plain
 from plugins.attention.gqa import GroupedQueryAttention

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
-from dsv3.layers import SwiGLU, held_weights
+from dsv3.model.layers import SwiGLU, held_weights
 from dsv3.testing import check_precision
 from dsv3.testing.plain import drawn, loop_mm
 from plugins.experts.grouped import GroupedExperts, grouped_mm

@@ -1,0 +1,29 @@
+"""The data pipeline against what training consumes."""
+
+from collections.abc import Iterator
+
+from dsv3.bench.compared import LENGTH, ROWS, configured, ours
+from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.step import our_step
+from dsv3.build import build_data
+
+STEPS = 2048  # so many that the windows in which rows are shuffled are filled and filled again
+
+
+def data(repeats: int) -> Iterator[Figure]:
+    """Tokens per second that the datamodule gives from its start, packing, fill-in-the-middle and shuffling included,
+    and that training takes."""
+    config, model = ours("mtp=none")
+    training = our_step(model, config.model.vocab_size)
+    tokens = ROWS * LENGTH
+    loader = build_data(configured(f"run.tokens={STEPS * tokens}")).train_dataloader()
+
+    def pipeline() -> None:
+        for _ in loader:
+            pass
+
+    seconds = interleaved({"pipeline": pipeline, "training": training}, repeats=repeats)
+    rates = {"pipeline": STEPS * tokens / seconds["pipeline"], "training": tokens / seconds["training"]}
+    note = f"{rates['pipeline']:,.0f} tokens/s against {rates['training']:,.0f}"
+    ratio = rates["pipeline"] / rates["training"]
+    yield Figure("data", "data pipeline against training, bf16", ratio, "x", 50.0, note=note)

@@ -1,0 +1,76 @@
+"""Peak memory of training steps, each side in a process of its own.
+
+The figure is the growth of the resident set from before the model is built to its peak over two steps: weights,
+gradients, optimiser state, activations and logits.
+"""
+
+import multiprocessing
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import get_args
+
+from dsv3.bench.measuring import Figure
+
+STEPS = 2
+
+
+def memory(repeats: int) -> Iterator[Figure]:
+    """Peak memory of training steps against transformers' fastest way. (Not a matter of repeats.)"""
+    kept: dict[str, int] = {}
+    for precision, goal in (("bf16", 0.6), ("fp32", 0.6)):
+        ours, theirs = (in_a_process(side, precision) for side in ("ours", "theirs"))
+        kept[precision] = ours
+        note = f"{ours / 2**20:,.0f} MiB against {theirs / 2**20:,.0f} MiB"
+        yield Figure(
+            "memory", f"peak of a training step, {precision}", ours / theirs, "x", goal, at_most=True, note=note
+        )
+
+    recomputed = in_a_process("recomputed", "bf16")
+    note = f"{recomputed / 2**20:,.0f} MiB against {kept['bf16'] / 2**20:,.0f} MiB; norm, attention_up, swiglu"
+    what = "peak of a training step, bf16: recomputed against kept"
+    yield Figure("memory", what, recomputed / kept["bf16"], "x", note=note)
+
+
+def in_a_process(side: str, precision: str) -> int:
+    """Bytes that the training of one side (ours, the same recomputed, theirs) adds to a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measured, args=(side, precision, sender))
+    process.start()
+    sender.close()
+    try:
+        return int(receiver.recv())
+    except EOFError:
+        raise RuntimeError(f"the process that measures the memory of {side} failed") from None
+    finally:
+        process.join()
+
+
+def measured(side: str, precision: str, sender: Connection) -> None:
+    from transformers import DeepseekV3ForCausalLM  # noqa: F401  (loaded by neither side while it is measured)
+
+    from dsv3.bench.compared import EXPERTS, ours, theirs
+    from dsv3.bench.step import DTYPES, our_step, their_step
+    from dsv3.model.recompute import Part
+    from dsv3.process import set_up_process
+
+    set_up_process()
+    before = resident("VmRSS")
+    config, model = ours(f"precision={precision}", "mtp=none")
+    if side != "theirs":
+        step = our_step(model, config.model.vocab_size, recompute=get_args(Part) if side == "recomputed" else ())
+    else:
+        twin = theirs(config, model, dtype=DTYPES[precision], experts=EXPERTS[-1])
+        del model
+        step = their_step(twin, config.model.vocab_size)
+    for _ in range(STEPS):
+        step()
+    sender.send(resident("VmHWM") - before)
+
+
+def resident(field: str) -> int:
+    """Bytes: `VmRSS`, the resident set now, or `VmHWM`, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024

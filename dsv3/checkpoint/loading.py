@@ -1,0 +1,71 @@
+"""Trained models read back from their run folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from dsv3.build import build_model, part
+from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
+from dsv3.contracts import Tokenizer, is_precision_state
+from dsv3.model.decoder import Decoder
+from dsv3.paths import CONF
+
+
+@dataclass
+class Loaded:
+    """A trained model read back from its run folder."""
+
+    config: DictConfig
+    folder: RunFolder
+    file: Path
+    model: Decoder
+    tokens: int
+    ema_weights: dict[str, Tensor]
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the run was trained with, from its folder."""
+        loader = OmegaConf.load(CONF / "saved_tokenizer.yaml")
+        return part(loader, directory=str(self.folder.tokenizer_path))
+
+
+def load_run(checkpoint: str | Path) -> Loaded:
+    """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference."""
+    folder, file = find_run(checkpoint)
+    config = OmegaConf.load(folder.config_path)
+    assert isinstance(config, DictConfig)
+    state = load_checkpoint(file)
+    model = build_model(config, init=False)
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
+    return Loaded(
+        config, folder, file, model.eval(), state["dsv3"]["tokens_seen"], state["callbacks"]["EMA"]["weights"]
+    )
+
+
+def begin_with(model: Decoder, start: Loaded) -> None:
+    """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_precision_state(name)}
+    taken = {name: tensor for name, tensor in start.model.state_dict().items() if not is_precision_state(name)}
+    try:
+        model.load_state_dict(taken | own)
+    except RuntimeError as error:
+        raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def is_published(checkpoint: str) -> bool:
+    """Whether this is a folder in Hugging Face's format."""
+    folder = Path(checkpoint)
+    return (folder / "config.json").is_file() and not (folder / "config.yaml").exists()

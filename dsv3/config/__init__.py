@@ -1,0 +1,1 @@
+"""Configuration: composition, preflight checks, arms of a study."""

@@ -1,0 +1,59 @@
+"""The runs of a study, for checking: each arm's overrides are composed like those of the command line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dsv3.config.arms import expanded
+from dsv3.config.compose import COMPOSITION_ERRORS, Composer
+from dsv3.config.overrides import first_line
+from dsv3.config.problems import Problem
+
+
+def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], list[Problem]]:
+    """The job itself and one of each arm's runs, where it is a study; and the arms that do not compose."""
+    config = composer.compose(job)
+    study = study_of(config)
+    if not study or not study["arms"]:
+        return [list(job)], []
+    if problems := list(misshapen(study)):
+        return [list(job)], problems
+    try:
+        runs = expanded([*job, f"seed={study['seeds'][0]}"], study)
+    except ValueError as error:
+        return [list(job)], [Problem("study.only", study["only"], str(error).partition(": ")[2])]
+    fitting, problems = [list(job)], []
+    for run in runs:
+        try:
+            composer.compose(run)
+        except COMPOSITION_ERRORS as error:
+            name = next(override for override in run if override.startswith("study.arm=")).partition("=")[2]
+            problems.append(Problem(f"study.arms.{name}", study["arms"][name], first_line(error)))
+        else:
+            fitting.append(run)
+    return fitting, problems
+
+
+def study_of(config: DictConfig) -> dict[str, Any] | None:
+    study = OmegaConf.select(config, "study")
+    return OmegaConf.to_container(study, resolve=True) if study is not None else None  # type: ignore[return-value]
+
+
+def misshapen(study: Mapping[str, Any]) -> Sequence[Problem]:
+    """What would not even give runs."""
+    arms = study["arms"]
+    if not isinstance(arms, dict):
+        return [Problem("study.arms", arms, "a mapping is needed: name of an arm -> list of overrides")]
+    problems = [
+        Problem(f"study.arms.{name}", overrides, "a list of overrides is needed, such as [balancing=none]")
+        for name, overrides in arms.items()
+        if not (isinstance(overrides, list) and all(isinstance(override, str) for override in overrides))
+    ]
+    if not (isinstance(study["seeds"], list) and study["seeds"]):
+        problems.append(Problem("study.seeds", study["seeds"], "a list of at least one seed is needed"))
+    if study["baseline"] is not None and study["baseline"] not in arms:
+        problems.append(Problem("study.baseline", study["baseline"], f"one of {', '.join(arms)} is needed"))
+    if study["only"] is not None and not isinstance(study["only"], list):
+        problems.append(Problem("study.only", study["only"], "a list of names of arms is needed"))
+    return problems

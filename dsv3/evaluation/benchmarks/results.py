@@ -1,0 +1,134 @@
+"""Results in lm-eval's format, all generations, the table.
+
+    results.json                lm-eval's results of all tasks together, and under "dsv3" what is ours
+    tasks/<task>.json           the same of one task, with the key of the settings it was run with
+    samples_<task>.jsonl        every document with prompt, generations, scores
+
+A task whose file carries the same key is not run again: an interrupted evaluation goes on where it stopped.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.evaluation.benchmarks.suite import Outcome
+
+
+class Score(NamedTuple):
+    """One metric of one task."""
+
+    task: str
+    metric: str  # with the filter's name after a comma where the task has several
+    value: float
+    stderr: float  # NaN where it is not known
+    n: int  # documents; 0 where it is not known
+    shots: float
+
+
+class ResultsFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def finished(self, name: str, key: str) -> bool:
+        """Whether this task was run with these settings."""
+        file = self._file(name)
+        return file.exists() and json.loads(file.read_text())["key"] == key
+
+    def write(self, name: str, key: str, outcome: Outcome) -> None:
+        for task, samples in outcome.samples.items():
+            lines = "".join(_json(sample, indent=None) + "\n" for sample in samples)
+            write_atomically(self.samples_path(task), lambda path, lines=lines: path.write_text(lines))
+        content = {
+            "key": key,
+            "results": outcome.results,
+            "shots_used": outcome.shots_used,
+            "seconds": round(outcome.seconds, 2),
+        }
+        write_atomically(self._file(name), lambda path: path.write_text(_json(content) + "\n"))
+
+    def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
+        """All tasks' results as lm-eval writes them, also into results.json."""
+        parts = [json.loads(self._file(name).read_text()) for name in names]
+        combined: dict[str, Any] = {"results": {}}
+        for part in parts:
+            for section, content in part["results"].items():
+                if isinstance(content, dict):
+                    combined.setdefault(section, {}).update(content)
+        combined["lm_eval_version"] = version("lm_eval")
+        combined["dsv3"] = {
+            **about,
+            "shots_used": {task: used for part in parts for task, used in part["shots_used"].items()},
+            "seconds": {name: part["seconds"] for name, part in zip(names, parts, strict=True)},
+            "failures": dict(failures),
+        }
+        write_atomically(self.path / "results.json", lambda path: path.write_text(_json(combined) + "\n"))
+        return combined
+
+    def tasks(self, name: str) -> list[str]:
+        """The tasks of which this task or group has samples."""
+        return list(json.loads(self._file(name).read_text())["shots_used"])
+
+    def samples(self, task: str) -> list[dict[str, Any]]:
+        with self.samples_path(task).open() as lines:
+            return [json.loads(line) for line in lines]
+
+    def samples_path(self, task: str) -> Path:
+        return self.path / f"samples_{task}.jsonl"
+
+    def _file(self, name: str) -> Path:
+        return self.path / "tasks" / f"{name}.json"
+
+
+def settings_key(*parts: Any) -> str:
+    """Equal for equal settings of the same code."""
+    return hashlib.sha256(_json([version("lm_eval"), *parts]).encode()).hexdigest()[:16]
+
+
+def scores(results: Mapping[str, Any], shots_used: Mapping[str, float]) -> Iterator[Score]:
+    """Every metric in lm-eval's `results`, in its order."""
+    for task, metrics in results["results"].items():
+        chains = {key.split(",")[1] for key in metrics if "," in key} - {"none"}
+        n = results["n-samples"].get(task, {}).get("effective", 0)
+        for key, value in metrics.items():
+            name, comma, chain = key.partition(",")
+            if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = metrics.get(f"{name}_stderr,{chain}")
+            known = isinstance(stderr, int | float)
+            label = f"{name},{chain}" if len(chains) > 1 and chain != "none" else name
+            yield Score(task, label, value, stderr if known else math.nan, n, shots_used.get(task, 0.0))
+
+
+def score_table(rows: Sequence[Score], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("task", "shots", "n", "metric", "value", "± standard error"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    last = None
+    for row in rows:
+        head = (row.task, f"{row.shots:.3g}", str(row.n or "")) if row.task != last else ("", "", "")
+        stderr = "" if math.isnan(row.stderr) else f"{row.stderr:.4f}"
+        table.add_row(*head, row.metric, f"{row.value:.4f}", stderr)
+        last = row.task
+    return table
+
+
+def _json(value: Any, indent: int | None = 2) -> str:
+    return json.dumps(_finite(value), indent=indent, default=str, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a number that is not finite: null stands for it."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value

@@ -1,0 +1,122 @@
+"""`python evaluate.py` with benchmarks: which model, where results go, what is run again, the comparison."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from dsv3.build import build_data
+from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
+from dsv3.contracts import Data
+from dsv3.evaluation.benchmarks.adapter import Adapter
+from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
+from dsv3.evaluation.benchmarks.models import OwnModel, PublishedModel
+from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, scores, settings_key
+from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
+from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
+from dsv3.inference.scored_model import ScoredModel
+from dsv3.sandbox import Sandbox
+
+
+class Session:
+    """The benchmarks of one call of evaluate.py."""
+
+    def __init__(self, config: DictConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.sandbox = Sandbox(unsafe=config.allow_unsafe_code)
+        chosen = entries(config.benchmarks) | {name: Entry() for name in config.tasks}
+        changes = {key: config[key] for key in ("limit", "shots", "num_samples")}
+        self.entries = {name: entry.changed(**changes) for name, entry in chosen.items()}
+        self.finished: dict[str, list[str]] = {}  # tasks with results, by checkpoint
+
+    def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
+        """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
+        model = own_model(loaded, self.config.weights) if loaded else PublishedModel(checkpoint)
+        identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
+        folder = ResultsFolder(self.folder(checkpoint))
+        finder = TaskFinder(
+            self.config.benchmarks.folders, run=RunTexts(data), datasets_folder=self.config.datasets_folder
+        )
+        adapter = Adapter(model, batch_size=self.config.benchmarks.batch_size, seed=self.config.seed)
+        suite = Suite(adapter, finder, self.sandbox, seed=self.config.seed)
+        about = {"checkpoint": identity, "weights": self.config.weights, "seed": self.config.seed}
+        done, failures = [], {}
+        for name, entry in self.entries.items():
+            key = settings_key(about, asdict(entry), self.config.benchmarks.batch_size, self.sandbox.jailed)
+            try:
+                if not folder.finished(name, key):
+                    folder.write(name, key, suite.run(name, entry))
+                done.append(name)
+            except UnavailableError as error:
+                failures[name] = str(error)
+        self.finished[checkpoint] = done
+        combined = folder.combine(done, about=about, failures=failures)
+        self.show(model, folder, combined, failures)
+        return combined
+
+    def show(
+        self, model: ScoredModel, folder: ResultsFolder, combined: dict[str, Any], failures: dict[str, str]
+    ) -> None:
+        rows = list(scores(combined, combined["dsv3"]["shots_used"]))
+        self.console.print(score_table(rows, f"Benchmarks of {model.name}"))
+        for name, reason in failures.items():
+            self.console.print(f"{name} was not run: {reason}", soft_wrap=True)
+        if not self.sandbox.jailed and self.sandbox.unsafe:
+            self.console.print(f"programs ran without a sandbox: {self.sandbox.refusal}", soft_wrap=True)
+        self.console.print(f"results and generations in {folder.path}", soft_wrap=True)
+
+    def compare(self, checkpoint: str, other: str) -> list[dict[str, Any]]:
+        """Run the same tasks on the other checkpoint; every metric's paired difference, other minus this one."""
+        if is_published(other):
+            self.run(other, None, None)
+        else:
+            loaded = load_run(other)
+            self.run(other, loaded, build_data(loaded.config, tokenizer=loaded.tokenizer()))
+        both = [name for name in self.finished[checkpoint] if name in self.finished[other]]
+        first, second = (ResultsFolder(self.folder(name)) for name in (checkpoint, other))
+        rows = list(comparison(first, second, both))
+        self.console.print(comparison_table(rows, checkpoint, other))
+        return [row._asdict() for row in rows]
+
+    def folder(self, checkpoint: str) -> Path:
+        """Where the results of a checkpoint go."""
+        name = Path(checkpoint).absolute()
+        if self.config.results:
+            return Path(self.config.results) / "-".join(name.parts[-2:])
+        if is_published(checkpoint):
+            return Path("runs", "benchmarks", name.name).absolute()
+        run = name if name.is_dir() else name.parent.parent
+        stem = "newest" if name.is_dir() else name.stem
+        return run / "benchmarks" / f"{stem}-{self.config.weights}"
+
+
+def own_model(loaded: Loaded, weights: str) -> OwnModel:
+    """The run's model with its live or its averaged weights."""
+    if weights == "ema":
+        set_weights(loaded.model, loaded.ema_weights)
+    data = loaded.config.data
+    return OwnModel(
+        loaded.model,
+        loaded.tokenizer(),
+        name=str(loaded.file),
+        max_length=data.sequence_length,
+        fim_order=data.fim.order,
+    )
+
+
+def identity_of(checkpoint: Path) -> str:
+    """Equal for the same file or folder with the same content, as far as sizes and times of change tell."""
+    files = sorted(checkpoint.rglob("*")) if checkpoint.is_dir() else [checkpoint]
+    digest = hashlib.sha256("".join(_stamps(files)).encode()).hexdigest()[:16]
+    return f"{checkpoint.absolute()} {digest}"
+
+
+def _stamps(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            yield f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n"

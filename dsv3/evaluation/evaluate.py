@@ -1,0 +1,104 @@
+"""Scores of a checkpoint: held-out text, exact answers and expert load of a run; benchmarks of any causal model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from dsv3.build import build_data
+from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.contracts import Data
+from dsv3.evaluation.held_out import answer_questions, domain_scores
+from dsv3.monitoring.expert_load import ExpertLoad
+
+
+def evaluate(config: DictConfig) -> None:
+    """Score `config.checkpoint`, print the scores and write them as JSON.
+
+    Raises:
+        FileNotFoundError: the checkpoint is neither a run's nor a Hugging Face folder.
+        ValueError: a setting does not fit the checkpoint.
+    """
+    if config.weights not in ("live", "ema"):
+        raise ValueError(f"weights={config.weights}: live or ema")
+    wanted = bool(config.benchmarks.tasks or config.tasks)
+    console = Console(highlight=False, stderr=config.format == "json")
+    result: dict[str, Any] = {}
+    if is_published(config.checkpoint):
+        if not wanted:
+            raise ValueError("a Hugging Face folder has no held-out texts: name benchmarks=SUITE or tasks=[...]")
+        loaded, data, out = None, None, None
+    else:
+        loaded = load_run(config.checkpoint)
+        data = build_data(loaded.config, tokenizer=loaded.tokenizer())
+        result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
+        show(result, console)
+    if wanted:
+        from dsv3.evaluation.benchmarks.session import Session
+
+        session = Session(config, console)
+        result["benchmarks"] = session.run(config.checkpoint, loaded, data)
+        if config.compare:
+            result["compare"] = session.compare(config.checkpoint, config.compare)
+        out = out or session.folder(config.checkpoint) / "evaluation.json"
+    assert out is not None
+    out = Path(config.out) if config.out else out
+    text = json.dumps(result, indent=2)
+    write_atomically(out, lambda path: path.write_text(text + "\n"))
+    if config.format == "json":
+        print(text)
+    console.print(f"written to {out}", soft_wrap=True)
+
+
+def score(loaded: Loaded, data: Data) -> dict[str, Any]:
+    """Held-out scores by weights, "live" and "ema", and the live model's expert load by domain. JSON-serialisable.
+
+    The model is left with its live weights.
+    """
+    result: dict[str, Any] = {"checkpoint": str(loaded.file), "tokens": loaded.tokens, "weights": {}}
+    live = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    for weights, values in (("ema", loaded.ema_weights), ("live", live)):
+        set_weights(loaded.model, values)
+        load = ExpertLoad(data.domains)
+        domains = domain_scores(loaded.model, data.validation_batches(), data.domains, data.validation_bytes(), load)
+        questions = answer_questions(loaded.model, data.questions(), data.tokenizer)
+        result["weights"][weights] = {
+            "domains": {name: value._asdict() for name, value in domains.items()},
+            "questions": {family: value._asdict() for family, value in questions.items()},
+        }
+        result["expert_load"] = load.relative()
+    return result
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    live, ema = result["weights"]["live"], result["weights"]["ema"]
+    table = Table(title=f"{result['checkpoint']} after {result['tokens']:,} tokens", title_justify="left")
+    for column in ("held out", "loss", "loss, EMA", "bits per byte", "bits per byte, EMA"):
+        table.add_column(column, justify="left" if column == "held out" else "right")
+    for domain, value in live["domains"].items():
+        other = ema["domains"][domain]
+        table.add_row(domain, *(f"{v:.4f}" for v in (value["loss"], other["loss"], value["bpb"], other["bpb"])))
+    answers = Table(title="exact answers", title_justify="left")
+    for column in ("family", "questions", "right", "right, EMA", "commonest answer"):
+        answers.add_column(column, justify="left" if column == "family" else "right")
+    for family, value in live["questions"].items():
+        other, n = ema["questions"][family], value["questions"]
+        shares = (value["correct"] / n, other["correct"] / n, value["baseline"] / n)
+        answers.add_row(family, str(n), *(f"{share:.1%}" for share in shares))
+    console.print(table, answers, specialisation(result["expert_load"]), sep="\n", soft_wrap=True)
+
+
+def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
+    """Of each MoE layer the largest relative load that a domain gives to one expert."""
+    domains = list(next(iter(load.values()), {}))
+    table = Table(title="expert load by domain: the fullest expert, over the mean", title_justify="left")
+    for column in ("layer", *domains):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer, of_domains in load.items():
+        fullest = {domain: max(range(len(loads)), key=loads.__getitem__) for domain, loads in of_domains.items()}
+        table.add_row(layer, *(f"{of_domains[d][e]:.2f} (expert {e})" for d, e in fullest.items()))
+    return table

@@ -1,0 +1,135 @@
+"""Loss and bits per byte by domain, and exact answers to held-out questions."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
+from dsv3.model.decoder import Decoder
+from dsv3.model.layers import held_weights
+from dsv3.model.losses import likeliest_tokens, token_losses
+from dsv3.monitoring.expert_load import ExpertLoad
+
+QUESTION_ROWS = 16  # questions answered at once
+
+
+class DomainLoss(Metric):
+    """Nats and targets by domain, summed in FP64 over batches and ranks."""
+
+    nats_X: Tensor
+    targets_X: Tensor
+
+    def __init__(self, n_domains: int) -> None:
+        super().__init__()
+        self.add_state("nats_X", torch.zeros(n_domains, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("targets_X", torch.zeros(n_domains, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll_N: Tensor, targets_N: Tensor, domains_N: Tensor) -> None:
+        """`nll_N` in nats, 0 where the target is ignored; `domains_N` int64."""
+        self.nats_X.index_add_(0, domains_N, nll_N.double())
+        self.targets_X.index_add_(0, domains_N, (targets_N != IGNORE).long())
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.nats_X, self.targets_X
+
+
+class DomainScore(NamedTuple):
+    loss: float  # nats per target token
+    bpb: float  # bits per byte of UTF-8 text
+
+
+@torch.no_grad()
+def domain_scores(
+    model: Decoder,
+    batches: Iterable[MicroBatch],
+    domains: Sequence[str],
+    n_bytes: Mapping[str, int],
+    load: ExpertLoad | None = None,
+) -> dict[str, DomainScore]:
+    """Score each domain's held-out text, and `all` of it together; `load` counts which experts it went to.
+
+    bits per byte = nats / ln 2 / UTF-8 bytes. The nats are those of every target, end-of-text tokens included;
+    the bytes are the text's alone.
+    """
+    metric, head_VD = DomainLoss(len(domains)).to(model.device), model.cast_head()
+    with held_weights(model):
+        for batch in batches:
+            output = model(batch, with_mtp=False)
+            if load is not None:
+                load.observe(batch, output.routings)
+            targets_N = batch.targets_BT.flatten()
+            nll_N = token_losses(output.hidden_BTD.flatten(0, 1), head_VD, targets_N)
+            metric.update(nll_N, targets_N, batch.domains_BT.flatten())
+    nats_X, targets_X = (values.reshape(-1).tolist() for values in metric.compute())  # torchmetrics squeezes
+    sums = {d: (nats_X[i], targets_X[i], n_bytes[d]) for i, d in enumerate(domains) if targets_X[i]}
+    nats_all, targets_all, bytes_all = (sum(column) for column in zip(*sums.values(), strict=True))
+    sums["all"] = (nats_all, targets_all, int(bytes_all))
+    return {
+        d: DomainScore(nats / max(targets, 1), nats / math.log(2) / max(n, 1)) for d, (nats, targets, n) in sums.items()
+    }
+
+
+class FamilyScore(NamedTuple):
+    questions: int
+    correct: int
+    baseline: int  # right answers from always giving the commonest answer in training
+
+    @property
+    def lead_in_standard_errors(self) -> float:
+        """How far the accuracy is above the baseline's, in standard errors of the paired difference."""
+        return lead(self.questions, self.correct, self.baseline)
+
+
+def lead(n: int, correct: int, baseline: int) -> float:
+    """(p - q) / sqrt((p(1-p) + q(1-q)) / n): the two are treated as independent, which overstates the error."""
+    p, q = correct / n, baseline / n
+    error = math.sqrt((p * (1 - p) + q * (1 - q)) / n)
+    return (p - q) / error if error else math.copysign(math.inf, p - q) if p != q else 0.0
+
+
+@torch.no_grad()
+def answer_questions(model: Decoder, questions: Sequence[Question], tokenizer: Tokenizer) -> dict[str, FamilyScore]:
+    """Exact match of greedy answers, by family.
+
+    Greedy decoding gives the right answer if and only if, the right answer so far being given, the likeliest token
+    is its next one, at every position up to the end of text. So one forward pass scores a batch of questions.
+    """
+    scores: dict[str, list[int]] = {}
+    ordered = sorted(questions, key=lambda q: len(q.prompt))
+    for start in range(0, len(ordered), QUESTION_ROWS):
+        group = ordered[start : start + QUESTION_ROWS]
+        for question, right in zip(group, _answered(model, group, tokenizer), strict=True):
+            score = scores.setdefault(question.family, [0, 0, 0])
+            score[0] += 1
+            score[1] += right
+            score[2] += question.answer == question.commonest
+    return {family: FamilyScore(*score) for family, score in sorted(scores.items())}
+
+
+def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenizer) -> list[bool]:
+    device = model.device
+    prompts = [[tokenizer.bos, *tokenizer.encode(q.prompt)] for q in questions]
+    answers = [[*tokenizer.encode(q.answer), tokenizer.eos] for q in questions]
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
+    tokens_BT = torch.full((len(questions), width), tokenizer.pad)
+    targets_BT = torch.full((len(questions), width), IGNORE)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids = torch.tensor(prompt + answer)
+        tokens_BT[row, : len(ids) - 1] = ids[:-1]
+        targets_BT[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+    batch = MicroBatch(
+        tokens_BT,
+        targets_BT,
+        torch.arange(width).expand_as(tokens_BT),
+        (tokens_BT != tokenizer.pad).long(),
+        torch.zeros_like(tokens_BT),
+    )
+    batch = MicroBatch(*(t.to(device) for t in batch))
+    hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
+    predicted_BT = likeliest_tokens(hidden_ND, model.cast_head()).view_as(batch.targets_BT)
+    right_BT = (predicted_BT == batch.targets_BT) | (batch.targets_BT == IGNORE)
+    return right_BT.all(1).tolist()

@@ -1,0 +1,1 @@
+"""Text generation: decoding over caches, sampling, speculative decoding."""

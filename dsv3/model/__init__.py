@@ -1,0 +1,1 @@
+"""The model: decoder, blocks, MoE, layers, losses, initialisation, compilation, activation recomputation."""

@@ -1,0 +1,165 @@
+"""The decoder: embedding and memory, blocks of attention and FFN or MoE, final norm, head, and multi-token prediction.
+
+Names of modules and weights follow transformers' DeepseekV3 where it has them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.contracts import MTP, Attention, Cache, Memory, MicroBatch, MTPPrediction, Precision, Routing
+from dsv3.model.layers import RMSNorm, SwiGLU
+from dsv3.model.moe import MoE
+
+
+class Block(nn.Module):
+    """u = x + attention(norm(x)); out = u + FFN(norm(u)), where the FFN is dense or a MoE."""
+
+    def __init__(self, *, dim: int, norm_eps: float, attention: nn.Module, mlp: MoE | SwiGLU) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(dim, eps=norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(dim, eps=norm_eps)
+        self.mlp = mlp
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), positions_BT, document_ids_BT, cache)
+        h_BTD = self.post_attention_layernorm(x_BTD)
+        if isinstance(self.mlp, MoE):
+            y_BTD, routing = self.mlp(h_BTD, tokens_BT)
+            return x_BTD + y_BTD, routing
+        return x_BTD + self.mlp(h_BTD), None
+
+
+class DecoderOutput(NamedTuple):
+    hidden_BTD: Tensor  # after the final norm; the head gives next-token logits from it
+    predictions: list[MTPPrediction]  # one per MTP depth; empty where they were not asked for
+    routings: dict[str, Routing]  # by the name of the MoE module; MTP's included
+
+
+class Decoder(nn.Module):
+    """The language model. `block(i)` builds layer i; `mtp` is given the factory of its own blocks."""
+
+    embed_tokens: nn.Embedding
+    memory: Memory
+    mtp: MTP
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        n_layers: int,
+        norm_eps: float,
+        tie_embeddings: bool,
+        isolate_documents: bool,
+        memory: Callable[[], Any],
+        block: Callable[[int], Block],
+        mtp: Callable[..., Any],
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, dim)
+        self.memory = memory()
+        self.layers = nn.ModuleList(block(i) for i in range(n_layers))
+        self.norm = RMSNorm(dim, eps=norm_eps)
+        self.lm_head = precision.linear(dim, vocab_size, role="head")
+        if tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = mtp(block=lambda: block(n_layers), precision=precision)
+        self.precision = precision
+        self.isolate_documents = isolate_documents
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        return self.embed_tokens(tokens_BT).to(self.precision.activation_dtype)
+
+    def forward(self, batch: MicroBatch, *, with_mtp: bool) -> DecoderOutput:
+        """States and routings of a micro-batch; `with_mtp` runs the MTP modules too (training)."""
+        documents = batch.document_ids_BT if self.isolate_documents else None
+        last_BTD, routings = self._blocks(batch.tokens_BT, batch.positions_BT, documents, None)
+        hidden_BTD = self.norm(last_BTD)
+        predictions: list[MTPPrediction] = []
+        if with_mtp:
+            h_BTD = hidden_BTD if self.mtp.after_final_norm else last_BTD
+            predictions = self.mtp(h_BTD, batch, self.embed, self.isolate_documents)
+            for depth, prediction in enumerate(predictions):
+                if prediction.routing is not None:
+                    routings[f"mtp.{depth}"] = prediction.routing
+        return DecoderOutput(hidden_BTD, predictions, routings)
+
+    def decode(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """Next-token logits float32 [B, T, V] of tokens that continue what the caches hold."""
+        return self.logits(self.norm(self.decode_states(tokens_BT, caches)))
+
+    def decode_states(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """States [B, T, D], before the final norm, of tokens that continue what the caches hold."""
+        start = caches[0].length
+        positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        return self._blocks(tokens_BT, positions_BT, None, caches)[0]
+
+    def logits(self, hidden_D: Tensor) -> Tensor:
+        """Float32 [..., V] of states [..., D] after a final norm, the model's or an MTP module's."""
+        return self.lm_head(hidden_D).float()
+
+    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+        """One for each layer, then the memory's, if it has one."""
+        layers = [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]
+        of_memory = self.memory.new_cache(batch, capacity)
+        return layers if of_memory is None else [*layers, of_memory]
+
+    def attention(self, layer: int) -> Attention:
+        attention: Any = self.layers[layer].self_attn
+        return attention
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Of the output head, float32 [V, D]."""
+        weight = self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def cast_head(self) -> Tensor:
+        """The head's weight without a gradient, [V, D] in the dtype that it is multiplied in: the head layer's `dtype`
+        where it has one, or else that of the states."""
+        return self.head_weight.detach().to(getattr(self.lm_head, "dtype", self.precision.activation_dtype))
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    def moe_layers(self) -> Iterator[tuple[str, MoE]]:
+        """Every MoE by its short name, found by type, so that MTP's is among them."""
+        for name, module in self.named_modules():
+            if isinstance(module, MoE):
+                yield moe_name(name), module
+
+    def _blocks(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        document_ids_BT: Tensor | None,
+        caches: Sequence[Cache] | None,
+    ) -> tuple[Tensor, dict[str, Routing]]:
+        of_memory = caches[-1] if caches is not None and len(caches) > len(self.layers) else None
+        x_BTD, routings = self.memory(self.embed(tokens_BT), tokens_BT, document_ids_BT, of_memory), {}
+        for i, layer in enumerate(self.layers):
+            cache = caches[i] if caches is not None else None
+            x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache)
+            if routing is not None:
+                routings[f"layers.{i}"] = routing
+        return x_BTD, routings
+
+
+def moe_name(module_name: str) -> str:
+    """`layers.3.mlp` -> `layers.3`; `mtp.depths.0.block.mlp` -> `mtp.0`."""
+    parts = module_name.split(".")
+    return f"{parts[0]}.{next(part for part in parts if part.isdigit())}"

@@ -1,0 +1,130 @@
+"""What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.contracts import Precision
+from dsv3.model.recompute import recomputed
+
+
+class KeepsDtype(nn.Module):
+    """A module that `.to(bfloat16)`, `.half()` and the like move to a device but never to another dtype.
+
+    For routing state: in BF16 a bias stalls near 0.5 and 40,960 tokens are counted as 39,424.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+
+class _NoContext:
+    """Stands in for a Function's context where there will be no backward pass."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+
+def run(function: Any, *arguments: Any) -> Any:
+    """A torch.autograd.Function of the arguments: where no gradient is asked for, its forward pass and nothing else,
+    because registering a small operation costs more than the operation."""
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_NoContext(), *arguments)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With r = (mean(x^2) + eps)^-1/2, z = x r and g = dy * weight, over rows of width D:
+
+    y = z * weight        dx = r (g - z * mean(g z))        dweight = sum over rows of dy * z
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        wide = x.to(dtype)
+        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (wide * r).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        z = x.to(r.dtype) * r
+        g = grads[0].to(r.dtype)
+        weight_grad = (g * z).flatten(0, -2).sum(0)
+        g = g * weight
+        g.addcmul_(z, torch.linalg.vecdot(g, z).unsqueeze(-1), value=-1 / x.shape[-1])
+        return g.mul_(r).to(x.dtype), weight_grad.to(weight.dtype), None
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in FP32 (FP64 stays), returned in x's dtype."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = recomputed("norm", self._normalised, x)
+        return normalised
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        normalised: Tensor = run(_RMSNorm, x, self.weight, self.eps)
+        return normalised
+
+
+class SwiGLU(nn.Module):
+    """FFN(x) = W_down (silu(W_gate x) * W_up x); `gate_up_proj.weight` is [2 * inter_dim, D], gates first."""
+
+    def __init__(self, *, dim: int, inter_dim: int, precision: Precision) -> None:
+        super().__init__()
+        self.gate_up_proj = precision.linear(dim, 2 * inter_dim, role="ffn_gate_up")
+        self.down_proj = precision.linear(inter_dim, dim, role="ffn_down")
+        self.swiglu = precision.swiglu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+class PositionCache:
+    """What decoding keeps of up to `capacity` positions, [..., capacity, width] of one dtype: a `Cache`."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.held = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, new: Tensor) -> Tensor:
+        """Add T positions, [..., T, width], and return all held, [..., length, width], where they lie.
+
+        Raises ValueError where there is no room for them.
+        """
+        end, capacity = self.length + new.shape[-2], self.held.shape[-2]
+        if end > capacity:
+            raise ValueError(f"the cache holds {capacity} positions, {end} are needed")
+        self.held[..., self.length : end, :] = new
+        self.length = end
+        return self.held[..., :end, :]
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
+    weight alone (a cast, quantised blocks) once: not for every token decoded, and not for every micro-batch of a step.
+    One within another changes nothing."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
+    held = [layer for layer in layers if layer.hold_weights(True)]
+    try:
+        yield
+    finally:
+        for layer in held:
+            layer.hold_weights(False)

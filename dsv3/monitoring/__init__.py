@@ -1,0 +1,1 @@
+"""Expert monitoring: routing statistics, expert load and alerts."""

@@ -1,0 +1,149 @@
+"""Pictures of whole runs over tokens, wall-clock or operations: losses, rates, number formats, benchmarks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from dsv3.reporting.history import History
+from dsv3.reporting.palette import COLOURS
+from dsv3.reporting.style import GRID, TOKENS, X_AXES, Panel, empty, framed, line, stacked
+
+MOST_POINTS = 1500
+"""Points of a line that are drawn; a longer one is thinned evenly, its last point kept."""
+
+
+def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+    if len(frame) <= MOST_POINTS:
+        return frame
+    return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).astype(int))]
+
+
+def numbers(column: Any) -> np.ndarray:
+    """A column as plotly takes it in the fewest bytes; single precision is finer than a screen."""
+    values = np.asarray(column)
+    return values.astype(np.float32) if values.dtype.kind == "f" else values
+
+
+def loss(run: History) -> go.Figure:
+    """Training loss, as it was and smoothed, of the next token and of MTP."""
+    train = thinned(run.train())
+    figure = go.Figure()
+    if train.empty:
+        return empty("Training loss", "no step is written down yet")
+    raw = {"color": COLOURS[0], "width": 0.6}
+    figure.add_scatter(x=train.tokens, y=numbers(train.loss), line=raw, opacity=0.35, name="of each step")
+    figure.add_scatter(x=train.tokens, y=numbers(train.loss_mean), line=line(0), name="next token, smoothed")
+    for i, column in enumerate(c for c in train.columns if c.startswith("mtp") and c.endswith("_loss_mean")):
+        name = f"MTP depth {column[3:-10]}, smoothed"
+        figure.add_scatter(x=train.tokens, y=numbers(train[column]), line=line(i + 1), name=name)
+    return framed(figure, "Training loss", x=TOKENS, y="nats per token")
+
+
+def held_out(run: History) -> go.Figure:
+    """Bits per byte of the held-out text of each domain."""
+    scores = run.validation()
+    if scores.empty:
+        return empty("Held-out text", "no validation is written down yet")
+    figure = go.Figure()
+    for i, (domain, rows) in enumerate(scores.groupby("domain", sort=False)):
+        figure.add_scatter(x=rows.tokens, y=numbers(rows.bpb), mode="lines+markers", line=line(i), name=str(domain))
+    return framed(figure, "Held-out text", x=TOKENS, y="bits per byte")
+
+
+def rates(run: History) -> go.Figure:
+    """Learning rate, norm of the gradient before clipping, and speed."""
+    train = thinned(run.train())
+    if train.empty:
+        return empty("Learning rate, gradient norm, speed", "no step is written down yet")
+    seconds = train.seconds.diff() / train.tokens.diff()
+    values = (train.lr, train.grad_norm, 1 / seconds.rolling(20, min_periods=1).median())
+    panels = [
+        Panel("learning rate", "per update"),
+        Panel("gradient norm before clipping", "L2"),
+        Panel("speed", "tokens/s"),
+    ]
+    traces = (
+        (i, go.Scatter(x=train.tokens, y=numbers(column), line=line(i), name=panels[i].title, showlegend=False))
+        for i, column in enumerate(values)
+    )
+    figure = stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS)
+    return figure.update_yaxes(rangemode="tozero")
+
+
+def comparison(runs: Sequence[History], *, x: str, what: str = "training loss") -> go.Figure:
+    """Several runs over one of `X_AXES`: smoothed training loss, or bits per byte of all held-out text."""
+    title, unit = f"Runs compared: {what}", "nats per token" if what == "training loss" else "bits per byte"
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        if what == "training loss":
+            rows = thinned(run.train())
+            y = "loss_mean"
+        else:
+            rows, y = run.validation(), "bpb"
+            rows = rows[rows.domain == "all"] if len(rows) else rows
+        if len(rows) and rows[x].notna().any():
+            mode = "lines" if y == "loss_mean" else "lines+markers"
+            figure.add_scatter(x=numbers(rows[x]), y=numbers(rows[y]), mode=mode, line=line(i), name=run.name)
+    return framed(figure, title, x=X_AXES[x], y=unit, height=400)
+
+
+def formats(run: History) -> go.Figure:
+    """What quantisation costs, by role of layer: every number that a table of such diagnostics holds."""
+    title = "Number formats (FP8), by role of layer"
+    tables = run.tables_by_role()
+    if not tables:
+        return empty(title, "this run has no diagnostics of a quantised format")
+    name, table = next(iter(tables.items()))
+    numeric = [c for c in table.columns if c != "tokens" and pd.api.types.is_numeric_dtype(table[c])]
+    keys = [c for c in table.columns if c not in numeric and c != "tokens"]
+    traces = []
+    for i, (key, rows) in enumerate(table.groupby(keys, sort=False)):
+        label = " ".join(map(str, key))
+        for panel, column in enumerate(numeric):
+            shown = {"name": label, "legendgroup": label, "showlegend": panel == 0}
+            trace = go.Scatter(x=rows.tokens, y=numbers(rows[column]), mode="lines+markers", line=line(i), **shown)
+            traces.append((panel, trace))
+    panels = [Panel(column, UNITS.get(column, column)) for column in numeric]
+    return stacked(f"{title}: {name}", panels, traces, x=TOKENS)
+
+
+UNITS = {"snr_db": "dB", "underflow": "share", "saturation": "share", "amax": "largest magnitude"}
+
+
+def questions(runs: Sequence[History]) -> go.Figure:
+    """Exact answers to held-out questions, by family, beside what the commonest training answer scores."""
+    title = "Held-out questions, exact answers"
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        scores = (run.summary or {}).get("questions", {})
+        if not scores:
+            continue
+        shares = {f: [100 * s[k] / s["questions"] for k in ("correct", "baseline")] for f, s in scores.items()}
+        if not figure.data:
+            base = [values[1] for values in shares.values()]
+            figure.add_bar(x=list(shares), y=base, marker_color=GRID, name="commonest training answer")
+        right = [values[0] for values in shares.values()]
+        figure.add_bar(x=list(shares), y=right, marker_color=line(i)["color"], name=run.name)
+    if not figure.data:
+        return empty(title, "scored at the end of a run")
+    return framed(figure, title, x="family of questions", y="per cent")
+
+
+def benchmarks(runs: Sequence[History]) -> go.Figure:
+    """The latest score of each benchmark, with its standard error, from `metrics/benchmarks`."""
+    title = "Benchmarks"
+    figure = go.Figure()
+    for i, run in enumerate(runs):
+        table = run.table("metrics/benchmarks")
+        if table.empty:
+            continue
+        last = table[table.tokens == table.tokens.iloc[-1]]
+        names = (last.task + ", " + last.metric).to_list()
+        error = {"type": "data", "array": numbers(last.stderr)}
+        figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
+    if not figure.data:
+        return empty(title, "this run has no scores of benchmarks")
+    return framed(figure, title, x="task, metric", y="score", height=420)

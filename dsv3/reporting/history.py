@@ -1,0 +1,124 @@
+"""A run folder read for looking at it, while it trains or after: tables, state, and what its numbers are counted in."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dsv3.checkpoint.run_folder import RunFolder
+
+QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
+SMOOTHING = 0.95  # of a curve's exponential mean, by step
+MOST_SPIKES = 10  # that are shown
+
+
+class History:
+    """Reads only the parts of a table that it has not read yet. `name` is relative to the folder that was asked for."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.folder = RunFolder(path)
+        self.name = name
+        self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
+        self._facts: tuple[int, dict[str, Any]] = (0, {})
+
+    def table(self, name: str) -> pd.DataFrame:
+        """All rows of a table, e.g. `metrics/train`, in order."""
+        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
+        known, frame = self._tables.get(name, ([], pd.DataFrame()))
+        if parts != known:
+            if parts[: len(known)] != known:  # a run that went back to a checkpoint
+                known, frame = [], pd.DataFrame()
+            new = [pd.read_parquet(part) for part in parts[len(known) :]]
+            frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
+            self._tables[name] = (parts, frame)
+        return frame
+
+    def newest(self, name: str) -> pd.DataFrame:
+        """The rows of a table's newest part alone."""
+        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
+        return pd.read_parquet(parts[-1]) if parts else pd.DataFrame()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        return self.folder.summary()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `dsv3.training.facts` wrote down before the first step; empty until then."""
+        path = self.folder.path / "facts.json"
+        if path.exists() and (changed := path.stat().st_mtime_ns) != self._facts[0]:
+            self._facts = (changed, json.loads(path.read_text()))
+        return self._facts[1]
+
+    @property
+    def state(self) -> str:
+        """finished, training, or stopped (which is also what a run looks like whose next part is long in coming)."""
+        if self.folder.summary_path.exists():
+            return "finished"
+        parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
+        newest = max(part.stat().st_mtime for part in parts if part.exists())
+        return "training" if time.time() - newest < QUIET_SECONDS else "stopped"
+
+    @property
+    def tokens(self) -> int:
+        train = self.table("metrics/train")
+        return 0 if train.empty else int(train.tokens.iloc[-1])
+
+    def train(self) -> pd.DataFrame:
+        """`metrics/train` with `seconds` and `flops` since the beginning, and each loss smoothed as `<column>_mean`."""
+        train = self.table("metrics/train")
+        timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
+        if train.empty:
+            return train
+        train = train.assign(flops=train.tokens * self.facts.get("flops_per_token", float("nan")))
+        losses = [c for c in train if c in ("loss", "bpb") or c.endswith("_loss")]
+        train = train.assign(**{f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in losses})
+        return train.merge(timing.assign(seconds=timing.seconds.cumsum()), on="tokens", how="left")
+
+    def validation(self, *, weights: str = "live") -> pd.DataFrame:
+        """Rows of `metrics/validation` with `seconds` and `flops` of training since the beginning."""
+        scores = self.table("metrics/validation")
+        if scores.empty:
+            return scores
+        timing = self.table("timing/train")
+        clock = pd.concat([pd.DataFrame({"tokens": [0], "seconds": [0.0]}), timing], ignore_index=True)
+        clock["seconds"] = clock.seconds.cumsum()
+        scores = scores[scores.weights == weights].merge(clock, on="tokens", how="left")
+        return scores.assign(flops=scores.tokens * self.facts.get("flops_per_token", float("nan")))
+
+    def spikes(self) -> list[dict[str, Any]]:
+        """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""
+        paths = sorted(self.folder.path.glob("spikes/tokens-*.json"))
+        return [json.loads(path.read_text()) for path in paths[-MOST_SPIKES:]]
+
+    def tables_by_role(self) -> dict[str, pd.DataFrame]:
+        """Tables with a row for each role of layer, such as diagnostics of a number format."""
+        names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
+        return {name: table for name in names if "role" in (table := self.table(name)).columns}
+
+
+def find_runs(root: Path) -> list[History]:
+    """Every run folder in `root` (or `root` itself), by name; those moved aside (`.old-<n>`) are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: there is no such folder")
+    return [
+        History(folder, str(folder.relative_to(root)) if folder != root else folder.absolute().name)
+        for folder in run_folders(root)
+    ]
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Folders with a config.yaml; what is inside of one is not looked at."""
+    if (root / "config.yaml").exists():
+        yield root
+    else:
+        for child in sorted(root.iterdir()):
+            if child.is_dir() and ".old-" not in child.name:
+                yield from run_folders(child)

@@ -1,0 +1,199 @@
+"""Self-contained HTML pages: text, tables and pictures in one file that needs no network and no server."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.reporting import curves, experts
+from dsv3.reporting.history import History
+from dsv3.reporting.style import GRID, INK
+
+FEW_LAYERS = 8
+"""Up to so many layers, each has its own pictures of bias and co-activation; beyond, the first, middle and last."""
+
+CSS = f"""
+:root {{ color-scheme: light; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0 auto; max-width: 1240px; padding: 16px; color: {INK}; background: #fff;
+       font: 15px/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 24px; margin: 8px 0; overflow-wrap: anywhere; }}
+h2 {{ font-size: 18px; margin: 28px 0 8px; }}
+p {{ margin: 6px 0 12px; max-width: 75ch; overflow-wrap: anywhere; }}
+.grid {{ display: grid; align-items: start; gap: 12px;
+         grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); }}
+.card, .wide {{ border: 1px solid {GRID}; border-radius: 6px; overflow: hidden; min-width: 0; }}
+.wide {{ margin: 12px 0; }}
+.scroll {{ overflow-x: auto; margin: 8px 0 16px; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }}
+th, td {{ padding: 4px 10px; border-bottom: 1px solid {GRID}; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child, td.text {{ text-align: left; }}
+td.text {{ white-space: normal; overflow-wrap: anywhere; min-width: 22ch; }}
+code {{ overflow-wrap: anywhere; }}
+"""
+
+PLOTLY = {"responsive": True, "displaylogo": False}
+Part: TypeAlias = str | go.Figure
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """An HTML table. Text cells longer than a few words may wrap."""
+
+    def cell(value: Any) -> str:
+        text = shown(value)
+        return f'<td class="text">{escape(text)}</td>' if len(text) > 24 else f"<td>{escape(text)}</td>"
+
+    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
+    """Parts one below the other; pictures in a list share a grid of columns as wide as the screen allows."""
+    from plotly.offline import get_plotlyjs
+
+    body = "\n".join(_grid(part) if isinstance(part, list) else _part(part, "wide") for part in parts)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{CSS}</style>
+<script>{get_plotlyjs()}</script></head>
+<body><h1>{escape(title)}</h1>
+{body}
+</body></html>
+"""
+
+
+def _grid(parts: Sequence[Part]) -> str:
+    return f'<div class="grid">{"".join(_part(part, "card") for part in parts)}</div>'
+
+
+def _part(part: Part, kind: str) -> str:
+    if isinstance(part, str):
+        return part
+    html = part.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=PLOTLY)
+    return f'<div class="{kind}">{html}</div>'
+
+
+def write_run_report(path: Path) -> Path:
+    """Write `report.html` into a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no metrics.
+    """
+    run = History(path, path.name)
+    if run.table("metrics/train").empty:
+        raise FileNotFoundError(f"{path}: there are no metrics/train/*.parquet")
+    html = page(f"Run {path.parent.name}/{path.name}", run_parts(run))
+    out = path / "report.html"
+    write_atomically(out, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    return out
+
+
+def run_parts(run: History) -> Iterable[Part | list[Part]]:
+    yield facts_table(run)
+    yield "<h2>Findings</h2>"
+    yield findings_table(run)
+    yield from spike_tables(run)
+    yield "<h2>Training</h2>"
+    yield [curves.loss(run), curves.held_out(run), curves.rates(run), curves.questions([run])]
+    if len(run.table("metrics/benchmarks")):
+        yield curves.benchmarks([run])
+    if len(run.table("metrics/routing")):
+        yield "<h2>Experts</h2>"
+        yield experts.load_over_time(run)
+        yield [experts.violation(run), experts.selection(run), experts.nodes(run), experts.stability(run)]
+        yield experts.specialisation(run)
+        yield experts.output_norms(run)
+        yield [picture(run, layer) for layer in shown_layers(run) for picture in (experts.bias, experts.coactivation)]
+    if run.tables_by_role():
+        yield "<h2>Number formats</h2>"
+        yield curves.formats(run)
+
+
+def shown_layers(run: History) -> list[str]:
+    names = experts.layers(run.table("metrics/routing"))
+    return names if len(names) <= FEW_LAYERS else [names[0], names[len(names) // 2], names[-1]]
+
+
+def facts_table(run: History) -> str:
+    facts, summary, train = run.facts, run.summary or {}, run.train()
+    counts = facts.get("parameters", {})
+    scores = run.validation()
+    last = scores[scores.domain == "all"].bpb.iloc[-1] if len(scores) else None
+    seconds = float(train.seconds.max())  # none of a step's are written yet: nan
+    rows = {
+        "tokens trained on": run.tokens,
+        "of": facts.get("tokens"),
+        "state": "finished" if summary else "not finished",
+        "parameters": counts.get("total"),
+        "active per token": counts.get("active"),
+        "operations per token": facts.get("flops_per_token"),
+        "seconds of training": None if np.isnan(seconds) else round(seconds),
+        "monitoring, in seconds over those": monitoring(run, seconds),
+        "bits per byte, all held-out text": None if last is None else float(last),
+        "seed": facts.get("seed"),
+        "commit": summary.get("git_commit"),
+    }
+    return table(["", ""], [(name, value) for name, value in rows.items() if value is not None])
+
+
+def monitoring(run: History, seconds: float) -> str | None:
+    """What `dsv3.training.callbacks.monitor` took, against training's seconds."""
+    timing = run.table("timing/monitor")
+    return None if timing.empty or np.isnan(seconds) else f"{timing.seconds.sum() / seconds:.2%}"
+
+
+MOST_FINDINGS = 40
+FINDING_HEADERS = ("tokens", "what", "layer", "expert", "")
+
+
+def finding_rows(run: History) -> list[tuple[Any, ...]]:
+    """The latest findings, newest last."""
+    found = run.table("metrics/findings").tail(MOST_FINDINGS)
+    return [(r.tokens, r.kind, r.layer, r.expert if r.expert >= 0 else "", r.text) for r in found.itertuples()]
+
+
+def findings_table(run: History) -> str:
+    rows = finding_rows(run)
+    earlier = len(run.table("metrics/findings")) - len(rows)
+    if not rows:
+        return "<p>No dead expert, no collapse, no loss spike.</p>"
+    more = f"<p>{earlier} earlier ones are in <code>metrics/findings</code>.</p>" if earlier else ""
+    return table(FINDING_HEADERS, rows) + more
+
+
+def spike_tables(run: History) -> Iterable[str]:
+    """The documents with the highest losses in each batch that the guard wrote down."""
+    for spike in run.spikes():
+        yield f"<h2>{escape(spike_title(spike))}</h2><p>{escape(spike_text(spike))}</p>"
+        yield table(SPIKE_HEADERS, spike_rows(spike))
+
+
+SPIKE_HEADERS = ("domain", "tokens", "nats per token", "document")
+
+
+def spike_title(spike: dict[str, Any]) -> str:
+    return f"{spike['kind'].capitalize()} after {spike['tokens_before']:,} tokens ({spike['policy']})"
+
+
+def spike_text(spike: dict[str, Any]) -> str:
+    violations = ", ".join(f"{layer} {r['max_violation']:.2f}" for layer, r in spike["routing"].items())
+    domains = ", ".join(f"{name} {count:,}" for name, count in spike["domains"].items())
+    loss = shown(spike["loss"])
+    return f"Loss {loss} nats per token. Tokens by domain: {domains}. Max violation: {violations or 'no experts'}."
+
+
+def spike_rows(spike: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(d["domain"], d["tokens"], d["loss"], d["text"]) for d in spike["documents"]]

@@ -1,0 +1,219 @@
+"""What the runs of a study measured, arm by arm and seed by seed.
+
+Arms are compared where they have had as much of something: tokens, floating-point operations, or seconds. That point is
+the end of the run that got least of it; the others are read there from their validation curves, straight between two
+validations. Only seeds that are finished in the arm and in the baseline enter a difference.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from dsv3.reporting.history import History, find_runs
+from dsv3.reporting.paired import Difference, paired
+
+BUDGETS = ("tokens", "flops", "seconds")
+Curve = tuple[np.ndarray, np.ndarray]  # of a budget, and bits per byte there
+
+
+class Metric(NamedTuple):
+    name: str
+    unit: str
+    lower_is_better: bool | None  # None: it is neither good nor bad
+    of: Callable[[History], float | None]  # None: this run has no such number
+
+
+class Study(NamedTuple):
+    """The finished runs in a folder."""
+
+    name: str
+    question: str
+    finding: str  # the report's, in words
+    metric: str | None  # that the verdict is on
+    baseline: str
+    planned_baseline: str  # another one if that has no finished run
+    runs: dict[str, dict[int, History]]  # arm -> seed -> run
+    unfinished: list[str]
+
+    def seeds(self, *arms: str) -> list[int]:
+        """Those finished in all the arms."""
+        return sorted(set.intersection(*(set(self.runs[arm]) for arm in arms)))
+
+    def compared(self) -> list[tuple[int, str]]:
+        """The arms that have a seed in common with the baseline, and their numbers, by which they are coloured."""
+        arms = enumerate(self.runs)
+        return [(i, arm) for i, arm in arms if arm != self.baseline and self.seeds(arm, self.baseline)]
+
+    def values(self, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:
+        values = [metric.of(self.runs[arm][seed]) for seed in seeds]
+        return [value for value in values if value is not None]
+
+    def difference(self, metric: Metric, arm: str) -> Difference | None:
+        """From the baseline; None where either has no such number."""
+        seeds = self.seeds(arm, self.baseline)
+        ours, theirs = self.values(metric, arm, seeds), self.values(metric, self.baseline, seeds)
+        return paired(ours, theirs) if len(ours) == len(theirs) == len(seeds) > 0 else None
+
+
+def read_study(root: Path) -> Study:
+    """Read the runs below `root` that belong to a study.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no finished run of a study in it.
+        ValueError: two runs are the same arm with the same seed.
+    """
+    runs: dict[str, dict[int, History]] = {}
+    order: dict[str, None] = {}  # arms of all configs: one may have been added later
+    unfinished, about = [], None
+    for run in find_runs(root):
+        config = OmegaConf.load(run.folder.config_path)
+        arm = OmegaConf.select(config, "study.arm")
+        if arm is None:
+            continue
+        about = about or config
+        order |= dict.fromkeys([*(config.study.arms or {}), arm])
+        seeds, seed = runs.setdefault(arm, {}), int(config.seed)
+        if run.summary is None:
+            unfinished.append(run.name)
+        elif seed in seeds:
+            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {arm} with seed {seed}")
+        else:
+            seeds[seed] = run
+    arms = {arm: runs[arm] for arm in order if runs.get(arm)}
+    if about is None or not arms:
+        raise FileNotFoundError(f"{root}: there is no finished run of a study")
+    planned = about.study.baseline or next(iter(order))
+    baseline = planned if planned in arms else next(iter(arms))
+    question, finding = about.study.question or "", about.study.finding or ""
+    return Study(about.run.experiment, question, finding, about.study.metric, baseline, planned, arms, unfinished)
+
+
+def curve(run: History, budget: str, domain: str = "all") -> Curve:
+    """Held-out bits per byte of the live weights, over a budget."""
+    scores = run.validation()
+    rows = scores[(scores.domain == domain) & scores[budget].notna()]
+    return rows[budget].to_numpy(dtype=float), rows.bpb.to_numpy(dtype=float)
+
+
+def common_budget(study: Study, budget: str) -> float:
+    """How much of it every run of the study has had; nan where it was not written down."""
+    ends = [curve(run, budget)[0] for runs in study.runs.values() for run in runs.values()]
+    return min((float(end[-1]) for end in ends if len(end)), default=float("nan")) if all(map(len, ends)) else np.nan
+
+
+def at_equal(study: Study, budget: str) -> Metric:
+    """Held-out bits per byte where every run has had as much of the budget."""
+    point = common_budget(study, budget)
+
+    def value(run: History) -> float | None:
+        return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
+
+    return Metric(f"held-out text at equal {budget}", "bits per byte", True, value)
+
+
+def headline(study: Study) -> Metric:
+    """What the verdict is on.
+
+    Raises:
+        ValueError: `study.metric` names nothing that the runs have.
+    """
+    if study.metric is None:
+        return at_equal(study, "tokens")
+    found = {metric.name: metric for metric in metrics(study)}
+    if study.metric not in found:
+        raise ValueError(f"study.metric={study.metric}: these runs have {', '.join(found)}")
+    return found[study.metric]
+
+
+def shared_layers(study: Study) -> list[str]:
+    """The MoE layers that all runs with experts have: an arm with MTP has more, and would not be compared alike."""
+    of_runs = [
+        list(run.newest("metrics/routing").get("layer", [])) for runs in study.runs.values() for run in runs.values()
+    ]
+    first, *others = [layers for layers in of_runs if layers] or [[]]
+    return [layer for layer in first if all(layer in layers for layers in others)]
+
+
+def metrics(study: Study) -> Iterator[Metric]:
+    """Every number that the runs of the study have at their ends; those of experts over the layers that all have."""
+    first = next(run for runs in study.runs.values() for run in runs.values())
+    layers = shared_layers(study)
+    scores = (first.summary or {}).get("validation", {}).get("after", {})
+    for domain in scores:
+        yield Metric(f"held-out {domain}", "bits per byte", True, _after(domain, "after"))
+    yield Metric("held-out all, averaged weights", "bits per byte", True, _after("all", "ema"))
+    yield Metric("training loss, last tenth", "nats per token", True, _last_loss)
+    yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation(layers))
+    distance = "mean distance of relative load on a domain from that on all"
+    yield Metric("specialisation", distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric("nodes of a token", "groups", True, _routing("nodes", layers))
+    yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes", layers))
+    yield Metric("training speed", "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
+    yield Metric("exact answers", "per cent", False, _answers)
+    for name in _benchmarks(first):
+        bits = name.endswith("answer_bpb")
+        unit = "bits per byte" if bits else "score"
+        yield Metric(name, unit, bits, lambda run, name=name: _benchmarks(run).get(name))  # type: ignore[misc]
+
+
+def _after(domain: str, when: str) -> Callable[[History], float | None]:
+    return lambda run: (run.summary or {}).get("validation", {}).get(when, {}).get(domain, {}).get("bpb")
+
+
+def _last_loss(run: History) -> float | None:
+    train = run.table("metrics/train")
+    return None if train.empty else float(train.loss[train.tokens > 0.9 * train.tokens.iloc[-1]].mean())
+
+
+def _violation(layers: Sequence[str]) -> Callable[[History], float | None]:
+    def value(run: History) -> float | None:
+        found = (run.summary or {}).get("max_violation", {})
+        values = [found[layer] for layer in layers if layer in found]
+        return sum(values) / len(values) if values else None
+
+    return value
+
+
+def routing_of(run: History, layers: Sequence[str]) -> pd.DataFrame:
+    """Rows of the last interval's `metrics/routing`, of these layers."""
+    rows = run.newest("metrics/routing")
+    return rows if rows.empty else rows[rows.layer.isin(layers)]
+
+
+def _routing(column: str, layers: Sequence[str]) -> Callable[[History], float | None]:
+    def value(run: History) -> float | None:
+        rows = routing_of(run, layers)
+        return None if rows.empty else float(rows[column].mean())
+
+    return value
+
+
+def specialisation(routing: pd.DataFrame) -> float | None:
+    """Mean over layers, domains and experts of how far the relative load on a domain is from that on all of them.
+
+    `routing`: rows of `metrics/routing`, one a layer.
+    """
+    distances = []
+    for row in routing.itertuples():
+        load_XE = np.asarray(row.domain_load, dtype=float).reshape(len(row.domains), -1)
+        load_XE = load_XE[load_XE.sum(1) > 0]
+        relative_XE = load_XE / load_XE.mean(1, keepdims=True)
+        all_E = load_XE.sum(0) / load_XE.sum(0).mean()
+        distances.append(np.abs(relative_XE - all_E).mean())
+    return float(np.mean(distances)) if distances else None
+
+
+def _answers(run: History) -> float | None:
+    scores = list((run.summary or {}).get("questions", {}).values())
+    asked = sum(score["questions"] for score in scores)
+    return 100 * sum(score["correct"] for score in scores) / asked if asked else None
+
+
+def _benchmarks(run: History) -> dict[str, float]:
+    """Scores at the end of the run, by task and metric."""
+    rows = (run.summary or {}).get("benchmarks", [])
+    return {f"{row['task']} {row['metric']}": row["after"] for row in rows if row["after"] is not None}

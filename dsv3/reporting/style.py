@@ -1,0 +1,71 @@
+"""How every picture looks: colours that the colour-blind can tell apart, a unit on every axis, room on a phone."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from dsv3.reporting.palette import COLOURS
+
+DASHES = ("solid", "dash", "dot", "dashdot")  # once the colours are used up
+SHARES = "Cividis"  # 0 and up
+SIGNED = "PuOr"  # about 0
+INK, PAPER, GRID = "#1b1f24", "#ffffff", "#e3e6ea"
+TOKENS = "tokens trained on"
+X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
+
+
+def line(number: int) -> dict[str, Any]:
+    """Colour and dash of the n-th line of a picture."""
+    return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 1.8}
+
+
+def framed(
+    figure: go.Figure, title: str, *, x: str, y: str, height: int = 340, top: int = 46, below: int = 84
+) -> go.Figure:
+    """The figure with its title, the labels of both axes and the common look; the legend, if any, stands below."""
+    figure.update_layout(
+        title={"text": title, "x": 0.01, "xanchor": "left", "y": 1 - 22 / height, "font": {"size": 15}},
+        height=height,
+        margin={"l": 64, "r": 16, "t": top, "b": below},
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        legend={"orientation": "h", "x": 0, "y": -44 / (height - top - below), "yanchor": "top", "font": {"size": 11}},
+        hoverlabel={"namelength": -1},
+        uirevision=title,
+    )
+    figure.update_xaxes(title_text=x, title_standoff=8, gridcolor=GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(title_text=y, title_standoff=8, gridcolor=GRID, zeroline=False, automargin=True)
+    return figure
+
+
+def empty(title: str, why: str) -> go.Figure:
+    """A place kept for a picture that has nothing to show yet."""
+    figure = framed(go.Figure(), title, x="", y="", height=180)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.add_annotation(text=why, showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
+
+
+class Panel(NamedTuple):
+    """One of several pictures that share an x-axis."""
+
+    title: str
+    unit: str
+
+
+def stacked(title: str, panels: Sequence[Panel], traces: Iterable[tuple[int, go.Scatter]], *, x: str) -> go.Figure:
+    """Panels one above the other; `traces` come with the number of their panel, from 0."""
+    height = 140 + 150 * len(panels)
+    titles = [panel.title for panel in panels]
+    gap = 46 / (height - 150)
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
+    for number, trace in traces:
+        figure.add_trace(trace, row=number + 1, col=1)
+    figure.update_annotations(x=0, xanchor="left", font={"size": 12})
+    framed(figure, title, x="", y="", height=height, top=66)
+    for row, panel in enumerate(panels, 1):
+        figure.update_yaxes(title_text=panel.unit, title_font={"size": 11}, row=row, col=1)
+    return figure.update_xaxes(title_text=x, row=len(panels), col=1)

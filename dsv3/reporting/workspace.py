@@ -1,0 +1,83 @@
+"""The same as a Weights & Biases workspace: panels of loss, balance, load, number formats and benchmarks.
+
+Runs log offline where there is no API key, and `wandb sync <run folder>/wandb/offline-run-*` sends them later. A
+workspace is made on the server, so that building one needs a key; `out` writes what would be sent.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dsv3.checkpoint.run_folder import write_atomically
+
+NAME = "DeepSeek-V3 in miniature: experts, balance, loss, FP8, benchmarks"
+
+
+def build_workspace(*, project: str, entity: str | None, out: str | None) -> dict[str, Any]:
+    """Save the workspace on the server, or write it to `out`.
+
+    Raises:
+        ValueError: there is no API key, and `out` is not given.
+    """
+    if out is None and "WANDB_API_KEY" not in os.environ:
+        raise ValueError(
+            "WANDB_API_KEY is not set: a workspace is made on the server. out=FILE writes it as JSON instead"
+        )
+    if out is None:
+        workspace = described(project=project, entity=entity or default_entity())
+        workspace.save()
+        print(f"saved at {workspace.url}")
+        return {"url": workspace.url}
+    content = described(project=project, entity=entity or "")._to_model().model_dump(mode="json", by_alias=True)
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(Path(out), lambda path: path.write_text(text))
+    print(f"written to {out}")
+    return {"out": out}
+
+
+def default_entity() -> str:
+    import wandb
+
+    return wandb.Api().default_entity or ""
+
+
+def described(*, project: str, entity: str) -> Any:
+    """The workspace, not yet saved. Tokens are every x-axis."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    def lines(title: str, unit: str, *y: str, pattern: str | None = None) -> Any:
+        chosen = {"metric_regex": pattern} if pattern else {"y": list(y)}
+        return wr.LinePlot(title=title, x="tokens", title_x="tokens trained on", title_y=unit, **chosen)
+
+    sections = {
+        "Loss": [
+            lines("Training loss", "nats per token", "train/loss"),
+            lines("MTP loss", "nats per token", pattern="train/mtp.*_loss"),
+            lines("Held-out text", "bits per byte", pattern="validation_live/bpb/.*"),
+            lines("Learning rate", "per update", "train/lr"),
+            lines("Gradient norm before clipping", "L2", "train/grad_norm"),
+        ],
+        "Balance": [
+            lines("Max violation of a step", "largest / mean - 1", pattern="max_violation/.*"),
+            lines("Max violation of an interval", "largest / mean - 1", pattern=".*/violation_interval"),
+            lines("Entropy of the load", "of ln E", pattern=".*/load_entropy"),
+            lines("Nodes of a token", "groups", pattern=".*/nodes"),
+        ],
+        "Load of the experts": [
+            wr.MediaBrowser(title=title, media_keys=[key], num_columns=1)
+            for title, key in (("Load, layer x expert", "experts/load"), ("By domain", "experts/specialisation"))
+        ],
+        "Number formats (FP8)": [
+            lines(f"Quantisation: {unit}", unit, pattern=f"quantisation/.*{unit}.*") for unit in FP8
+        ],
+        "Benchmarks": [lines("Benchmarks", "score", pattern="benchmarks/.*")],
+    }
+    made = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()]
+    settings = ws.WorkspaceSettings(x_axis="tokens")
+    return ws.Workspace(entity=entity, project=project, name=NAME, sections=made, settings=settings)
+
+
+FP8 = ("snr_db", "underflow", "saturation", "amax")
+"""Figures of `metrics/quantisation`."""

@@ -1,0 +1,153 @@
+"""Many programs at once, each with a deadline."""
+
+import contextlib
+import functools
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from dsv3.sandbox.jail import Limits, command, missing, seccomp_filter
+
+LONGEST_VERDICT = 10_000  # bytes
+
+
+class Program(NamedTuple):
+    """What a model wrote, and what it is tested with. All fields are Python source but the last."""
+
+    code: str  # the model's, with what its prompt began
+    test: str  # trusted: runs in the checker; with an entry point it defines `check(candidate)`
+    setup: str = ""  # trusted: runs before the test, in the same namespace
+    entry_point: str = ""  # the function under test; "": every function that `code` defines may be called
+
+
+class Verdict(NamedTuple):
+    passed: bool
+    detail: str  # why not
+    seconds: float
+
+
+class Sandbox:
+    """Runs programs in jails, or, where `unsafe` is chosen and there is no jail, under their limits alone."""
+
+    def __init__(self, limits: Limits | None = None, *, unsafe: bool = False, workers: int | None = None) -> None:
+        self.limits = limits or Limits()
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.refusal = refusal()
+        self.jailed = self.refusal is None
+        self.unsafe = unsafe
+        self.usable = self.jailed or unsafe
+
+    def run(self, programs: Sequence[Program]) -> list[Verdict]:
+        """Verdicts in the order of the programs.
+
+        Raises:
+            RuntimeError: there is no jail, and none was waived.
+        """
+        if not self.usable:
+            raise RuntimeError(f"{self.refusal}; allow_unsafe_code=true runs programs without it")
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(functools.partial(judge, limits=self.limits, jailed=self.jailed), programs))
+
+
+@functools.cache
+def refusal() -> str | None:
+    """Why there can be no jail on this machine, found by running a program in one; None if there can."""
+    if reason := missing():
+        return reason
+    proof = Program(code="def f(x):\n    return x + 1", test="def check(f):\n    assert f(1) == 2", entry_point="f")
+    verdict = judge(proof, limits=Limits(), jailed=True)
+    return None if verdict.passed else f"bubblewrap cannot make a sandbox here ({verdict.detail})"
+
+
+def judge(program: Program, *, limits: Limits, jailed: bool) -> Verdict:
+    """Run one program against its test; whatever goes wrong is a failure of the program."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        to_worker, to_checker, verdict = (stack.enter_context(_pipe()) for _ in range(3))
+        job = stack.enter_context(tempfile.TemporaryFile())
+        job.write(json.dumps(program._asdict()).encode())
+        job.seek(0)
+        checker_fds = (to_worker.write, to_checker.read, job.fileno(), verdict.write)
+        for role, stdin, stdout, fds in (
+            ("worker", to_worker.read, to_checker.write, (-1, -1)),
+            ("checker", to_checker.read, to_worker.write, checker_fds[2:]),
+        ):
+            stack.enter_context(_running(role, stdin, stdout, fds, limits, jailed))
+        for end in (to_worker, to_checker):
+            end.close()
+        verdict.close_write()
+        detail = _verdict(verdict.read, started + limits.deadline)
+    return Verdict(not detail, detail, time.monotonic() - started)
+
+
+def _verdict(fd: int, deadline: float) -> str:
+    """What the checker says: "" for a pass. Its silence, up to the deadline, is a failure."""
+    content = b""
+    while len(content) < LONGEST_VERDICT:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return "timed out"
+        piece = os.read(fd, LONGEST_VERDICT)
+        if not piece:
+            break
+        content += piece
+    try:
+        return str(json.loads(content)["failure"])
+    except ValueError:
+        return "the checker gave no verdict"
+
+
+class _Pipe:
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+        self._open = {self.read, self.write}
+
+    def close_write(self) -> None:
+        if self.write in self._open:
+            self._open.remove(self.write)
+            os.close(self.write)
+
+    def close(self) -> None:
+        self.close_write()
+        if self.read in self._open:
+            self._open.remove(self.read)
+            os.close(self.read)
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[_Pipe]:
+    pipe = _Pipe()
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+
+
+@contextlib.contextmanager
+def _running(
+    role: str, stdin: int, stdout: int, fds: tuple[int, int], limits: Limits, jailed: bool
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker or a checker, killed at the end with all that it may have started."""
+    rules = seccomp_filter() if jailed else None
+    with tempfile.TemporaryFile() as file:
+        if rules:
+            file.write(rules)
+            file.seek(0)
+        passed = [fd for fd in (*fds, file.fileno() if rules else -1) if fd >= 0]
+        line = command(role, limits, *fds, jailed=jailed, seccomp_fd=file.fileno() if rules else -1)
+        process = subprocess.Popen(
+            line, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, pass_fds=passed, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, the run, resume, callbacks."""

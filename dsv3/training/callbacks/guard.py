@@ -1,0 +1,200 @@
+"""Loss spikes and losses that are not finite: found before the update, written down, and acted on by policy.
+
+A loss is a spike where it lies above the median of the last `window` finite ones by more than
+
+    max(rise, deviations * sigma),    sigma = 1.4826 / sqrt(2) * median |d - median d|,
+
+d being the differences of successive losses: what varies from step to step, not the trend of the window. (For
+independent normal losses sigma is their standard deviation.) One spike moves neither median; a rise that lasts is the
+new level after half a window. The policies:
+
+    record      write it down and go on
+    skip        write it down and leave out this update of the weights; the data moves on
+    roll_back   go back to the newest checkpoint and train again, leaving out the update at which the loss rose
+
+What is written down (`spikes/tokens-<n>.json`, n the tokens before the step) is the batch: its documents with their
+own losses, worst first, its domains, and the load of every expert.
+"""
+
+import json
+import logging
+import math
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.contracts import MicroBatch, Step
+from dsv3.model.load import max_violation
+from dsv3.model.losses import token_losses
+from dsv3.monitoring.findings import Finding
+
+log = logging.getLogger(__name__)
+
+ON_SPIKE = ("record", "skip", "roll_back")
+ON_NONFINITE = ("skip", "roll_back")
+DOCUMENTS_KEPT = 8
+CHARACTERS_KEPT = 400
+FEWEST_LOSSES = 8  # before a spike can be told from ordinary noise
+
+
+class RollBack(Exception):  # noqa: N818  (a request to `dsv3.training.fit`, not an error)
+    """Training goes back to the newest checkpoint."""
+
+
+class Guard(lightning.Callback):
+    """Decides on every update (`dsv3.training.lightning_module.UpdateGuard`). See the module."""
+
+    def __init__(
+        self,
+        *,
+        on_spike: str,
+        on_nonfinite: str,
+        window: int,
+        deviations: float,
+        rise: float,
+        most_rollbacks: int,
+        folder: RunFolder,
+    ) -> None:
+        for name, value, allowed in (("spike", on_spike, ON_SPIKE), ("nonfinite", on_nonfinite, ON_NONFINITE)):
+            if value not in allowed:
+                raise ValueError(f"guard.on_{name}={value}: it is one of {', '.join(allowed)}")
+        if window < FEWEST_LOSSES:
+            raise ValueError(f"guard.window={window}: at least {FEWEST_LOSSES}")
+        self.policies = {"loss spike": on_spike, "non-finite loss": on_nonfinite}
+        self.deviations, self.rise, self.most_rollbacks = deviations, rise, most_rollbacks
+        self.losses: deque[float] = deque(maxlen=window)
+        self.folder = folder.path / "spikes"
+        self.findings = folder.table("metrics/findings")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.model, self.data = pl_module.model, trainer.datamodule
+        pl_module.guard = self
+
+    def allows(self, step: Step, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+        """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
+        if step.tokens_before in left_out_steps(self.folder):
+            self._tell(step, "update left out", loss, f"the update after {step.tokens_before:,} tokens was left out")
+            allowed = False
+        else:
+            kind = self._judge(loss, grad_norm)
+            allowed = kind is None or self._act(step, kind, loss, grad_norm, loads)
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        return allowed
+
+    def _act(self, step: Step, kind: str, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+        """Write the step down and do what the policy says; whether its update is made."""
+        policy = self.policies[kind]
+        text = f"{kind} {loss:.3f} (gradient norm {grad_norm:.3g}) after {step.tokens_before:,} tokens: {policy}"
+        self._tell(step, kind, loss, text)
+        self._write_down(step, kind, policy, loss, grad_norm, loads)
+        if policy == "roll_back":
+            left_out = left_out_steps(self.folder)
+            if len(left_out) >= self.most_rollbacks:
+                raise ValueError(f"{text}; guard.most_rollbacks={self.most_rollbacks} are used up")
+            leave_out(self.folder, [*left_out, step.tokens_before])
+            raise RollBack(text)
+        return policy == "record"
+
+    def _judge(self, loss: float, grad_norm: float) -> str | None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return "non-finite loss"
+        if len(self.losses) >= FEWEST_LOSSES and loss > self.threshold():
+            return "loss spike"
+        return None
+
+    def threshold(self) -> float:
+        """The largest loss that is no spike."""
+        differences = [after - before for before, after in pairwise(self.losses)]
+        middle = median(differences)
+        sigma = 1.4826 / math.sqrt(2) * median(abs(d - middle) for d in differences)
+        return median(self.losses) + max(self.rise, self.deviations * sigma)
+
+    def _tell(self, step: Step, kind: str, loss: float, text: str) -> None:
+        log.warning(text)
+        self.findings.append(Finding(step.tokens_before, "", kind, -1, loss, text)._asdict())
+
+    def _write_down(
+        self, step: Step, kind: str, policy: str, loss: float, grad_norm: float, loads: dict[str, Tensor]
+    ) -> None:
+        domains_N = torch.cat([micro.domains_BT.flatten() for micro in step.micro_batches])
+        counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
+        content = {
+            "kind": kind,
+            "policy": policy,
+            "tokens_before": step.tokens_before,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "losses_before": list(self.losses),
+            "domains": dict(zip(self.data.domains, counts_X, strict=True)),
+            "documents": self._documents(step),
+            "routing": {
+                layer: {"max_violation": max_violation(load_E), "load": load_E.tolist()}
+                for layer, load_E in loads.items()
+            },
+        }
+        text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+        write_atomically(self.folder / f"tokens-{step.tokens_before:015d}.json", lambda path: path.write_text(text))
+
+    @torch.no_grad()
+    def _documents(self, step: Step) -> list[dict[str, Any]]:
+        """The documents of the step with the highest mean losses, those without a finite loss first."""
+        self.model.eval()
+        found = [document for i, micro in enumerate(step.micro_batches) for document in self._scored(i, micro)]
+        self.model.train()
+        found.sort(key=lambda document: -document["loss"] if math.isfinite(document["loss"]) else -math.inf)
+        return found[:DOCUMENTS_KEPT]
+
+    def _scored(self, number: int, micro: MicroBatch) -> list[dict[str, Any]]:
+        hidden_ND = self.model(micro, with_mtp=False).hidden_BTD.flatten(0, 1)
+        losses_N = token_losses(hidden_ND, self.model.cast_head(), micro.targets_BT.flatten())
+        losses_BT = losses_N.view_as(micro.tokens_BT).cpu()
+        documents = []
+        for row, ids_T in enumerate(micro.document_ids_BT.cpu()):
+            for document in ids_T[ids_T > 0].unique().tolist():
+                here_T = ids_T == document
+                tokens = micro.tokens_BT[row].cpu()[here_T].tolist()
+                documents.append(
+                    {
+                        "micro_batch": number,
+                        "row": row,
+                        "document": document,
+                        "domain": self.data.domains[int(micro.domains_BT[row].cpu()[here_T][0])],
+                        "tokens": len(tokens),
+                        "loss": losses_BT[row][here_T].mean().item(),
+                        "text": self.data.tokenizer.decode(tokens)[:CHARACTERS_KEPT],
+                    }
+                )
+        return documents
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses.extend(state_dict["losses"])
+
+
+def left_out_steps(folder: Path) -> list[int]:
+    """Tokens before each step whose update is left out, from the run's `spikes/left_out.json`."""
+    path = folder / "left_out.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def leave_out(folder: Path, steps: list[int]) -> None:
+    write_atomically(folder / "left_out.json", lambda path: path.write_text(json.dumps(steps)))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a number that is not finite: its name stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,190 @@
+"""What every expert does while it trains, as tables over tokens: `metrics/routing`, `metrics/coactivation`,
+`metrics/stability` and `metrics/findings`.
+
+In a step, sums are added up for each MoE layer (`dsv3.monitoring.routing_statistics`); figures are made of them once an
+interval. Expert outputs are measured in one step an interval. What has been added up is part of a checkpoint, so that
+the tables of a continued run equal those of an uninterrupted one. What monitoring itself takes is in `timing/monitor`.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.contracts import MicroBatch, Routing
+from dsv3.model.load import real_tokens
+from dsv3.monitoring.findings import changes, condition
+from dsv3.monitoring.routing_statistics import RoutingStatistics
+from dsv3.training.callbacks.intervals import crossed
+
+log = logging.getLogger(__name__)
+
+
+class Monitor(lightning.Callback):
+    """Observes the routing of every MoE layer, MTP's included.
+
+    every_tokens: length of an interval. long_tokens: length of the stretches over which co-activation is added up,
+    and after which the routing of one fixed micro-batch (the first that was trained on) is compared with before.
+    n_groups: nodes that the experts stand on. dispatch_bytes: bytes that a token costs for each node that it reaches.
+    """
+
+    def __init__(
+        self, *, every_tokens: int, long_tokens: int, n_groups: int, dispatch_bytes: float, folder: RunFolder
+    ) -> None:
+        self.every_tokens = every_tokens
+        self.long_tokens = long_tokens
+        self.n_groups = n_groups
+        self.dispatch_bytes = dispatch_bytes
+        self.routing = folder.table("metrics/routing")
+        self.coactivation = folder.table("metrics/coactivation")
+        self.stability = folder.table("metrics/stability")
+        self.findings = folder.table("metrics/findings")
+        self.timing = folder.table("timing/monitor")
+        self.seconds = 0.0
+        self.statistics: dict[str, RoutingStatistics] = {}
+        self.pairs: dict[str, Tensor] = {}
+        self.wrong: dict[str, list[tuple[str, int]]] = {}
+        self.probe: MicroBatch | None = None
+        self.chosen: dict[str, Tensor] = {}  # what the probe's tokens chose last time, by layer
+        self.sampling = True  # whether this step's expert outputs are measured
+        self.norms: dict[str, tuple[Tensor, Tensor]] = {}
+        self.restored: dict[str, Any] = {}
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.moes = dict(pl_module.model.moe_layers())
+        self.domains = list(trainer.datamodule.domains)
+        for layer, moe in self.moes.items():
+            statistics = RoutingStatistics(
+                n_experts=moe.balancing.bias.numel(),
+                top_k=moe.router.top_k,
+                n_groups=self.n_groups,
+                n_domains=len(self.domains),
+            )
+            if layer in self.restored:
+                statistics.load_state_dict(self.restored[layer])  # where the checkpoint's tensors are: the CPU
+            self.statistics[layer] = statistics.to(pl_module.device)
+            self._measure_outputs(layer, moe.experts)
+        pl_module.observers.append(self)
+
+    def _measure_outputs(self, layer: str, experts: nn.Module) -> None:
+        """Keep sums of output norms by expert. A forward pass that is repeated for the backward pass overwrites."""
+
+        def note(module: nn.Module, arguments: Any, y_MD: Tensor) -> None:
+            if self.sampling and module.training:
+                _, rows_E, gates_M = arguments
+                with self._timed():
+                    self.norms[layer] = output_norms(rows_E, gates_M, y_MD.detach())
+
+        experts.register_forward_hook(note)
+
+    def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
+        with self._timed():
+            if self.probe is None:
+                self.probe = MicroBatch(*(tensor.clone() for tensor in micro))
+            for layer, routing in routings.items():
+                real_BS = real_tokens(micro, routing)
+                domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]
+                bias_E = self.moes[layer].balancing.bias
+                self.statistics[layer].update(routing, bias_E, domains_BS.flatten(), real_BS.flatten())
+                if layer in self.norms:
+                    self.statistics[layer].add_norms(*self.norms.pop(layer))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        before, tokens = batch.tokens_before, pl_module.tokens_seen
+        long = pl_module.finished or crossed(self.long_tokens, before, tokens)
+        with self._timed():
+            for layer, load_E in outputs["loads"].items():
+                self.statistics[layer].add_step(load_E)
+            self.sampling = long or crossed(self.every_tokens, before, tokens)
+            if self.sampling:
+                self._end_interval(trainer, tokens)
+            if long:
+                self._end_stretch(pl_module.model, tokens)
+        if self.sampling:
+            self.timing.append({"tokens": tokens, "seconds": self.seconds})
+            self.seconds = 0.0
+
+    def _end_interval(self, trainer: Any, tokens: int) -> None:
+        scalars: dict[str, float] = {"tokens": tokens}
+        for layer, statistics in self.statistics.items():
+            figures = statistics.compute()
+            bias_E = self.moes[layer].balancing.bias
+            row = {"tokens": tokens, "layer": layer} | figures | {"bias": bias_E.tolist(), "domains": self.domains}
+            row["dispatch_bytes"] = figures["nodes"] * self.dispatch_bytes
+            self.routing.append(row)
+            self.pairs[layer] = self.pairs.get(layer, 0) + statistics.pairs_EE.cpu()
+            self._tell(tokens, layer, figures, self.moes[layer].router.top_k)
+            scalars |= {f"{layer}/{name}": value for name, value in row.items() if isinstance(value, float)}
+            statistics.reset()
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars)
+
+    def _tell(self, tokens: int, layer: str, figures: dict[str, Any], top_k: int) -> None:
+        now = condition(figures, top_k=top_k)
+        before = set(self.wrong.get(layer, []))
+        for finding in changes(tokens, layer, len(figures["load"]), before, now):
+            self.findings.append(finding._asdict())
+            log.warning("after %s tokens: %s", f"{tokens:,}", finding.text)
+        self.wrong[layer] = sorted(now)
+
+    def _end_stretch(self, model: Any, tokens: int) -> None:
+        for layer, pairs_EE in self.pairs.items():
+            self.coactivation.append({"tokens": tokens, "layer": layer, "pairs": pairs_EE.flatten().tolist()})
+        self.pairs = {}
+        if self.probe is not None:
+            self._compare_routing(model, tokens, self.probe)
+
+    @torch.no_grad()
+    def _compare_routing(self, model: Any, tokens: int, probe: MicroBatch) -> None:
+        """The share of the probe's choices of experts that are the same as after the last stretch."""
+        model.eval()
+        routings = model(MicroBatch(*(tensor.to(model.device) for tensor in probe)), with_mtp=True).routings
+        model.train()
+        for layer, routing in routings.items():
+            now_NK = routing.experts_NK.to("cpu", torch.int16)
+            if layer in self.chosen:
+                kept = (now_NK.unsqueeze(2) == self.chosen[layer].unsqueeze(1)).any(2).float().mean().item()
+                self.stability.append({"tokens": tokens, "layer": layer, "kept": kept})
+            self.chosen[layer] = now_NK
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "statistics": {layer: statistics.state_dict() for layer, statistics in self.statistics.items()},
+            "pairs": self.pairs,
+            "wrong": self.wrong,
+            "probe": list(self.probe) if self.probe else [],
+            "chosen": self.chosen,
+            "sampling": self.sampling,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict["statistics"]
+        self.pairs = state_dict["pairs"]
+        self.wrong = {layer: [tuple(item) for item in items] for layer, items in state_dict["wrong"].items()}
+        self.probe = MicroBatch(*state_dict["probe"]) if state_dict["probe"] else None
+        self.chosen = state_dict["chosen"]
+        self.sampling = state_dict["sampling"]
+
+
+def output_norms(rows_E: Tensor, gates_M: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens of each expert of its output's L2 norm, the gate divided out, and their numbers, both [E].
+
+    `y_MD` are outputs times gates, sorted by expert, rows_E of each; rows of gate 0 only fill a product up.
+    """
+    real_M = gates_M > 0
+    expert_M = torch.arange(len(rows_E), device=y_MD.device).repeat_interleave(rows_E.to(y_MD.device))[real_M]
+    norms_M = torch.linalg.vector_norm(y_MD, dim=1, dtype=torch.float32)[real_M] / gates_M.detach()[real_M]
+    sums_E = torch.zeros(len(rows_E), dtype=torch.float64, device=y_MD.device).index_add_(0, expert_M, norms_M.double())
+    return sums_E, torch.bincount(expert_M, minlength=len(rows_E))

@@ -1,0 +1,127 @@
+"""Benchmarks in training: before the first step where asked for, every so many tokens, and after the last."""
+
+import logging
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig
+
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.training.callbacks.intervals import crossed
+
+log = logging.getLogger(__name__)
+
+SHOWN = 8  # documents of each task in wandb's tables
+
+
+class Benchmarks(lightning.Callback):
+    """Writes `metrics/benchmarks` (tokens, task, metric, value, stderr, n, shots) and `timing/benchmarks` (seconds).
+
+    The live model is evaluated. Nothing that training depends on is touched: load is counted in training only, the
+    random number generators are put back, and the data stream is not asked. A task that cannot run is named once and
+    left out. Programs run in the sandbox or not at all.
+    """
+
+    def __init__(self, *, config: DictConfig, folder: RunFolder) -> None:
+        """`config`: the run's, of which `benchmarks` is the suite."""
+        self.config = config
+        self.every_tokens: int | None = config.benchmarks.every_tokens
+        self.table, self.timing = folder.table("metrics/benchmarks"), folder.table("timing/benchmarks")
+        self.run_at: int | None = None  # tokens; so that resuming repeats nothing
+        self.failures: dict[str, str] = {}
+        self._suite: Any = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.config.benchmarks.before and pl_module.tokens_seen == 0:
+            self.run(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self.every_tokens
+        if pl_module.finished or (every and crossed(every, batch.tokens_before, pl_module.tokens_seen)):
+            self.run(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run_at": self.run_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run_at = state_dict["run_at"]
+
+    def run(self, trainer: Any, pl_module: Any) -> None:
+        if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
+            return
+        self.run_at = pl_module.tokens_seen
+        started = time.perf_counter()
+        from dsv3.evaluation.benchmarks.results import scores
+        from dsv3.evaluation.benchmarks.suite import entries
+        from dsv3.evaluation.benchmarks.tasks import UnavailableError
+
+        suite = self._suite = self._suite or self._build(trainer, pl_module)
+        tokens = pl_module.tokens_seen
+        pl_module.eval()
+        for name, entry in entries(self.config.benchmarks).items():
+            if name in self.failures:
+                continue
+            try:
+                outcome = suite.run(name, entry)
+            except UnavailableError as error:
+                self.failures[name] = str(error)
+                log.warning("benchmark %s is left out: %s", name, error)
+                continue
+            rows = list(scores(outcome.results, outcome.shots_used))
+            for row in rows:
+                self.table.append({"tokens": tokens, **row._asdict()})
+            self._log(trainer, tokens, rows, outcome.samples)
+        pl_module.train()
+        seconds = time.perf_counter() - started
+        self.timing.append({"tokens": tokens, "seconds": seconds})
+        log.info("benchmarks after %s tokens took %.1f s", f"{tokens:,}", seconds)
+
+    def _build(self, trainer: Any, pl_module: Any) -> Any:
+        from dsv3.evaluation.benchmarks.adapter import Adapter
+        from dsv3.evaluation.benchmarks.models import OwnModel
+        from dsv3.evaluation.benchmarks.suite import Suite
+        from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
+        from dsv3.sandbox import Sandbox
+
+        settings, data = self.config.benchmarks, trainer.datamodule
+        model = OwnModel(
+            pl_module.model,
+            data.tokenizer,
+            name=self.config.run.name,
+            max_length=self.config.data.sequence_length,
+            fim_order=self.config.data.fim.order,
+        )
+        adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
+        finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
+        return Suite(adapter, finder, Sandbox(), seed=self.config.seed)
+
+    def _log(self, trainer: Any, tokens: int, rows: Any, samples: dict[str, list[dict[str, Any]]]) -> None:
+        values: dict[str, Any] = {"tokens": tokens}
+        for row in rows:
+            values[f"benchmarks/{row.task}/{row.metric}"] = row.value
+            values[f"benchmarks/{row.task}/{row.metric}_stderr"] = row.stderr
+        for logger in trainer.loggers:
+            tables = {}
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                for task, of_task in samples.items():
+                    cells = [sample_row(sample) for sample in of_task[:SHOWN]]
+                    tables[f"benchmarks/{task}/samples"] = wandb.Table(
+                        columns=list(cells[0]), data=[[*c.values()] for c in cells]
+                    )
+            logger.log_metrics(values | tables)
+
+
+def sample_row(sample: dict[str, Any]) -> dict[str, str]:
+    """What a person wants to see of one document: the end of its prompt, the right answer, the model's, the scores."""
+    answers = sample["filtered_resps"][0]
+    return {
+        "prompt": str(sample["arguments"][0][0])[-400:],
+        "target": str(sample["target"]),
+        "answer": str(answers),
+        "scores": ", ".join(f"{name} {sample[name]}" for name in sample["metrics"]),
+        "answer bits": f"{sample['answer_bits']:.1f}" if "answer_bits" in sample else "",
+    }

@@ -1,0 +1,33 @@
+"""What a run's numbers are counted in, written into its folder before the first step: `facts.json`.
+
+Its sizes, the operations and the cache of a token: what makes two runs comparable, and an unfair comparison seen.
+"""
+
+import json
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.model.parameters import count_parameters
+from dsv3.planning.flops import training_flops
+from dsv3.planning.kv_cache import cache_bytes
+from dsv3.planning.skeleton import read_skeleton
+
+BYTES_OF_BF16 = 2
+
+
+def write_facts(config: DictConfig, model: Any, folder: RunFolder) -> None:
+    """`flops_per_token` is forward and backward, MTP included; `cache_bytes` of a token over all layers, in BF16."""
+    skeleton = read_skeleton(config)
+    facts = {
+        "parameters": count_parameters(model)._asdict(),
+        "flops_per_token": training_flops(skeleton, config.data.sequence_length)["total"],
+        "cache_bytes_per_token": cache_bytes(skeleton.attention, skeleton.layers, BYTES_OF_BF16)["bytes"],
+        "experts": skeleton.n_experts,
+        "top_k": skeleton.top_k,
+        "tokens": config.run.tokens,
+        "seed": config.seed,
+    }
+    text = json.dumps(facts, indent=2) + "\n"
+    write_atomically(folder.path / "facts.json", lambda path: path.write_text(text))

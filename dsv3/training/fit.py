@@ -1,0 +1,24 @@
+"""Training to the end, through as many returns to a checkpoint as the guard against loss spikes asks for."""
+
+import logging
+
+from omegaconf import DictConfig, OmegaConf
+
+from dsv3.training.callbacks.guard import RollBack
+from dsv3.training.run import Run, build_run
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: DictConfig) -> Run:
+    """Build the run that `config` describes and train it until it is finished or interrupted."""
+    while True:
+        run = build_run(config)
+        try:
+            run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
+        except RollBack as asked:
+            log.warning("%s; going back to the newest checkpoint", asked)
+            run.folder.release()
+            config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
+        else:
+            return run

@@ -1,0 +1,108 @@
+"""What becomes of a run folder that already holds something.
+
+`resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
+`resume=never` moves the old folder aside; a path continues from that checkpoint.
+"""
+
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+
+log = logging.getLogger(__name__)
+
+FREE = (
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.experiment",
+    "run.keep_checkpoints",
+    "study",
+    "logger",
+    "benchmarks",
+    "trainer",
+    "data.cache_dir",
+)
+"""Keys that may change between the parts of one run: none has a say in what is computed."""
+
+
+def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
+    """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
+
+    Raises:
+        ValueError: the folder's run was trained with other settings.
+        FileNotFoundError: `resume` names a checkpoint that is missing or damaged.
+    """
+    folder.hold()
+    if config.resume == "never":
+        if folder.config_path.exists():
+            log.warning("the old run is kept at %s", folder.move_aside())
+            folder.hold()
+        checkpoint = None
+    elif config.resume == "auto":
+        if folder.config_path.exists() and folder.begun():
+            refuse_other_settings(config, folder)
+        checkpoint = folder.newest_valid_checkpoint()
+    else:
+        checkpoint = Path(config.resume)
+        if not is_intact(checkpoint):
+            raise FileNotFoundError(f"resume={config.resume}: there is no intact checkpoint of that name")
+    folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
+    folder.summary_path.unlink(missing_ok=True)
+    write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
+    return checkpoint
+
+
+def is_finished(config: DictConfig, folder: RunFolder) -> bool:
+    """Whether `resume=auto` has nothing left to do: the same training, summarised, to its length or step cap.
+
+    Raises:
+        ValueError: the folder's run was trained with other settings.
+    """
+    summary = folder.summary()
+    if config.resume != "auto" or summary is None or not folder.config_path.exists():
+        return False
+    refuse_other_settings(config, folder)
+    cap = config.trainer.max_steps
+    return summary["tokens"] >= config.run.tokens or (cap != -1 and summary["steps"] >= cap)
+
+
+def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
+    changed = [
+        f"{key}: {there} there, {now} now"
+        for key, (there, now) in differences(OmegaConf.load(folder.config_path), config, free=FREE).items()
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder.path} holds a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nTake another folder (run.name=...), or resume=never to move the old one aside and begin anew."
+        )
+
+
+def differences(one: Any, other: Any, *, free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configs differ, with both values; `free` keys and what is below them may."""
+    first, second = flat(one), flat(other)
+    return {
+        key: (first.get(key, "(absent)"), second.get(key, "(absent)"))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
+    }
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Dotted keys of the leaves of a nested config."""
+
+    def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in items:
+            if isinstance(value, dict | list) and value:
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(OmegaConf.to_container(config, resolve=True), ""))

@@ -1,0 +1,200 @@
+"""What a run came to: `summary.json`, and the same printed."""
+
+import math
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.contracts import Tokenizer
+from dsv3.evaluation.held_out import answer_questions
+from dsv3.inference.generation import generate
+from dsv3.model.parameters import count_parameters
+from dsv3.paths import ROOT
+from dsv3.prompts.infilling import infilling_prompt
+from dsv3.training.run import Run
+
+DEMO_TOKENS = 48
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "grain")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Score the finished run and describe it. JSON-serialisable."""
+    model, tokenizer = run.module.model.eval(), run.data.tokenizer
+    train, timing = run.folder.read("metrics/train"), run.folder.read("timing/train")
+    scores = run.folder.read("metrics/validation")
+    questions = answer_questions(model, run.data.questions(), tokenizer)
+    return {
+        "run": str(run.folder.path),
+        "seed": run.config.seed,
+        "tokens": run.module.tokens_seen,
+        "steps": len(train),
+        "tokens_per_second": round(float(train["tokens"].iloc[-1] / timing["seconds"].sum()), 1),
+        "parameters": count_parameters(model)._asdict(),
+        "validation": {
+            "before": by_domain(scores[(scores.tokens == 0) & (scores.weights == "live")]),
+            "after": by_domain(scores[(scores.tokens == run.module.tokens_seen) & (scores.weights == "live")]),
+            "ema": by_domain(scores[scores.weights == "ema"]),
+        },
+        "max_violation": last_tenth(train, "max_violation/"),
+        "mtp_accuracy": last_tenth(train, "mtp"),
+        "questions": {
+            family: score._asdict() | {"lead_in_standard_errors": round(score.lead_in_standard_errors, 2)}
+            for family, score in questions.items()
+        },
+        "benchmarks": benchmark_scores(run.folder),
+        "completion": demonstrate(run, tokenizer, infill=False),
+        "infilling": demonstrate(run, tokenizer, infill=True),
+        "git_commit": git_commit(),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def by_domain(scores: Any) -> dict[str, dict[str, float]]:
+    return {row.domain: {"loss": row.loss, "bpb": row.bpb} for row in scores.itertuples()}
+
+
+def benchmark_scores(folder: RunFolder) -> list[dict[str, Any]]:
+    """Every metric of every benchmark at the end of the run, and what it was before the first step."""
+    table = folder.read("metrics/benchmarks")
+    if table.empty:
+        return []
+    keys = ["task", "metric"]
+    last = table[table.tokens == table.tokens.max()].set_index(keys)
+    first = table[table.tokens == 0].set_index(keys)
+    rows = []
+    for (task, metric), after in last.iterrows():
+        before = first.loc[(task, metric)] if (task, metric) in first.index else None
+        rows.append(
+            {
+                "task": task,
+                "metric": metric,
+                "n": int(after.n),
+                "shots": float(after.shots),
+                "before": None if before is None else finite(before.value),
+                "before_stderr": None if before is None else finite(before.stderr),
+                "after": finite(after.value),
+                "after_stderr": finite(after.stderr),
+            }
+        )
+    return rows
+
+
+def finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def last_tenth(train: Any, prefix: str) -> dict[str, float]:
+    """Means over the steps of the last tenth of the tokens, by column."""
+    late = train[train["tokens"] > 0.9 * train["tokens"].iloc[-1]]
+    columns = [c for c in train.columns if c.startswith(prefix) and not c.endswith(("_loss", "_weight"))]
+    return {column.removeprefix("max_violation/"): float(late[column].mean()) for column in columns}
+
+
+def demonstrate(run: Run, tokenizer: Tokenizer, *, infill: bool) -> dict[str, str]:
+    """Greedy text for the start (or the hole) of a held-out function."""
+    prefix, suffix, real = run.data.demonstration()
+    order = run.config.data.fim.order
+    if infill:
+        prompt = infilling_prompt(tokenizer, prefix, suffix, order)
+    else:
+        prompt = [tokenizer.bos, *tokenizer.encode(prefix)]
+    ids = generate(run.module.model, prompt, max_tokens=DEMO_TOKENS, stop=tokenizer.eos)
+    return {
+        "prefix": prefix,
+        "suffix": suffix if infill else "",
+        "generated": tokenizer.decode(list(ids)),
+        "real": real,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit that the code stands at, with "+" where files were changed since; None outside a repository."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str, root: Path = ROOT) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def show(folder: RunFolder) -> None:
+    """Print `summary.json` for a person."""
+    summary = folder.summary()
+    assert summary is not None
+    console = Console(highlight=False)
+    console.print(validation_table(summary))
+    console.print(questions_table(summary))
+    if summary["benchmarks"]:
+        console.print(benchmarks_table(summary))
+    violations = list(summary["max_violation"].values())
+    counts = summary["parameters"]
+    lines = {
+        "model": f"{counts['total']:,} parameters, {counts['active']:,} active per token, {counts['mtp']:,} in MTP",
+        "training": f"{summary['tokens']:,} tokens in {summary['steps']:,} steps, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s",
+        "load balance": "max violation, mean over the last tenth: "
+        + (
+            f"{sum(violations) / len(violations):.2f} (worst layer {max(violations):.2f})"
+            if violations
+            else "no experts"
+        ),
+        "MTP": ", ".join(f"{name} {value:.3f}" for name, value in summary["mtp_accuracy"].items()) or "none",
+        "run folder": summary["run"],
+    }
+    for name, text in lines.items():
+        console.print(f"[bold]{name:<14}[/bold] {text}", soft_wrap=True)
+    for name in ("completion", "infilling"):
+        demo = summary[name]
+        console.rule(f"{name}: the model's part in green", align="left")
+        console.print(Text.assemble(demo["prefix"], (demo["generated"], "bold green"), demo["suffix"]))
+
+
+def validation_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="Held-out text, bits per byte", title_justify="left")
+    for column in ("domain", "before", "after", "after, EMA"):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    scores = summary["validation"]
+    for domain, after in scores["after"].items():
+        row = (scores["before"][domain]["bpb"], after["bpb"], scores["ema"][domain]["bpb"])
+        table.add_row(domain, *(f"{value:.3f}" for value in row))
+    return table
+
+
+def questions_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="Held-out questions, exact answers", title_justify="left")
+    for column in ("family", "questions", "right", "commonest answer", "lead (standard errors)"):
+        table.add_column(column, justify="left" if column == "family" else "right")
+    for family, score in summary["questions"].items():
+        n = score["questions"]
+        shares = (f"{score[key] / n:.0%}" for key in ("correct", "baseline"))
+        table.add_row(family, str(n), *shares, f"{score['lead_in_standard_errors']:+.1f}")
+    return table
+
+
+def benchmarks_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="Benchmarks, with standard errors", title_justify="left")
+    for column in ("task", "n", "metric", "before", "after"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    last = None
+    for row in summary["benchmarks"]:
+        head = (row["task"], str(row["n"])) if row["task"] != last else ("", "")
+        figures = (with_error(row[when], row[f"{when}_stderr"]) for when in ("before", "after"))
+        table.add_row(*head, row["metric"], *figures)
+        last = row["task"]
+    return table
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

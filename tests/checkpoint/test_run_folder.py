@@ -1,0 +1,66 @@
+"""Run folders: tables, checkpoints, atomic writes."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dsv3.checkpoint.run_folder import RunFolder, find_run, is_intact, write_atomically
+
+
+def test_tables_come_back_in_order_and_forget_what_is_past_a_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    table = folder.table("metrics/train")
+    for tokens in range(1, 7):
+        table.append({"tokens": tokens, "load": [tokens, 1]})
+        if tokens % 2 == 0:
+            folder.flush(tokens)
+    assert folder.read("metrics/train").tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert list(folder.read("metrics/train").load[0]) == [1, 1]
+    folder.drop_after(4)
+    assert folder.read("metrics/train").tokens.tolist() == [1, 2, 3, 4]
+    assert folder.read("metrics/nothing").equals(pd.DataFrame())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_newest_valid_checkpoint_skips_truncated_and_flipped_files(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for tokens in (10, 20, 30):
+        path = folder.checkpoint_path(tokens)
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"weights": torch.randn(1000)}, path)
+    flipped = bytearray(folder.checkpoint_path(20).read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    folder.checkpoint_path(20).write_bytes(flipped)
+    folder.checkpoint_path(30).write_bytes(folder.checkpoint_path(30).read_bytes()[:-50])
+    assert [is_intact(path) for path in folder.checkpoints()] == [True, False, False]
+    assert folder.newest_valid_checkpoint() == folder.checkpoint_path(10)
+
+
+def test_find_run_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        find_run(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no intact checkpoint"):
+        find_run(tmp_path)
+
+
+def test_move_aside_keeps_every_old_run(tmp_path: Path) -> None:
+    for expected in ("run.old-1", "run.old-2"):
+        folder = RunFolder(tmp_path / "run")
+        folder.write_summary({"tokens": 1})
+        assert folder.move_aside() == tmp_path / expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.old-1", "run.old-2"]

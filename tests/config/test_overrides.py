@@ -1,0 +1,136 @@
+"""Preflight of overrides: every mistake is found, all at once, and nothing sound is refused."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dsv3.config.preflight import check
+from dsv3.paths import CONF
+from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_shipped_option_is_sound(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
+    if group in groups_of("train"):
+        assert check("train", [f"{group}={option}"]) == []
+    elif group in groups_of("evaluate"):
+        assert check("evaluate", [f"{group}={option}", "checkpoint=runs"]) == []
+    else:
+        assert check("train", [f"+{group}={option}"]) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["schedule.peak=2e-3"],
+        ["model.q_lora_rank=null"],
+        ["data.fim.max_characters=null"],
+        ["data.fim={rate: 0.5}"],
+        ["+model.extra=3", "model.extra=4"],
+        ["++model.dim=32"],
+        ["~ema"],
+        ["~ema.decay=0.99"],
+        ["~logger"],
+        ["trainer.devices=auto"],
+        ["trainer.devices=[0,1]"],
+        ["+trainer.log_every_n_steps=5"],
+        ["hydra.run.dir=elsewhere"],
+        ["optimizer.weight_decay=0"],
+        ["model.dim=${model.inter_dim}"],
+        ["mtp.weight=${schedule}"],
+        ["run.name='7'"],
+        ["seed=1,2", "model.top_k=range(1,3)", "--multirun"],
+        ["optimizer=glob(*)", "-m"],
+        ["hydra.mode=MULTIRUN", "seed=1,2"],
+        ["model.n_routed_experts=0", "model.n_dense_layers=3"],
+    ],
+    ids=" ".join,
+)
+def test_sound_arguments_pass(arguments: list[str]) -> None:
+    assert check("train", BASE + arguments) == []
+
+
+def test_three_mistakes_are_reported_together() -> None:
+    problems = {
+        problem.key: problem for problem in check("train", ["model.top_k=99", "attentoin=mla", "model.dim=abc"])
+    }
+    assert problems.keys() == {"model.top_k", "attentoin", "model.dim"}
+    options = [option for group, option in OPTIONS if group == "attention"]
+    assert "Did you mean 'attention'?" in problems["attentoin"].message
+    assert all(option in problems["attentoin"].message for option in options)
+    shipped = OmegaConf.load(CONF / "model" / "small.yaml")
+    kept = shipped.n_routed_experts // shipped.n_groups * shipped.topk_groups
+    assert problems["model.top_k"].value == 99
+    assert f"between 1 and {kept}" in problems["model.top_k"].message
+    assert "model.n_routed_experts" in problems["model.top_k"].message
+    assert "an integer is needed" in problems["model.dim"].message
+    assert str(shipped.dim) in problems["model.dim"].message
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "message"),
+    [
+        ("model.top_kk=3", "model.top_kk", "Did you mean 'model.top_k'?"),
+        ("top_k=3", "top_k", "Did you mean 'model.top_k'?"),
+        ("zzzzzz=3", "zzzzzz", "write +zzzzzz=3"),
+        ("model=tinny", "model", "Did you mean 'tiny'?"),
+        ("model=null", "model", "one of"),
+        ("modle=tiny", "modle", "Did you mean 'model'?"),
+        ("+model=tiny", "+model", "chosen already"),
+        ("model@other=tiny", "model@other", "write +model@other=tiny"),
+        ("+model.dim=3", "+model.dim", "there is already such a key"),
+        ("~emaa", "~emaa", "Did you mean 'ema'?"),
+        ("~ema.decay=0.5", "~ema.decay", "Could not delete"),
+        ("model.top_k=[1,", "model.top_k", "not an override that Hydra can read"),
+        ("model.top_k", "model.top_k", "Write key=value"),
+        ("model.top_k=1,2", "model.top_k", "--multirun"),
+        ("hydra/launcher=nothing", "hydra/launcher", "one of"),
+        ("run=3", "run", "a mapping is needed"),
+        ("mtp.weight=0.3", "mtp.weight", "a mapping is needed"),
+        ("grad_clip=null", "grad_clip", "a number is needed"),
+        ("model.dim=${model.dimm}", "model.dim", "Did you mean 'model.dim'?"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_explained(argument: str, key: str, message: str) -> None:
+    problem = only(check("train", ["logger=none", argument]))
+    assert problem.key == key
+    assert message in problem.message
+
+
+def test_keys_that_another_option_has_are_not_blamed_for_the_option() -> None:
+    arguments = ["model=tiny", "mtp=deepseeek", "mtp.depht=1", "router=sofmax", "router.normalise_gates=true"]
+    assert keys_of(check("train", arguments)) == ["mtp", "mtp.depht", "router"]
+
+
+def test_each_value_of_a_sweep_is_checked() -> None:
+    problems = check("train", [*BASE, "model.top_k=1,99,0", "model.dim=64,abc", "sed=1,2", "-m"])
+    found = sorted((problem.key, str(problem.value)) for problem in problems)
+    assert found == [("model.dim", "abc"), ("model.top_k", "0"), ("model.top_k", "99"), ("sed", "1"), ("sed", "2")]
+
+
+def test_a_combination_of_a_sweep_is_checked() -> None:
+    """tiny keeps 8 experts of 16 with two groups out of four, and 4 with one."""
+    problem = only(check("train", [*BASE, "model.top_k=1,8", "model.topk_groups=2,1", "-m"]))
+    assert (problem.key, problem.value) == ("model.top_k", 8)
+
+
+def test_a_mandatory_value_that_is_missing_is_named() -> None:
+    assert keys_of(check("evaluate", [])) == ["checkpoint"]
+
+
+def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
+    arguments = ["checkpoint=runs", "precision=fp8_blockwise", "+router=softmax", "benchmarks=quick", "format=xml"]
+    found = check("evaluate", arguments)
+    assert [problem.key for problem in found] == ["precision", "+router", "format"]
+    assert "those that it was trained with" in found[0].message
+    assert check("evaluate", ["checkpoint=runs", "hydra/launcher=joblib"]) == []
+
+
+def test_unknown_keys_may_mean_a_tools_option() -> None:
+    assert "Did you mean 'context'?" in only(check("train", ["contxt=3"], also=["context"])).message

@@ -1,0 +1,176 @@
+"""Preflight of types: those of the defaults, and those of signatures where there are any."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dsv3.config.preflight import check
+from dsv3.config.problems import Problem
+from tests.config.looking import keys_of, only
+
+TYPES = """
+integer: 3
+number: 0.5
+truth: true
+text: words
+items: [1, 2]
+nothing: null
+part:
+  inner: 1
+"""
+
+
+@pytest.fixture
+def types(tmp_path: Path) -> list[str]:
+    (tmp_path / "types.yaml").write_text(TYPES)
+    return ["--config-dir", str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "needed"),
+    [
+        ("integer=4", None),
+        ("integer=null", "an integer is needed"),
+        ("integer=4.5", "an integer is needed"),
+        ("integer=4e2", "write 400"),
+        ("integer=true", "an integer is needed"),
+        ("integer='4'", "write 4 without quotes"),
+        ("integer={a: 1}", "an integer is needed"),
+        ("number=1", None),
+        ("number=1e-3", None),
+        ("number=true", "a number is needed"),
+        ("number='1e-3'", "write 1e-3 without quotes"),
+        ("truth=False", None),
+        ("truth=1", "true or false is needed"),
+        ("truth=no", "true or false is needed"),
+        ("text=more words", None),
+        ("text=1", "a text is needed"),
+        ("text=[a]", "a text is needed"),
+        ("items=[]", None),
+        ("items=3", "a list is needed"),
+        ("nothing=3", None),
+        ("nothing={a: b}", None),
+        ("part=3", "a mapping is needed"),
+        ("part={inner: x}", "an integer is needed"),
+    ],
+)
+def test_type_table(types: list[str], argument: str, needed: str | None) -> None:
+    problems = check("types", [*types, argument])
+    if needed is None:
+        assert problems == []
+    else:
+        assert needed in only(problems).message
+
+
+MODULE = """
+from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Optional
+raise RuntimeError("preflight must not import plugins")
+
+Order = Literal["first", "last"]
+
+class Base:
+    def __init__(self, *, size: int, rate: float, name: str = "x", limit: int | None = None,
+                 order: Order = "first", pair: tuple[float, float] = (0, 0), many: Sequence[int] = (),
+                 table: Mapping[str, Any] = {}, maybe: Optional[bool] = None, part: Part = None, given_later=None):
+        pass
+
+class Inherits(Base):
+    pass
+
+@dataclass
+class Part:
+    depth: int
+    width: int = 1
+
+def anything(**options): ...
+
+class Maker:
+    @classmethod
+    def make(cls, size: int): ...
+"""
+NODE = """
+node:
+  _target_: stranger.parts.Inherits
+  _partial_: true
+  size: ${size}
+  rate: 0.5
+size: 4
+hydra: {output_subdir: null}
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Problem]]:
+    """check_node(*arguments): the problems of a config with a stranger's plugin in it."""
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "__init__.py").write_text("from stranger.parts import Part as Renamed\n")
+    (tmp_path / "stranger" / "parts.py").write_text(MODULE)
+    (tmp_path / "stranger" / "broken.py").write_text("def f(:\n")
+    (tmp_path / "strange.yaml").write_text(NODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda *arguments: check("strange", ["--config-dir", str(tmp_path), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "message"),
+    [
+        (["size=9"], None, ""),
+        (["size=x"], "size", "an integer is needed, such as the default 4 (node.size of Inherits)"),
+        (["node.size=x"], "node.size", "an integer is needed"),
+        (["node.rate=fast"], "node.rate", "a number is needed"),
+        (["+node.limit=null"], None, ""),
+        (["+node.limit=x"], "node.limit", "an integer or null is needed"),
+        (["+node.order=last"], None, ""),
+        (["+node.order=lst"], "node.order", "Did you mean 'last'?"),
+        (["+node.pair=[1,2.5]"], None, ""),
+        (["+node.pair=[1]"], "node.pair", "a list"),
+        (["+node.many=[1,x]"], "node.many", "a list"),
+        (["+node.many=3"], "node.many", "a list"),
+        (["+node.table={a: 1}"], None, ""),
+        (["+node.table=3"], "node.table", "a mapping"),
+        (["+node.maybe=3"], "node.maybe", "Optional[bool] is needed"),
+        (["+node.part={_target_: stranger.Renamed, depth: 1}"], None, ""),
+        (["+node.part={_target_: stranger.Renamed}"], "node.part.depth", "needs this argument"),
+        (["+node.part={_target_: stranger.Renamed, depth: x}"], "node.part.depth", "an integer is needed"),
+        (["+node.name={_target_: stranger.Renamed, depth: 1}"], "node.name", "a text is needed"),
+        (["+node.nme=x"], "node.nme", "Did you mean 'name'?"),
+        (["+node.given_later=3"], None, ""),
+        (["node._target_=stranger.parts.Inherit"], "node._target_", "Inherits"),
+        (["node._target_=stranger.part.Inherits"], "node._target_", "Did you mean 'parts'?"),
+        (["node._target_=strangr.parts.Inherits"], "node._target_", "no package 'strangr'"),
+        (["node._target_=stranger.parts"], "node._target_", "this is a module"),
+        (["node._target_=stranger.broken.f"], "node._target_", "line 1, is not Python"),
+        (["node._target_=stranger.parts.anything"], None, ""),
+        (["node._target_=stranger.parts.Maker.make", "~node.rate"], None, ""),
+        (["node._target_=stranger.parts.Maker.make"], "node.rate", "no such argument"),
+        (["node._target_=lightning.NoSuchName"], None, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_signatures(
+    stranger: Callable[..., list[Problem]], arguments: list[str], key: str | None, message: str
+) -> None:
+    problems = stranger(*arguments)
+    if key is None:
+        assert problems == []
+    else:
+        problem = only(problems)
+        assert problem.key == key
+        assert message in problem.message
+
+
+def test_an_experiment_file_is_checked_like_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: tiny\nmodel: {topk: 2, dim: wide}\nrun: {tokens: 1e6}\n"
+        "trainer: {log_every_n_steps: 5}\nbalancing: {parts: {sequence_aux: {alfa: 1.0}}}\n"
+    )
+    problems = check("train", ["--config-dir", str(tmp_path), "experiment=mine", "logger=none"])
+    assert keys_of(problems) == ["balancing.parts.sequence_aux.alfa", "model.dim", "model.topk", "run.tokens"]
+    messages = {problem.key: problem.message for problem in problems}
+    assert "Did you mean 'model.top_k'?" in messages["model.topk"]
+    assert "write 1000000" in messages["run.tokens"]

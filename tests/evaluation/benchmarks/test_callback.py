@@ -1,0 +1,68 @@
+"""Benchmarks in training: written down, repeated by no resume, and without a trace in training itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.training.run import build_run
+from dsv3.training.summary import benchmark_scores
+from tests.smoke.test_resume import differences
+
+SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_logic={limit: 3, temperature: 1.0}"]
+
+
+def train(compose: Callable[..., DictConfig], folder: Path, *more: str) -> tuple[Any, RunFolder]:
+    config = compose("precision=fp32", f"run.dir={folder}", "run.tokens=2048", "run.checkpoint_tokens=1024", *more)
+    run = build_run(config)
+    run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
+    return run, run.folder
+
+
+def test_training_is_bitwise_the_same_with_and_without(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    _, plain = train(composed, tmp_path / "without")
+    run, observed = train(composed, tmp_path / "with", *SUITE, "benchmarks.every_tokens=512")
+    for table in ("metrics/train", "metrics/experts", "metrics/validation"):
+        assert plain.read(table).equals(observed.read(table))
+    ends = [load_checkpoint(folder.checkpoints()[-1]) for folder in (plain, observed)]
+    assert not differences(*(end["state_dict"] for end in ends))
+    assert not differences(*(end["optimizer_states"] for end in ends))
+    assert not differences(*(end["callbacks"]["EMA"] for end in ends))
+    table = observed.read("metrics/benchmarks")
+    assert sorted(set(table.tokens)) == [0, 512, 1024, 1536, 2048]
+    assert set(table.task) == {"rg_arithmetic", "rg_logic"}
+    assert {"exact_match", "answer_bpb"} <= set(table.metric)
+    assert observed.read("timing/benchmarks").tokens.tolist() == [0, 512, 1024, 1536, 2048]
+    assert plain.read("metrics/benchmarks").empty
+    assert run.module.training
+
+    summary = benchmark_scores(observed)
+    bpb = next(row for row in summary if (row["task"], row["metric"]) == ("rg_arithmetic", "answer_bpb"))
+    assert bpb["n"] == 4
+    assert bpb["before"] != bpb["after"]
+    assert bpb["after_stderr"] > 0
+
+
+def test_resuming_repeats_no_benchmark(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Stopped after the checkpoint at 1024 tokens and continued: the table is that of a run that was never stopped."""
+    _, whole = train(composed, tmp_path / "whole", *SUITE, "benchmarks.every_tokens=512")
+    folder = tmp_path / "stopped"
+    stopped, _ = train(composed, folder, *SUITE, "benchmarks.every_tokens=512", "trainer.max_steps=4")
+    stopped.folder.release()
+    _, continued = train(composed, folder, *SUITE, "benchmarks.every_tokens=512")
+    assert continued.read("metrics/benchmarks").equals(whole.read("metrics/benchmarks"))
+
+
+def test_a_task_that_cannot_run_is_named_once_and_left_out(
+    composed: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = ["+benchmarks.tasks.stdlib_infilling={limit: 2}", "+benchmarks.tasks.rg_arithmetic={limit: 2}"]
+    _, folder = train(composed, tmp_path / "run", *tasks)
+    assert set(folder.read("metrics/benchmarks").task) == {"rg_arithmetic"}
+    named = [record for record in caplog.records if "stdlib_infilling is left out" in record.getMessage()]
+    assert len(named) == 1
+    assert torch.is_grad_enabled()

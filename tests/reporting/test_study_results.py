@@ -1,0 +1,113 @@
+"""What a study's runs come to: which runs count, which layers are compared, and known values of its figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.cli import main
+from dsv3.reporting.study_results import common_budget, metrics, read_study, specialisation
+from dsv3.study.report import sections
+
+LOADS = {"layers.1": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
+
+
+def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | None = None, **changed: Any) -> None:
+    """A run of two validations. changed: `bpb` at the end, `tokens`, `layers`, `arms` and `baseline` of its config."""
+    folder = RunFolder(root / (name or f"{arm}/seed{seed}"))
+    folder.path.mkdir(parents=True)
+    study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
+    study |= {"question": None, "finding": None, "metric": None}
+    OmegaConf.save({"seed": seed, "study": study, "run": {"experiment": "made_up"}}, folder.config_path)
+    tokens, bpb = changed.get("tokens", 100), changed.get("bpb", 2.0)
+    for at, value in ((0, 8.0), (tokens, bpb)):
+        row = {"tokens": at, "weights": "live", "domain": "all", "loss": value, "bpb": value}
+        folder.table("metrics/validation").append(row)
+    folder.table("metrics/train").append({"tokens": tokens, "loss": bpb})
+    folder.table("timing/train").append({"tokens": tokens, "seconds": 1.0})
+    for layer in changed.get("layers", ["layers.1"]):
+        load = np.array(LOADS[layer]).flatten().tolist()
+        routing = {"tokens": tokens, "layer": layer, "nodes": 1.0, "dispatch_bytes": 64.0, "domains": ["x", "y"]}
+        folder.table("metrics/routing").append(routing | {"domain_load": load})
+    folder.flush(tokens)
+    if finished:
+        scores = {"after": {"all": {"bpb": bpb}}, "ema": {"all": {"bpb": bpb}}}
+        folder.write_summary(
+            {"tokens": tokens, "steps": 1, "validation": scores, "git_commit": f"c{seed}", "versions": {}}
+        )
+
+
+def sentences(root: Path, title: str) -> str:
+    return " ".join(next(section for section in sections(read_study(root)) if section.title == title).sentences)
+
+
+def test_specialisation_of_known_loads() -> None:
+    """Each of two experts serves one of two domains alone: 2 or 0 times an even share, where 1 is that of all."""
+    rows = pd.DataFrame({"domains": [["x", "y"]] * 2, "domain_load": [[8, 0, 0, 8], [4, 4, 4, 4]]})
+    assert specialisation(rows[:1]) == 1.0
+    assert specialisation(rows[1:]) == 0.0
+    assert specialisation(rows) == 0.5
+    assert specialisation(rows[:0]) is None
+
+
+def test_experts_are_compared_over_the_layers_that_all_arms_have(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1)
+    made(tmp_path, "b", 1, layers=["layers.1", "mtp.0"])
+    study = read_study(tmp_path)
+    found = {metric.name: study.values(metric, "b", [1]) for metric in metrics(study)}
+    assert found["specialisation"] == [0.0], "that of mtp.0 is 1"
+
+
+def test_runs_are_read_where_the_shortest_ends(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1, tokens=100)
+    made(tmp_path, "b", 1, tokens=80)
+    assert common_budget(read_study(tmp_path), "tokens") == 80
+
+
+def test_an_arm_that_was_added_later_counts(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1)
+    made(tmp_path, "c", 1, arms={"a": [], "c": []})
+    assert list(read_study(tmp_path).runs) == ["a", "c"]
+
+
+def test_an_unfinished_baseline_is_named(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1, finished=False)
+    made(tmp_path, "b", 1)
+    text = sentences(tmp_path, "Verdict")
+    assert "a, the baseline, has no finished run: the others are compared with b." in text
+    assert "Not finished, and left out: a/seed1." in text
+    assert "There is no second arm to compare." in text
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1)
+    made(tmp_path, "a", 1, name="a/other")
+    with pytest.raises(ValueError, match="a/other and a/seed1 are both a with seed 1"):
+        read_study(tmp_path)
+
+
+def test_the_report_says_what_was_run_and_by_which_code(tmp_path: Path) -> None:
+    for arm in ("a", "b"):
+        for seed in (1, 2):
+            made(tmp_path, arm, seed)
+    text = sentences(tmp_path, "Runs")
+    assert "4 finished runs of 2 arms, with seeds 1, 2, of 100 tokens (1 steps) each" in text
+    assert "Commit: c1, or c2." in text
+
+
+def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arm, bpb in (("a", 2.0), ("b", 1.5)):
+        for seed in (1, 2):
+            made(tmp_path, arm, seed, bpb=bpb + 0.01 * seed)
+    assert main(["report", str(tmp_path), "metric=held-out all", "format=json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)["sections"][0]["sentences"]
+    assert "By held-out all:" in verdict
+    assert any(sentence.startswith("b: better than a by 0.5000 bits per byte") for sentence in verdict)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "metric=held out"])
+    assert "study.metric=held out: these runs have held-out all" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""The guard against loss spikes: a planted one is found, written down and acted on by policy."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+import dsv3.build
+import dsv3.training.lightning_module
+from dsv3.build import build_data
+from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.contracts import Step
+from dsv3.reporting.page import write_run_report
+from dsv3.training.callbacks import Guard
+from dsv3.training.fit import fit
+
+Compose = Callable[..., DictConfig]
+PLANTED_AT = 5120  # tokens before the step that holds the planted row
+
+
+def planted(data: Any) -> Any:
+    """The synthetic data, with one row of bytes that no other row has in the step after PLANTED_AT tokens."""
+    original = data.train_dataloader
+
+    def steps() -> Iterator[Step]:
+        for step in original():
+            if step.tokens_before == PLANTED_AT:
+                first = step.micro_batches[0]
+                noise = torch.randint(0, 96, first.tokens_BT.shape, generator=torch.Generator().manual_seed(0))
+                step.micro_batches[0] = first._replace(tokens_BT=noise, targets_BT=noise.roll(-1, 1))
+            yield step
+
+    data.train_dataloader = steps
+    return data
+
+
+@pytest.fixture
+def config(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
+    monkeypatch.setattr(dsv3.build, "build_data", lambda config, **_: planted(build_data(config)))
+    keys = ("run.tokens=7680", "run.checkpoint_tokens=2048", "run.validation_tokens=7680", "schedule.peak=0.005")
+    return lambda name, *more: composed(*keys, "guard.rise=0.7", "guard.window=8", f"run.dir={tmp_path}/{name}", *more)
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder.checkpoints()[-1])["state_dict"]
+
+
+def spikes(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder.path / "spikes").glob("tokens-*.json"))]
+
+
+def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig]) -> None:
+    folder = fit(config("record", "guard.on_spike=record")).folder
+    (spike,) = spikes(folder)
+    assert (spike["kind"], spike["policy"], spike["tokens_before"]) == ("loss spike", "record", PLANTED_AT)
+    assert spike["loss"] > max(spike["losses_before"])
+    assert all(document["micro_batch"] == 0 for document in spike["documents"][:4]), "the planted rows are the worst"
+    assert set(spike["documents"][0]) >= {"row", "document", "domain", "loss", "text"}
+    assert set(spike["routing"]) == {"layers.1", "layers.2", "mtp.0"}
+    assert sum(spike["domains"].values()) == 256
+    (finding,) = folder.read("metrics/findings").query("kind == 'loss spike'").to_dict("records")
+    assert finding["tokens"] == PLANTED_AT
+    assert f"after {PLANTED_AT:,} tokens: record" in finding["text"]
+    page = write_run_report(folder.path).read_text()
+    assert f"Loss spike after {PLANTED_AT:,} tokens (record)" in page
+
+
+def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
+    run = fit(config("skip", "guard.on_spike=skip"))
+    assert [spike["policy"] for spike in spikes(run.folder)] == ["skip"]
+    assert run.module.tokens_seen == 7680, "the data moves on"
+    steps = run.folder.read("metrics/train").step
+    assert steps.iloc[-1] == len(steps) - 1, "one update fewer than steps"
+
+
+def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
+    """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
+    asked = config("rolled", "guard.on_spike=roll_back", "resume=never")
+    rolled, skipped = fit(asked), fit(config("skipped", "guard.on_spike=skip"))
+    ours, theirs = weights(rolled.folder), weights(skipped.folder)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    findings = rolled.folder.read("metrics/findings")
+    assert PLANTED_AT in findings[findings.kind == "update left out"].tokens.tolist()
+    assert "loss spike" not in set(findings.kind)
+    assert [spike["policy"] for spike in spikes(rolled.folder)] == ["roll_back"]
+    assert not list(rolled.folder.path.parent.glob("rolled.old-*")), "`resume=never` is for the first beginning"
+
+
+def test_rollbacks_are_limited(config: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ValueError, match=r"guard\.most_rollbacks=0 are used up"):
+        fit(config("limited", "guard.on_spike=roll_back", "guard.most_rollbacks=0"))
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient of the second step is infinite; all weights stay finite and the batch is written down."""
+    original = dsv3.training.lightning_module.clip_gradients
+    planted_in = iter([False, True])
+
+    def clip(model: Any, largest: float) -> torch.Tensor:
+        if next(planted_in, False):
+            next(model.parameters()).grad[0, 0] = torch.inf
+        return original(model, largest)
+
+    monkeypatch.setattr(dsv3.training.lightning_module, "clip_gradients", clip)
+    run = fit(composed("run.tokens=1024", f"run.dir={tmp_path}/run"))
+    (spike,) = spikes(run.folder)
+    assert (spike["kind"], spike["policy"], spike["grad_norm"]) == ("non-finite loss", "skip", "inf")
+    assert run.trainer.global_step == 3
+    assert all(weight.isfinite().all() for weight in weights(run.folder).values())
+
+
+def guard(folder: Path, **changed: Any) -> Guard:
+    settings: dict[str, Any] = {
+        "on_spike": "record", "on_nonfinite": "skip", "window": 64, "deviations": 8.0, "rise": 0.5, "most_rollbacks": 3,
+    }  # fmt: skip
+    return Guard(**settings | changed, folder=RunFolder(folder))
+
+
+def test_threshold_follows_the_spread_of_the_losses(tmp_path: Path) -> None:
+    quiet, noisy, falling = (guard(tmp_path, window=2048) for _ in range(3))
+    quiet.losses.extend([3.0] * 20)
+    noisy.losses.extend((3 + 0.25 * torch.randn(2048, generator=torch.Generator().manual_seed(1))).tolist())
+    falling.losses.extend([5.0 - 0.1 * i for i in range(21)])
+    assert quiet.threshold() == 3.5
+    assert noisy.threshold() == pytest.approx(3.0 + 8 * 0.25, rel=0.03)
+    assert falling.threshold() == pytest.approx(4.5), "a steady fall is no noise"
+
+
+def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skips = guard(tmp_path, on_spike="skip", window=8)
+    monkeypatch.setattr(skips, "_write_down", lambda *_: None)
+    losses = [3.0] * 8 + [4.0] * 8
+    allowed = [skips.allows(Step([], i, {}), loss, 1.0, {}) for i, loss in enumerate(losses)]
+    assert allowed[:8] == [True] * 8
+    assert not any(allowed[8:12])
+    assert all(allowed[13:])
+
+
+@pytest.mark.parametrize("wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}])
+def test_impossible_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"guard.{next(iter(wrong))}"):
+        guard(tmp_path, **wrong)
