@@ -25,12 +25,13 @@ def train(config: DictConfig) -> None:
     folder = RunFolder(config.run.dir)
     if not is_finished(config, folder):
         run = fit(config)
-        if not run.interruption.happened:
+        if not run.exit_status:
             folder.write_summary(summarise(run))
         write_run_report(folder.path)
-        if run.interruption.happened:
-            print(f"Interrupted. The same command continues from {folder.newest_valid_checkpoint()}", file=sys.stderr)
-            sys.exit(run.interruption.exit_status)
+        if run.exit_status:
+            newest = folder.newest_valid_checkpoint()
+            print(f"Interrupted. Rerun the same command to resume from {newest}", file=sys.stderr)
+            sys.exit(run.exit_status)
     show(folder)
 
 

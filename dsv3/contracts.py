@@ -104,6 +104,87 @@ class Attention(Protocol):
         """Multiply-adds times two, forward, of one token that sees `context` positions; projections included."""
 
 
+class Head(NamedTuple):
+    """The output head as losses use it: logits = states copy_VD^T, the gradient arrives at weight_VD."""
+
+    weight_VD: Tensor  # the FP32 parameter
+    copy_VD: Tensor  # the same without a gradient, in the dtype that it is multiplied in
+
+
+class Statistic(NamedTuple):
+    """A figure of a training step: column `name` of `metrics/train`, shown by progress bar, reports and W&B.
+
+    value = factor * sums[total] / sums[over], where both are added up over the step's micro-batches and over ranks in
+    FP64; `over` may name a denominator of the objective too, and None divides by nothing. NaN where `over` sums to 0.
+    """
+
+    name: str
+    unit: str
+    total: str
+    over: str | None = None
+    factor: float = 1.0
+    shown: bool = False  # in the progress bar
+
+
+class LossTerm(NamedTuple):
+    """One term of a micro-batch's loss, divided by what it is divided by already, and sums for `Statistic`s."""
+
+    loss: Tensor  # scalar with a gradient
+    sums: Mapping[str, Tensor]  # scalars on the device, without one
+
+
+Denominators = Mapping[str, Tensor]
+"""What a step divides by, by name: scalars on the device, of the whole global batch.
+
+Every objective gives `micro_batches` (their number), and `mtp`: what each MTP depth's summed loss is divided by."""
+
+
+class Forward(NamedTuple):
+    """What the model gives for one micro-batch in training."""
+
+    hidden_BTD: Tensor  # after the final norm; the head gives next-token logits from it
+    predictions: "list[MTPPrediction]"  # one per MTP depth; empty where they were not asked for
+    routings: "dict[str, Routing]"  # by the name of the MoE layer; MTP's included
+
+
+class Models(NamedTuple):
+    """The models that an objective may ask before a step, under `torch.no_grad`."""
+
+    policy: nn.Module  # the model that is trained
+
+
+class Objective(Protocol):
+    """What training minimises: an nn.Module without parameters, whose buffers move with the model.
+
+    Router bias, balance losses, guard, averaged weights, monitoring and resume are the same under every objective.
+    """
+
+    statistics: Sequence[Statistic]
+
+    def prepare(self, step: "Step", models: Models) -> "Step":
+        """Return the step to train on: `step` itself, or one that was made of it (sampled answers, reference
+        log-probabilities). Called without gradients, before the first micro-batch."""
+
+    def denominators(self, step: "Step") -> Denominators:
+        """Return this rank's share of each denominator; the core sums them over ranks before the first micro-batch."""
+
+    def loss(self, forward: Forward, head: Head, micro: "MicroBatch", denominators: Denominators) -> LossTerm:
+        """Return a micro-batch's share of the step's loss: shares add up to the loss of the global batch."""
+
+
+@runtime_checkable
+class HasAuxiliaryLoss(Protocol):
+    """What a part of the model (an nn.Module: MTP, attention, memory, router, experts) may offer beside its contract:
+    a loss of its own and figures of it. Parts of one class share their statistics: their sums are added."""
+
+    statistics: Sequence[Statistic]
+
+    def auxiliary_loss(
+        self, forward: Forward, head: Head, micro: "MicroBatch", denominators: Denominators, tokens_seen: int
+    ) -> LossTerm:
+        """Called once per micro-batch after its forward pass, in training only; added to the objective's loss."""
+
+
 class Memory(Protocol):
     """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones."""
 
@@ -127,6 +208,8 @@ class Memory(Protocol):
 
 class Router(Protocol):
     """Chooses K of E experts for each token, in FP32."""
+
+    top_k: int  # K
 
     def __call__(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
         """`bias_E` moves the selection only, never a gate value. `tokens_N` are the token ids (hash routing)."""

@@ -1,9 +1,13 @@
-"""What a process is told before it computes: how to treat freed memory, and what not to say."""
+"""Process setup: device, allocator, garbage collector, log and warning filters."""
 
 import ctypes
 import gc
 import logging
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of glibc's mallopt(3)."""
@@ -15,6 +19,20 @@ def set_up_process() -> None:
     keep_freed_memory()
     gc.collect()
     gc.freeze()  # a full collection looks at a million objects of imported modules; there is nothing to find
+
+
+def device_named(choice: str, *, key: str = "device") -> "torch.device":
+    """The device for `auto` (cuda where torch sees a GPU, else cpu), `cpu` or `cuda`; `key` is where it was chosen.
+
+    Raises:
+        ValueError: cuda is asked for and torch sees no GPU.
+    """
+    import torch
+
+    found = torch.cuda.is_available()
+    if choice == "cuda" and not found:
+        raise ValueError(f"{key}=cuda: torch sees no GPU here; {key}=cpu does without one")
+    return torch.device("cuda" if choice != "cpu" and found else "cpu")
 
 
 def keep_freed_memory() -> None:

@@ -57,7 +57,8 @@ ABOVE_ZERO = (
     *(f"model.{name}" for name in ("vocab_size", "dim", "n_layers", "inter_dim", "init_std", "norm_eps", "rope_theta")),
     *(f"model.{name}" for name in ("n_heads", "n_kv_heads", "head_dim", "q_lora_rank", "kv_lora_rank")),
     *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
-    *("monitor.every_tokens", "guard.window", "guard.deviations", "guard.rise"),
+    *(f"callbacks.guard.{name}" for name in ("window", "deviations", "rise")),
+    *("callbacks.monitor.every_tokens", "callbacks.save.flush_tokens"),
     *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
     *("memory.rows", "precision.tile"),
@@ -68,25 +69,23 @@ ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top
 NOT_NEGATIVE = (
     "seed",
     "shots",
-    "guard.most_rollbacks",
+    "callbacks.guard.most_rollbacks",
     "model.n_dense_layers",
     "model.n_routed_experts",
     "model.n_shared_experts",
     "data.questions",
-    "diagnostics.quantisation_tokens",
+    "callbacks.quantisation.every_tokens",
     "precision.amax_floor",
     "precision.amax_history",
 )
 CHOICES = {  # of a value, or of each of a list
-    "guard.on_spike": ("record", "skip", "roll_back"),
-    "guard.on_nonfinite": ("skip", "roll_back"),
-    "trainer.accelerator": ("cpu", "cuda"),
+    "trainer.accelerator": ("auto", "cpu", "cuda"),
     "data.fim.order": ("psm", "spm"),
     "format": ("text", "json"),
     "weights": ("live", "ema"),
     "recompute": ("norm", "attention_up", "swiglu"),  # dsv3.model.recompute.Part, without importing torch
 }
-FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "ema.decay")
+FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "callbacks.ema.decay")
 
 
 def above_zero(facts: Facts) -> Iterator[Problem]:

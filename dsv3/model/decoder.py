@@ -4,12 +4,12 @@ Names of modules and weights follow transformers' DeepseekV3 where it has them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import MTP, Attention, Cache, Memory, MicroBatch, MTPPrediction, Precision, Routing
+from dsv3.contracts import MTP, Attention, Cache, Forward, Head, Memory, MicroBatch, MTPPrediction, Precision, Routing
 from dsv3.model.layers import RMSNorm, SwiGLU
 from dsv3.model.moe import MoE
 
@@ -38,12 +38,6 @@ class Block(nn.Module):
             y_BTD, routing = self.mlp(h_BTD, tokens_BT)
             return x_BTD + y_BTD, routing
         return x_BTD + self.mlp(h_BTD), None
-
-
-class DecoderOutput(NamedTuple):
-    hidden_BTD: Tensor  # after the final norm; the head gives next-token logits from it
-    predictions: list[MTPPrediction]  # one per MTP depth; empty where they were not asked for
-    routings: dict[str, Routing]  # by the name of the MoE module; MTP's included
 
 
 class Decoder(nn.Module):
@@ -82,7 +76,7 @@ class Decoder(nn.Module):
     def embed(self, tokens_BT: Tensor) -> Tensor:
         return self.embed_tokens(tokens_BT).to(self.precision.activation_dtype)
 
-    def forward(self, batch: MicroBatch, *, with_mtp: bool) -> DecoderOutput:
+    def forward(self, batch: MicroBatch, *, with_mtp: bool) -> Forward:
         """States and routings of a micro-batch; `with_mtp` runs the MTP modules too (training)."""
         documents = batch.document_ids_BT if self.isolate_documents else None
         last_BTD, routings = self._blocks(batch.tokens_BT, batch.positions_BT, documents, None)
@@ -94,7 +88,7 @@ class Decoder(nn.Module):
             for depth, prediction in enumerate(predictions):
                 if prediction.routing is not None:
                     routings[f"mtp.{depth}"] = prediction.routing
-        return DecoderOutput(hidden_BTD, predictions, routings)
+        return Forward(hidden_BTD, predictions, routings)
 
     def decode(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
         """Next-token logits float32 [B, T, V] of tokens that continue what the caches hold."""
@@ -127,6 +121,10 @@ class Decoder(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
+    def head(self) -> Head:
+        """The head as losses use it."""
+        return Head(self.head_weight, self.cast_head())
+
     def cast_head(self) -> Tensor:
         """The head's weight without a gradient, [V, D] in the dtype that it is multiplied in: the head layer's `dtype`
         where it has one, or else that of the states."""
@@ -157,6 +155,10 @@ class Decoder(nn.Module):
             if routing is not None:
                 routings[f"layers.{i}"] = routing
         return x_BTD, routings
+
+    def routing_biases(self) -> dict[str, Tensor]:
+        """The selection bias of every MoE layer, float32 [E], by its short name."""
+        return {name: moe.balancing.bias for name, moe in self.moe_layers()}
 
 
 def moe_name(module_name: str) -> str:

@@ -1,7 +1,7 @@
 """Sums over training tokens of what one MoE layer's router decides, and the figures made of them.
 
-Only sums are taken in a step; the figures are computed once an interval. With load_i the number of tokens that chose
-expert i, E experts and K of them a token:
+Only sums are taken in a step, on the device and without waiting for it; the figures are computed once an interval.
+With load_i the number of tokens that chose expert i, E experts and K of them a token:
 
     max violation       max_i load_i / mean load - 1, of a micro-batch, of an optimiser step, of the whole interval
     load entropy        H(load / sum load) / ln E, 1 when even; effective experts = exp(H)
@@ -61,34 +61,33 @@ class RoutingStatistics(Metric):
     def update(self, routing: Routing, bias_E: Tensor, domains_N: Tensor, real_N: Tensor) -> None:
         """Add one micro-batch. `real_N`: False for padding; `bias_E`: what the router selected with."""
         experts_NK, gates_NK, affinities_NE = routing
-        if not real_N.all():
-            experts_NK, gates_NK, affinities_NE = experts_NK[real_N], gates_NK[real_N], affinities_NE[real_N]
-            domains_N = domains_N[real_N]
-        chosen_NE = torch.zeros_like(affinities_NE).scatter_(1, experts_NK, 1.0)
+        weight_N1 = real_N.unsqueeze(1).to(affinities_NE.dtype)
+        chosen_NE = torch.zeros_like(affinities_NE).scatter_(1, experts_NK, weight_N1.expand(experts_NK.shape))
         domain_NX = torch.zeros(len(domains_N), len(self.load_XE), device=domains_N.device)
         domain_NX.scatter_(1, domains_N.unsqueeze(1), 1.0)
         load_XE = (domain_NX.T @ chosen_NE).long()  # products of zeros and ones: exact below 2^24 tokens
         self.load_XE += load_XE
         self.pairs_EE += (chosen_NE.T @ chosen_NE).long()
-        nodes_N = (chosen_NE @ self.group_EG > 0).sum(1)
-        self.nodes_G += torch.bincount(nodes_N, minlength=self.n_groups + 1)[1:]
-        self._add_gates(experts_NK, gates_NK)
-        self._add_margin(affinities_NE + bias_E, experts_NK, chosen_NE)
+        nodes_N = (chosen_NE @ self.group_EG > 0).sum(1)  # 0 for padding
+        self.nodes_G.scatter_add_(0, (nodes_N - 1).clamp(min=0), real_N.long())
+        self._add_gates(experts_NK, gates_NK * weight_N1)
+        self._add_margin(affinities_NE + bias_E, experts_NK, chosen_NE, real_N)
         self.micro_violation += max_violation(load_XE.sum(0))
         self.micro_batches += 1
 
     def _add_gates(self, experts_NK: Tensor, gates_NK: Tensor) -> None:
+        """`gates_NK`: 0 for padding, which then adds nothing."""
         self.gates_E += torch.zeros_like(self.gates_E).index_add_(0, experts_NK.flatten(), gates_NK.flatten().double())
         if self.top_k > 1:
             shares_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-20)
             self.gate_entropy -= (shares_NK * shares_NK.clamp(min=1e-20).log()).sum(dtype=torch.float64)
 
-    def _add_margin(self, scores_NE: Tensor, experts_NK: Tensor, chosen_NE: Tensor) -> None:
+    def _add_margin(self, scores_NE: Tensor, experts_NK: Tensor, chosen_NE: Tensor, real_N: Tensor) -> None:
         if self.top_k < self.n_experts:
             passed_over_N = (scores_NE - chosen_NE * 1e9).amax(1)
             margin_N = scores_NE.gather(1, experts_NK).amin(1) - passed_over_N
-            self.margin += margin_N.sum(dtype=torch.float64)
-            self.limited += (margin_N < 0).sum()
+            self.margin += (margin_N * real_N).sum(dtype=torch.float64)
+            self.limited += ((margin_N < 0) & real_N).sum()
 
     def add_step(self, load_E: Tensor) -> None:
         """Add the load of a whole optimiser step."""
@@ -110,7 +109,7 @@ class RoutingStatistics(Metric):
             "routed_tokens": round(tokens),
             "violation_micro": (self.micro_violation / self.micro_batches.clamp(min=1)).item(),
             "violation_step": (self.step_violation / self.steps.clamp(min=1)).item(),
-            "violation_interval": max_violation(load_E),
+            "violation_interval": max_violation(load_E).item(),
             "load_entropy": entropy / math.log(self.n_experts) if self.n_experts > 1 else 1.0,
             "effective_experts": math.exp(entropy),
             "gate_entropy": self.gate_entropy.item() / max(tokens, 1) / math.log(max(self.top_k, 2)),

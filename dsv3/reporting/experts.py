@@ -20,7 +20,7 @@ MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
 def nothing(run: History) -> str:
     """Why there are no figures of experts."""
     dense = run.facts.get("experts") == 0
-    return "this model has no experts" if dense else "no interval of `monitor.every_tokens` is over yet"
+    return "this model has no experts" if dense else "no interval of `callbacks.monitor.every_tokens` is over yet"
 
 
 def layers(routing: pd.DataFrame) -> list[str]:

@@ -4,7 +4,9 @@
 
 Depth k keeps the causal chain: it is given the true token t_(i+k) and predicts t_(i+k+1). The embedding and the
 head are the main model's own objects. Positions without a token k further on are cut off, never padded, so that
-they count neither as loss nor as expert load.
+they count neither as loss nor as expert load. The loss, with D depths:
+
+    L_MTP = lambda / D * sum_k (sum over targets of -ln P_(i+k+1)) / the objective's denominator for MTP
 """
 
 from collections.abc import Callable
@@ -13,8 +15,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import IGNORE, Cache, MicroBatch, MTPPrediction, Precision, Routing, Schedule
+from dsv3.contracts import (
+    IGNORE,
+    Cache,
+    Denominators,
+    Forward,
+    Head,
+    LossTerm,
+    MicroBatch,
+    MTPPrediction,
+    Precision,
+    Routing,
+    Schedule,
+    Statistic,
+)
 from dsv3.model.layers import RMSNorm
+from dsv3.model.losses import linear_cross_entropy
 
 
 class MTPModule(nn.Module):
@@ -82,6 +98,7 @@ class DeepSeekMTP(nn.Module):
         self.weight = weight
         self.after_final_norm = after_final_norm
         self.mask_boundary = document_boundary == "mask"
+        self.statistics = [figure for k in range(1, depth + 1) for figure in statistics_of(k)]
 
     def forward(
         self, h_BTD: Tensor, batch: MicroBatch, embed: Callable[[Tensor], Tensor], isolate: bool
@@ -97,6 +114,24 @@ class DeepSeekMTP(nn.Module):
             )
             predictions.append(MTPPrediction(norm(h_BTD), self._targets(batch, k), routing))
         return predictions
+
+    def auxiliary_loss(
+        self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators, tokens_seen: int
+    ) -> LossTerm:
+        """lambda / D * sum over depths of the depth's summed loss / denominators["mtp"]."""
+        scale = self.weight(tokens_seen) / self.depth
+        losses: list[Tensor] = []
+        sums: dict[str, Tensor] = {}
+        for k, prediction in enumerate(forward.predictions, start=1):
+            hidden_ND, targets_N = prediction.hidden_BSD.flatten(0, 1), prediction.targets_BS.flatten()
+            loss = linear_cross_entropy(hidden_ND, head.weight_VD, targets_N, copy_VD=head.copy_VD)
+            losses.append(scale * loss.total / denominators["mtp"])
+            sums |= {
+                f"mtp{k}_nll": loss.total.detach(),
+                f"mtp{k}_correct": loss.correct,
+                f"mtp{k}_targets": loss.targets,
+            }
+        return LossTerm(sum(losses[1:], start=losses[0]), sums)
 
     def new_caches(self, batch: int, capacity: int) -> list[Cache]:
         return [module.get_submodule("block.self_attn").new_cache(batch, capacity) for module in self.depths]  # type: ignore[operator]
@@ -121,3 +156,11 @@ class DeepSeekMTP(nn.Module):
         ids_BT = batch.document_ids_BT
         of_target_BT = torch.cat((ids_BT[:, 1:], ids_BT[:, -1:]), dim=1)
         return targets_BS.masked_fill(of_target_BT[:, k:] != ids_BT[:, : targets_BS.shape[1]], IGNORE)
+
+
+def statistics_of(k: int) -> list[Statistic]:
+    """Loss and accuracy of depth k."""
+    return [
+        Statistic(f"mtp{k}_loss", "nats per position", f"mtp{k}_nll", over="mtp"),
+        Statistic(f"mtp{k}_accuracy", "share of targets", f"mtp{k}_correct", over=f"mtp{k}_targets"),
+    ]

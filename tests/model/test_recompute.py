@@ -32,11 +32,11 @@ def test_a_step_is_the_same_to_the_bit(composed: Compose, part: str, swap: str) 
         config = composed(swap, f"recompute={parts}".replace("'", ""))
         module = module_of(config)
         module.recompute = config.recompute
-        record = module.training_step(step_of(config), 0)
+        record = module.take_step(step_of(config))
         steps.append((record, [p.grad for p in module.model.parameters()]))
     (plain, gradients), (again, others) = steps
-    assert plain["loss"] == again["loss"]
-    assert all(torch.equal(counts, again["loads"][name]) for name, counts in plain["loads"].items())
+    assert plain.loss == again.loss
+    assert all(torch.equal(counts, again.loads[name]) for name, counts in plain.loads.items())
     for one, other in zip(gradients, others, strict=True):
         assert one is not None
         assert torch.equal(one, other)

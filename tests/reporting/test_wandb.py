@@ -8,7 +8,7 @@ import wandb
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
-from dsv3.training.callbacks import Pictures
+from dsv3.training.callbacks.expert_plots import draw
 from tests.reporting.made_up import MadeUpRun
 
 
@@ -16,14 +16,14 @@ def test_pictures_are_maps_and_a_table_of_the_newest_interval(tmp_path: Path) ->
     run = MadeUpRun(tmp_path / "run", layers=4, experts=16)
     run.interval()
     run.interval()
-    drawn = Pictures(every_tokens=1, folder=run.folder).draw()
+    drawn = draw(run.folder)
     assert set(drawn) == {"experts/load", "experts/specialisation", "experts/output_norm", "experts/table"}
     table = drawn.pop("experts/table")
     assert len(table.data) == 4
     assert {"layer", "tokens", "violation_interval", "nodes"} <= set(table.columns)
     assert not {"load", "bias", "domains"} & set(table.columns), "arrays are in the maps"
     assert all(isinstance(picture, wandb.Plotly) for picture in drawn.values())
-    assert Pictures(every_tokens=1, folder=RunFolder(tmp_path / "none")).draw() == {}
+    assert draw(RunFolder(tmp_path / "none")) == {}
 
 
 def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> None:

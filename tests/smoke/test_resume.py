@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
     "run.tokens=20480", "run.checkpoint_tokens=4096", "run.validation_tokens=6144", "balancing=v3", "precision=fp32",
-    "benchmarks=none", "monitor.every_tokens=3072",
+    "benchmarks=none", "callbacks.monitor.every_tokens=3072",
 ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 SMALL = [
     "--config-dir", str(ROOT / "tests" / "conf"), "experiment=table5_balancing", "model=tiny", "data=synthetic",
     "tokenizer=bytes", "logger=none", "run.tokens=7680", "run.checkpoint_tokens=1280", "run.validation_tokens=3840",
-    "monitor.every_tokens=3840", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
+    "callbacks.monitor.every_tokens=3840", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
 ]  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from dsv3.build import build_data, build_model
 from dsv3.contracts import IGNORE, MicroBatch, Step
 from dsv3.model.decoder import Decoder
-from dsv3.model.load import max_violation, real_tokens
-from dsv3.training.lightning_module import LanguageModel, StepTotals, clip_gradients
+from dsv3.model.load import Loads, max_violation, real_tokens
+from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.run import build_run
+from dsv3.training.step import Sums, clip_gradients, read
+from plugins.objective.pretraining import Pretraining
 from tests.synthetic import SyntheticData
 
 Compose = Callable[..., DictConfig]
@@ -32,7 +34,7 @@ def module_of(config: DictConfig) -> LanguageModel:
         schedule=lambda tokens: 0.0,
         grad_clip=1e9,
         total_tokens=config.run.tokens,
-        token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64),
+        objective=Pretraining(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64)),
     )
     optimizer = module.configure_optimizers()
     module.optimizers = lambda *a, **k: optimizer  # type: ignore[method-assign]
@@ -94,7 +96,7 @@ def test_gradient_is_that_of_the_explicit_loss(composed: Compose) -> None:
     assert len(step.micro_batches) == 2
     expected = explicit_loss(module.model, step, alpha=0.1, mtp_weight=0.3)
     wanted = torch.autograd.grad(expected, list(module.model.parameters()))
-    module.training_step(step, 0)
+    module.take_step(step)
     for (name, parameter), grad in zip(module.model.named_parameters(), wanted, strict=True):
         assert parameter.grad is not None, name
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-7, msg=name)
@@ -105,7 +107,7 @@ def test_trap_08_auxiliary_loss_reaches_the_router(composed: Compose) -> None:
     grads = []
     for alpha in (0.0, 0.1):
         module = module_of(composed("precision=fp32", f"balancing.parts.sequence_aux.alpha={alpha}"))
-        module.training_step(step, 0)
+        module.take_step(step)
         grads.append(dict(module.model.named_parameters())["layers.1.mlp.router.weight"].grad)
     assert not torch.allclose(*grads)
 
@@ -114,7 +116,7 @@ def test_trap_02_mtp_router_bias_moves_too(composed: Compose) -> None:
     module = module_of(composed())
     names = [name for name, _ in module.model.moe_layers()]
     assert names == ["layers.1", "layers.2", "mtp.0"]
-    module.training_step(step_of(composed()), 0)
+    module.take_step(step_of(composed()))
     for name, moe in module.model.moe_layers():
         assert moe.balancing.bias.abs().sum() > 0, name
 
@@ -136,7 +138,7 @@ def test_trap_04_recomputation_counts_once(composed: Compose, reentrant: bool) -
     """Blocks that run twice, in the forward and again in the backward pass, still count once."""
     config = composed("precision=fp32")
     step = step_of(config)
-    plain = module_of(config).training_step(step, 0)
+    plain = module_of(config).take_step(step)
     module = module_of(config)
     for layer in module.model.layers:
         forward = layer.forward
@@ -145,9 +147,9 @@ def test_trap_04_recomputation_counts_once(composed: Compose, reentrant: bool) -
             return checkpoint(forward, *args, use_reentrant=reentrant)
 
         layer.forward = twice
-    recomputed = module.training_step(step, 0)
-    for name, counts in plain["loads"].items():
-        assert torch.equal(counts, recomputed["loads"][name])
+    recomputed = module.take_step(step)
+    for name, counts in plain.loads.items():
+        assert torch.equal(counts, recomputed.loads[name])
         assert counts.sum() == sum(m.tokens_BT.shape[0] for m in step.micro_batches) * 2 * (
             31 if name.startswith("mtp") else 32
         )
@@ -158,11 +160,11 @@ def test_trap_05_bias_moves_once_per_optimiser_step_by_the_load_of_all_ranks(com
     step = step_of(config)
     one, many = module_of(config), module_of(config)
     many.trainer = FakeTrainer(ranks=3)  # type: ignore[assignment]
-    records = [module.training_step(step, 0) for module in (one, many)]
+    records = [module.take_step(step) for module in (one, many)]
     gamma = config.balancing.parts.loss_free.gamma.peak
     for (name, moe), (_, other) in zip(one.model.moe_layers(), many.model.moe_layers(), strict=True):
-        load = records[0]["loads"][name].double()
-        assert torch.equal(records[1]["loads"][name], 3 * records[0]["loads"][name])
+        load = records[0].loads[name].double()
+        assert torch.equal(records[1].loads[name], 3 * records[0].loads[name])
         expected = gamma * torch.sign(load.mean() - load)
         torch.testing.assert_close(moe.balancing.bias.double(), expected, rtol=1e-6, atol=0)
         assert torch.equal(moe.balancing.bias, other.balancing.bias)
@@ -170,7 +172,7 @@ def test_trap_05_bias_moves_once_per_optimiser_step_by_the_load_of_all_ranks(com
 
 def test_trap_06_a_cast_of_the_module_leaves_bias_and_counts(composed: Compose) -> None:
     module = module_of(composed())
-    module.training_step(step_of(composed()), 0)
+    module.take_step(step_of(composed()))
     before = {k: v.clone() for k, v in module.model.state_dict().items() if "balancing" in k}
     module.to(torch.bfloat16)
     after = module.model.state_dict()
@@ -186,14 +188,14 @@ def test_trap_07_padding_is_no_load_and_no_loss(composed: Compose) -> None:
         ids, targets = micro.document_ids_BT.clone(), micro.targets_BT.clone()
         ids[:, 20:], targets[:, 19:] = 0, IGNORE
         padded.append(micro._replace(document_ids_BT=ids, targets_BT=targets))
-    record = module_of(config).training_step(step._replace(micro_batches=padded), 0)
+    record = module_of(config).take_step(step._replace(micro_batches=padded))
     rows = sum(m.tokens_BT.shape[0] for m in padded)
-    for name, counts in record["loads"].items():
+    for name, counts in record.loads.items():
         assert counts.sum() == rows * 2 * (19 if name.startswith("mtp") else 20), name
     other = [m._replace(tokens_BT=m.tokens_BT.index_fill(1, torch.arange(20, 32), 5)) for m in padded]
-    again = module_of(config).training_step(step._replace(micro_batches=other), 0)
-    assert again["loss"] == record["loss"]
-    assert all(torch.equal(again["loads"][name], counts) for name, counts in record["loads"].items())
+    again = module_of(config).take_step(step._replace(micro_batches=other))
+    assert again.loss == record.loss
+    assert all(torch.equal(again.loads[name], counts) for name, counts in record.loads.items())
 
 
 def test_trap_11_mtp_loss_divides_by_all_positions_and_stops_at_documents(composed: Compose) -> None:
@@ -210,9 +212,9 @@ def test_trap_11_mtp_loss_divides_by_all_positions_and_stops_at_documents(compos
         crosses = ids[:, 2:] != ids[:, :-2]
         assert (prediction.targets_BS[:, :-1][crosses] == IGNORE).all()
         assert (prediction.targets_BS[:, :-1][~crosses] == micro.targets_BT[:, 1:-1][~crosses]).all()
-    record = module.training_step(step, 0)
+    record = module.take_step(step)
     positions = sum(micro.tokens_BT.numel() for micro in step.micro_batches)
-    assert math.isclose(record["mtp1_loss"], total / positions, rel_tol=1e-5)
+    assert math.isclose(record.figures["mtp1_loss"], total / positions, rel_tol=1e-5)
 
 
 def test_trap_12_softmax_scale_is_plain_without_yarn(composed: Compose) -> None:
@@ -233,7 +235,7 @@ def test_trap_16_recomputed_routing_is_the_same_at_ties(composed: Compose) -> No
     layer = module.model.layers[1]
     forward = layer.forward
     layer.forward = lambda *args: checkpoint(forward, *args, use_reentrant=False)
-    module.training_step(step._replace(micro_batches=step.micro_batches[:1]), 0)
+    module.take_step(step._replace(micro_batches=step.micro_batches[:1]))
     first, again = chosen[0], chosen[-1]
     assert len(chosen) == 4, "three layers, one of them twice"
     assert torch.equal(first, again)
@@ -286,11 +288,12 @@ def test_max_violation_of_a_known_load() -> None:
 def test_record_of_a_step_counts_bytes_of_the_targets() -> None:
     tokens = torch.zeros(1, 4, dtype=torch.int64)
     targets = torch.tensor([[1, 2, IGNORE, 2]])
-    totals = StepTotals(Step([MicroBatch(tokens, targets, tokens, tokens + 1, tokens)], 0, {}))
-    totals.nll = 8 * math.log(2)
-    record = totals.record(torch.tensor([0, 2, 3]))
-    assert record["bpb"] == pytest.approx(1.0)
-    assert record["loss"].item() == pytest.approx(8 * math.log(2) / 3)
+    objective = Pretraining(token_bytes_V=torch.tensor([0, 2, 3]))
+    denominators = objective.denominators(Step([MicroBatch(tokens, targets, tokens, tokens + 1, tokens)], 0, {}))
+    sums = Sums(Loads.zeros({}, torch.device("cpu")), {"nll": torch.tensor(8 * math.log(2)), **denominators})
+    figures, _, _ = read(objective.statistics, sums, torch.tensor(1.0), {})
+    assert figures["bpb"] == pytest.approx(1.0)
+    assert figures["loss"] == pytest.approx(8 * math.log(2) / 3)
 
 
 def test_real_tokens_align_with_mtp_positions() -> None:

@@ -2,7 +2,8 @@
 
     ema <- decay * ema + (1 - decay) * weights
 
-Buffers (the routing bias) are copied, not averaged: a bias belongs to the live router.
+Buffers (the routing bias) are copied, not averaged: a bias belongs to the live router. From a GPU the weights are
+copied to pinned memory without waiting, and averaged one step later, when the copy has long arrived.
 """
 
 from collections.abc import Iterator
@@ -14,25 +15,52 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.checkpoint.loading import set_weights
+from dsv3.contracts import Step
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
 
 
 class EMA(lightning.Callback):
-    """`weights` holds the average, FP32, by parameter name."""
+    """decay: per optimiser step, at least 0 and below 1."""
+
+    phase: Phase = "average"
 
     def __init__(self, *, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"ema.decay={decay}: at least 0 and below 1")
+            raise ValueError(f"callbacks.ema.decay={decay}: must be at least 0 and below 1")
         self.decay = decay
-        self.weights: dict[str, Tensor] = {}
+        self._average: dict[str, Tensor] = {}
+        self._arriving: _Copies | None = None
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if not self.weights:
-            self.weights = {name: p.detach().to("cpu", copy=True) for name, p in pl_module.model.named_parameters()}
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The average, FP32, by parameter name."""
+        self._take_in()
+        return self._average
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        if not self._average:
+            parameters = pl_module.model.named_parameters()
+            self._average = {name: p.detach().to("cpu", copy=True) for name, p in parameters}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        live = [p.detach().cpu() for p in pl_module.model.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), live, 1 - self.decay)
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        live = [p.detach() for p in pl_module.model.parameters()]
+        if pl_module.device.type != "cuda":
+            self._add(live)
+            return
+        self._take_in()
+        self._arriving = _Copies(live)
+
+    def _add(self, live: list[Tensor]) -> None:
+        torch._foreach_lerp_(list(self._average.values()), live, 1 - self.decay)
+
+    def _take_in(self) -> None:
+        if self._arriving is not None:
+            live, self._arriving = self._arriving.arrived(), None
+            self._add(live)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -48,4 +76,19 @@ class EMA(lightning.Callback):
         return {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.weights = state_dict["weights"]
+        self._average = state_dict["weights"]
+
+
+class _Copies:
+    """Tensors of a GPU on their way to pinned memory."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for copy, tensor in zip(self.copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        self.event = torch.cuda.Event()
+        self.event.record()
+
+    def arrived(self) -> list[Tensor]:
+        self.event.synchronize()
+        return self.copies

@@ -1,4 +1,4 @@
-"""Loss spikes and losses that are not finite: found before the update, written down, and acted on by policy.
+"""Loss spikes and non-finite losses: found before the update, recorded, and acted on by policy.
 
 A loss is a spike where it lies above the median of the last `window` finite ones by more than
 
@@ -23,22 +23,23 @@ from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
-from torch import Tensor
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
-from dsv3.model.load import max_violation
 from dsv3.model.losses import token_losses
 from dsv3.monitoring.findings import Finding
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.step import StepRecord
 
 log = logging.getLogger(__name__)
 
-ON_SPIKE = ("record", "skip", "roll_back")
-ON_NONFINITE = ("skip", "roll_back")
+OnSpike = Literal["record", "skip", "roll_back"]
+OnNonfinite = Literal["skip", "roll_back"]
 DOCUMENTS_KEPT = 8
 CHARACTERS_KEPT = 400
 FEWEST_LOSSES = 8  # before a spike can be told from ordinary noise
@@ -51,54 +52,57 @@ class RollBack(Exception):  # noqa: N818  (a request to `dsv3.training.fit`, not
 class Guard(lightning.Callback):
     """Decides on every update (`dsv3.training.lightning_module.UpdateGuard`). See the module."""
 
+    phase: Phase = "guard"
+
     def __init__(
         self,
         *,
-        on_spike: str,
-        on_nonfinite: str,
+        on_spike: OnSpike,
+        on_nonfinite: OnNonfinite,
         window: int,
         deviations: float,
         rise: float,
         most_rollbacks: int,
-        folder: RunFolder,
     ) -> None:
-        for name, value, allowed in (("spike", on_spike, ON_SPIKE), ("nonfinite", on_nonfinite, ON_NONFINITE)):
-            if value not in allowed:
-                raise ValueError(f"guard.on_{name}={value}: it is one of {', '.join(allowed)}")
+        """Raises ValueError for an unknown policy, or a `window` too small to tell a spike from noise."""
+        for name, policy, allowed in (("spike", on_spike, OnSpike), ("nonfinite", on_nonfinite, OnNonfinite)):
+            if policy not in get_args(allowed):
+                raise ValueError(f"callbacks.guard.on_{name}={policy}: must be one of {', '.join(get_args(allowed))}")
         if window < FEWEST_LOSSES:
-            raise ValueError(f"guard.window={window}: at least {FEWEST_LOSSES}")
+            raise ValueError(f"callbacks.guard.window={window}: must be at least {FEWEST_LOSSES}")
         self.policies = {"loss spike": on_spike, "non-finite loss": on_nonfinite}
         self.deviations, self.rise, self.most_rollbacks = deviations, rise, most_rollbacks
         self.losses: deque[float] = deque(maxlen=window)
-        self.folder = folder.path / "spikes"
-        self.findings = folder.table("metrics/findings")
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.model, self.data = pl_module.model, trainer.datamodule
+        self.folder = pl_module.folder.path / "spikes"
+        self.findings = pl_module.folder.table("metrics/findings")
         pl_module.guard = self
 
-    def allows(self, step: Step, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+    def allows(self, step: Step, record: StepRecord) -> bool:
         """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
+        loss = record.loss
         if step.tokens_before in left_out_steps(self.folder):
-            self._tell(step, "update left out", loss, f"the update after {step.tokens_before:,} tokens was left out")
+            self._tell(step, "update left out", loss, f"skipped the update at {step.tokens_before:,} tokens")
             allowed = False
         else:
-            kind = self._judge(loss, grad_norm)
-            allowed = kind is None or self._act(step, kind, loss, grad_norm, loads)
+            kind = self._judge(loss, record.figures["grad_norm"])
+            allowed = kind is None or self._act(step, kind, record)
         if math.isfinite(loss):
             self.losses.append(loss)
         return allowed
 
-    def _act(self, step: Step, kind: str, loss: float, grad_norm: float, loads: dict[str, Tensor]) -> bool:
+    def _act(self, step: Step, kind: str, record: StepRecord) -> bool:
         """Write the step down and do what the policy says; whether its update is made."""
-        policy = self.policies[kind]
-        text = f"{kind} {loss:.3f} (gradient norm {grad_norm:.3g}) after {step.tokens_before:,} tokens: {policy}"
-        self._tell(step, kind, loss, text)
-        self._write_down(step, kind, policy, loss, grad_norm, loads)
+        policy, norm = self.policies[kind], record.figures["grad_norm"]
+        text = f"{kind} {record.loss:.3f} (gradient norm {norm:.3g}) at {step.tokens_before:,} tokens: {policy}"
+        self._tell(step, kind, record.loss, text)
+        self._write_down(step, kind, policy, record)
         if policy == "roll_back":
             left_out = left_out_steps(self.folder)
             if len(left_out) >= self.most_rollbacks:
-                raise ValueError(f"{text}; guard.most_rollbacks={self.most_rollbacks} are used up")
+                raise ValueError(f"{text}; limit of callbacks.guard.most_rollbacks={self.most_rollbacks} reached")
             leave_out(self.folder, [*left_out, step.tokens_before])
             raise RollBack(text)
         return policy == "record"
@@ -121,23 +125,21 @@ class Guard(lightning.Callback):
         log.warning(text)
         self.findings.append(Finding(step.tokens_before, "", kind, -1, loss, text)._asdict())
 
-    def _write_down(
-        self, step: Step, kind: str, policy: str, loss: float, grad_norm: float, loads: dict[str, Tensor]
-    ) -> None:
+    def _write_down(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
         domains_N = torch.cat([micro.domains_BT.flatten() for micro in step.micro_batches])
         counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
         content = {
             "kind": kind,
             "policy": policy,
             "tokens_before": step.tokens_before,
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": record.loss,
+            "grad_norm": record.figures["grad_norm"],
             "losses_before": list(self.losses),
             "domains": dict(zip(self.data.domains, counts_X, strict=True)),
             "documents": self._documents(step),
             "routing": {
-                layer: {"max_violation": max_violation(load_E), "load": load_E.tolist()}
-                for layer, load_E in loads.items()
+                layer: {"max_violation": record.figures[f"max_violation/{layer}"], "load": load_E.tolist()}
+                for layer, load_E in record.loads.items()
             },
         }
         text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"

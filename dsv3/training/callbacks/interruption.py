@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, exit. A second one stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, exit. A second signal stops at once."""
 
 import logging
 import signal
@@ -7,11 +7,17 @@ from typing import Any
 
 import lightning
 
+from dsv3.contracts import Step
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
+
 log = logging.getLogger(__name__)
 
 
 class Interruption(lightning.Callback):
     """Notes the first SIGINT or SIGTERM during training and asks the Trainer to stop after the step."""
+
+    phase: Phase = "interrupt"
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -26,20 +32,23 @@ class Interruption(lightning.Callback):
         """128 + the signal's number, as shells report it; 0 if there was none."""
         return 128 + self.signal if self.signal else 0
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         def note(number: int, frame: FrameType | None) -> None:
             self.signal = signal.Signals(number)
             self._restore()
-            log.warning("%s: stopping after this step with a checkpoint; once more stops at once", self.signal.name)
+            name = self.signal.name
+            log.warning("%s received: finishing this step and saving a checkpoint; send it again to stop now", name)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, note)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
         if self.happened:
             trainer.should_stop = True
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: lightning.Trainer, pl_module: LanguageModel, stage: str) -> None:
         self._restore()
 
     def _restore(self) -> None:

@@ -1,4 +1,4 @@
-"""What every expert does while it trains, as tables over tokens: `metrics/routing`, `metrics/coactivation`,
+"""Expert monitoring: routing tables over training tokens, `metrics/routing`, `metrics/coactivation`,
 `metrics/stability` and `metrics/findings`.
 
 In a step, sums are added up for each MoE layer (`dsv3.monitoring.routing_statistics`); figures are made of them once an
@@ -16,14 +16,19 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import MicroBatch, Routing
-from dsv3.model.load import real_tokens
+from dsv3.contracts import MicroBatch, Routing, Step
+from dsv3.model.load import count_experts, real_tokens
 from dsv3.monitoring.findings import changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics
+from dsv3.planning.recipe import FORMATS
 from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
 
 log = logging.getLogger(__name__)
+
+SENT_AS = FORMATS["fp8"]
+"""Formats in which a token would travel to its experts and back: the report's, whatever this run computes in."""
 
 
 class Monitor(lightning.Callback):
@@ -31,21 +36,15 @@ class Monitor(lightning.Callback):
 
     every_tokens: length of an interval. long_tokens: length of the stretches over which co-activation is added up,
     and after which the routing of one fixed micro-batch (the first that was trained on) is compared with before.
-    n_groups: nodes that the experts stand on. dispatch_bytes: bytes that a token costs for each node that it reaches.
+    n_groups: nodes that the experts stand on.
     """
 
-    def __init__(
-        self, *, every_tokens: int, long_tokens: int, n_groups: int, dispatch_bytes: float, folder: RunFolder
-    ) -> None:
+    phase: Phase = "observe"
+
+    def __init__(self, *, every_tokens: int, long_tokens: int, n_groups: int) -> None:
         self.every_tokens = every_tokens
         self.long_tokens = long_tokens
         self.n_groups = n_groups
-        self.dispatch_bytes = dispatch_bytes
-        self.routing = folder.table("metrics/routing")
-        self.coactivation = folder.table("metrics/coactivation")
-        self.stability = folder.table("metrics/stability")
-        self.findings = folder.table("metrics/findings")
-        self.timing = folder.table("timing/monitor")
         self.seconds = 0.0
         self.statistics: dict[str, RoutingStatistics] = {}
         self.pairs: dict[str, Tensor] = {}
@@ -62,7 +61,15 @@ class Monitor(lightning.Callback):
         yield
         self.seconds += time.perf_counter() - started
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
+        table = pl_module.folder.table
+        self.routing, self.coactivation = table("metrics/routing"), table("metrics/coactivation")
+        self.stability, self.findings = table("metrics/stability"), table("metrics/findings")
+        self.timing = table("timing/monitor")
+
+    def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
+        width = pl_module.model.embed_tokens.embedding_dim
+        self.dispatch_bytes = width * (SENT_AS.dispatch + SENT_AS.combine)  # of a token, for each node that it reaches
         self.moes = dict(pl_module.model.moe_layers())
         self.domains = list(trainer.datamodule.domains)
         for layer, moe in self.moes.items():
@@ -78,7 +85,7 @@ class Monitor(lightning.Callback):
             self._measure_outputs(layer, moe.experts)
         pl_module.observers.append(self)
 
-    def _measure_outputs(self, layer: str, experts: nn.Module) -> None:
+    def _measure_outputs(self, layer: str, experts: Any) -> None:
         """Keep sums of output norms by expert. A forward pass that is repeated for the backward pass overwrites."""
 
         def note(module: nn.Module, arguments: Any, y_MD: Tensor) -> None:
@@ -101,11 +108,13 @@ class Monitor(lightning.Callback):
                 if layer in self.norms:
                     self.statistics[layer].add_norms(*self.norms.pop(layer))
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
         before, tokens = batch.tokens_before, pl_module.tokens_seen
         long = pl_module.finished or crossed(self.long_tokens, before, tokens)
         with self._timed():
-            for layer, load_E in outputs["loads"].items():
+            for layer, load_E in pl_module.record.loads.items():
                 self.statistics[layer].add_step(load_E)
             self.sampling = long or crossed(self.every_tokens, before, tokens)
             if self.sampling:
@@ -181,10 +190,12 @@ class Monitor(lightning.Callback):
 def output_norms(rows_E: Tensor, gates_M: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the tokens of each expert of its output's L2 norm, the gate divided out, and their numbers, both [E].
 
-    `y_MD` are outputs times gates, sorted by expert, rows_E of each; rows of gate 0 only fill a product up.
+    `y_MD` are outputs times gates, sorted by expert, rows_E of each; rows of gate 0 only fill a GEMM up.
     """
+    rows_E = rows_E.to(y_MD.device)
+    expert_M = torch.arange(len(rows_E), device=y_MD.device).repeat_interleave(rows_E, output_size=len(y_MD))
     real_M = gates_M > 0
-    expert_M = torch.arange(len(rows_E), device=y_MD.device).repeat_interleave(rows_E.to(y_MD.device))[real_M]
-    norms_M = torch.linalg.vector_norm(y_MD, dim=1, dtype=torch.float32)[real_M] / gates_M.detach()[real_M]
-    sums_E = torch.zeros(len(rows_E), dtype=torch.float64, device=y_MD.device).index_add_(0, expert_M, norms_M.double())
-    return sums_E, torch.bincount(expert_M, minlength=len(rows_E))
+    norms_M = torch.linalg.vector_norm(y_MD, dim=1, dtype=torch.float32) / gates_M.detach().where(real_M, 1.0)
+    sums_E = torch.zeros(len(rows_E), dtype=torch.float64, device=y_MD.device)
+    sums_E.index_add_(0, expert_M, norms_M.double() * real_M)
+    return sums_E, count_experts(expert_M.unsqueeze(1), real_M, len(rows_E))

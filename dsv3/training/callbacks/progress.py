@@ -1,4 +1,4 @@
-"""The progress bar: loss, bits per byte, balance, tokens/s. Where there is no terminal, a line now and then."""
+"""The progress bar: the objective's figures, held-out text, balance, tokens/s. Without a terminal: a line at times."""
 
 import sys
 import time
@@ -9,56 +9,65 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dsv3.contracts import Step
+from dsv3.training.callbacks.phases import Phase, find
 from dsv3.training.callbacks.record import Record
 from dsv3.training.callbacks.validate import Validate
+from dsv3.training.lightning_module import LanguageModel
 
 SECONDS_BETWEEN_LINES = 20
 
 
 class Progress(lightning.Callback):
-    """Reads what `Record` and `Validate` noted last; writes to stderr."""
+    """Shows the figures that the objective marks as `shown`; writes to stderr."""
 
-    def __init__(self, *, total_tokens: int, record: Record, validate: Validate) -> None:
-        self.total_tokens = total_tokens
-        self.record = record
-        self.validate = validate
+    phase: Phase = "show"
+
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: Bar | None = None
         self.last_line = 0.0
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         if self.console.is_terminal:
             columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(20), TextColumn("{task.description}"))
             self.bar = Bar(*columns, TimeRemainingColumn(), console=self.console)
-            self.task = self.bar.add_task("", total=self.total_tokens, completed=pl_module.tokens_seen)
+            self.task = self.bar.add_task("", total=pl_module.total_tokens, completed=pl_module.tokens_seen)
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        text = self.describe()
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        text = describe(trainer, pl_module)
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.tokens_seen, description=text)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            share = pl_module.tokens_seen / self.total_tokens
+            share = pl_module.tokens_seen / pl_module.total_tokens
             print(f"{share:4.0%}  {pl_module.tokens_seen:,} tokens  {text}", file=sys.stderr, flush=True)
 
-    def describe(self) -> str:
-        latest = self.record.latest
-        parts = [f"loss {latest['loss']:.3f}", f"bpb {latest['bpb']:.3f}"]
-        if self.validate.latest_bpb:
-            parts.append("held out " + " ".join(f"{d} {v:.2f}" for d, v in self.validate.latest_bpb.items()))
-        violations = [value for key, value in latest.items() if key.startswith("max_violation/")]
-        if violations:
-            parts.append(f"max violation {sum(violations) / len(violations):.2f}")
-        return "  ".join([*parts, f"{latest['tokens_per_second']:,.0f} tokens/s"])
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         self.close()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: lightning.Trainer, pl_module: LanguageModel, exception: BaseException) -> None:
         self.close()
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def describe(trainer: lightning.Trainer, pl_module: LanguageModel) -> str:
+    """The latest step in one line."""
+    figures = pl_module.record.figures
+    parts = [f"{s.name} {figures[s.name]:.3f}" for s in pl_module.losses.statistics if s.shown]
+    validate, record = find(trainer, Validate), find(trainer, Record)
+    if validate is not None and validate.latest_bpb:
+        parts.append("val bpb " + " ".join(f"{d} {v:.2f}" for d, v in validate.latest_bpb.items()))
+    violations = [value for name, value in figures.items() if name.startswith("max_violation/")]
+    if violations:
+        parts.append(f"MaxVio {sum(violations) / len(violations):.2f}")
+    if record is not None:
+        parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+    return "  ".join(parts)

@@ -1,40 +1,55 @@
-"""What the precision's formats lose, measured in a step every so many tokens."""
+"""Quantisation-error metrics of the precision, measured in a step every so many tokens."""
 
 from typing import Any
 
 import lightning
 
-from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import MeasuresQuantisation
+from dsv3.contracts import MeasuresQuantisation, Step
+from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
 
 
 class MeasureQuantisation(lightning.Callback):
     """Measures during whole training steps, the first among them, and changes nothing in them.
 
     Writes `metrics/quantisation`: tokens (before the step), role, tensor, snr_db, underflow, saturation, amax.
+    every_tokens: 0 measures nothing.
     """
 
-    def __init__(self, *, every_tokens: int, folder: RunFolder, precision: MeasuresQuantisation) -> None:
-        self.every_tokens = every_tokens
-        self.table = folder.table("metrics/quantisation")
-        self.precision = precision
-        self.measuring = False
+    phase: Phase = "observe"
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def __init__(self, *, every_tokens: int) -> None:
+        self.every_tokens = every_tokens
+        self.measured: MeasuresQuantisation | None = None
+
+    def check_model(self, model: Decoder) -> None:
+        """Raises ValueError where the precision has nothing to measure."""
+        if self.every_tokens and not isinstance(model.precision, MeasuresQuantisation):
+            what = f"{type(model.precision).__name__} does not measure what it quantises; set 0"
+            raise ValueError(f"callbacks.quantisation.every_tokens={self.every_tokens}: {what}")
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, batch: Step, batch_idx: int
+    ) -> None:
         before = batch.tokens_before
         after = before + sum(micro.tokens_BT.numel() for micro in batch.micro_batches)
-        self.measuring = before == 0 or crossed(self.every_tokens, before, after)
-        if self.measuring:
-            self.precision.start_measuring()
+        precision = pl_module.model.precision
+        due = self.every_tokens and (before == 0 or crossed(self.every_tokens, before, after))
+        self.measured = precision if due and isinstance(precision, MeasuresQuantisation) else None
+        if self.measured is not None:
+            self.measured.start_measuring()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.measuring:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        if self.measured is None:
             return
-        losses = self.precision.stop_measuring()
+        table = pl_module.folder.table("metrics/quantisation")
         values: dict[str, float] = {"tokens": batch.tokens_before}
-        for (role, tensor), loss in losses.items():
-            self.table.append({"tokens": batch.tokens_before, "role": role, "tensor": tensor, **loss._asdict()})
+        for (role, tensor), loss in self.measured.stop_measuring().items():
+            table.append({"tokens": batch.tokens_before, "role": role, "tensor": tensor, **loss._asdict()})
             values |= {f"quantisation/{role}/{tensor}/{name}": value for name, value in loss._asdict().items()}
         for logger in trainer.loggers:
             logger.log_metrics(values)

@@ -6,10 +6,11 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
 
-from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -24,20 +25,27 @@ class Benchmarks(lightning.Callback):
     left out. Programs run in the sandbox or not at all.
     """
 
-    def __init__(self, *, config: DictConfig, folder: RunFolder) -> None:
-        """`config`: the run's, of which `benchmarks` is the suite."""
-        self.config = config
-        self.every_tokens: int | None = config.benchmarks.every_tokens
-        self.table, self.timing = folder.table("metrics/benchmarks"), folder.table("timing/benchmarks")
+    phase: Phase = "evaluate"
+
+    def __init__(self, *, every_tokens: int | None, before: bool) -> None:
+        """`every_tokens`: None evaluates after the last step only. `before`: before the first step too."""
+        self.every_tokens, self.before = every_tokens, before
         self.run_at: int | None = None  # tokens; so that resuming repeats nothing
         self.failures: dict[str, str] = {}
         self._suite: Any = None
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.config.benchmarks.before and pl_module.tokens_seen == 0:
+    def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
+        self.config = pl_module.config
+        self.table = pl_module.folder.table("metrics/benchmarks")
+        self.timing = pl_module.folder.table("timing/benchmarks")
+
+    def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
+        if self.before and pl_module.tokens_seen == 0:
             self.run(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
         every = self.every_tokens
         if pl_module.finished or (every and crossed(every, batch.tokens_before, pl_module.tokens_seen)):
             self.run(trainer, pl_module)
@@ -48,7 +56,7 @@ class Benchmarks(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.run_at = state_dict["run_at"]
 
-    def run(self, trainer: Any, pl_module: Any) -> None:
+    def run(self, trainer: Any, pl_module: LanguageModel) -> None:
         if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
             return
         self.run_at = pl_module.tokens_seen
@@ -67,7 +75,7 @@ class Benchmarks(lightning.Callback):
                 outcome = suite.run(name, entry)
             except UnavailableError as error:
                 self.failures[name] = str(error)
-                log.warning("benchmark %s is left out: %s", name, error)
+                log.warning("skipping benchmark %s: %s", name, error)
                 continue
             rows = list(scores(outcome.results, outcome.shots_used))
             for row in rows:
@@ -76,9 +84,9 @@ class Benchmarks(lightning.Callback):
         pl_module.train()
         seconds = time.perf_counter() - started
         self.timing.append({"tokens": tokens, "seconds": seconds})
-        log.info("benchmarks after %s tokens took %.1f s", f"{tokens:,}", seconds)
+        log.info("benchmarks at %s tokens: %.1f s", f"{tokens:,}", seconds)
 
-    def _build(self, trainer: Any, pl_module: Any) -> Any:
+    def _build(self, trainer: Any, pl_module: LanguageModel) -> Any:
         from dsv3.evaluation.benchmarks.adapter import Adapter
         from dsv3.evaluation.benchmarks.models import OwnModel
         from dsv3.evaluation.benchmarks.suite import Suite

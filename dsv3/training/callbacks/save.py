@@ -4,35 +4,40 @@ from typing import Any
 
 import lightning
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
-from dsv3.training.callbacks.interruption import Interruption
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.phases import Phase
+from dsv3.training.lightning_module import LanguageModel
 
 
 class SaveCheckpoints(lightning.Callback):
-    """After all that write in a step: flushes the tables (every `flush_tokens` too, for those who watch), then saves
-    everything that training depends on."""
+    """Flushes the tables (every `flush_tokens` too, for those who watch), then saves everything that training needs.
 
-    def __init__(
-        self, *, every_tokens: int, flush_tokens: int, keep: int, folder: RunFolder, interruption: Interruption
-    ) -> None:
+    every_tokens: tokens between checkpoints. keep: number of checkpoints kept, the newest.
+    """
+
+    phase: Phase = "save"
+
+    def __init__(self, *, every_tokens: int, flush_tokens: int, keep: int) -> None:
         if keep < 1:
-            raise ValueError(f"run.keep_checkpoints={keep}: at least 1")
+            raise ValueError(f"callbacks.save.keep={keep}: must be at least 1")
         self.every_tokens = every_tokens
         self.flush_tokens = flush_tokens
         self.keep = keep
-        self.folder = folder
-        self.interruption = interruption
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
         due = crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen)
-        if due or pl_module.finished or self.interruption.happened:
-            self.save(trainer, pl_module.tokens_seen)
+        if due or pl_module.finished or trainer.should_stop:
+            self.save(trainer, pl_module)
         elif crossed(self.flush_tokens, batch.tokens_before, pl_module.tokens_seen):
-            self.folder.flush(pl_module.tokens_seen)
+            pl_module.folder.flush(pl_module.tokens_seen)
 
-    def save(self, trainer: lightning.Trainer, tokens: int) -> None:
-        self.folder.flush(tokens)
-        write_atomically(self.folder.checkpoint_path(tokens), trainer.save_checkpoint)
-        for old in self.folder.checkpoints()[: -self.keep]:
+    def save(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        folder, tokens = pl_module.folder, pl_module.tokens_seen
+        folder.flush(tokens)
+        write_atomically(folder.checkpoint_path(tokens), trainer.save_checkpoint)
+        for old in folder.checkpoints()[: -self.keep]:
             old.unlink()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsv3.training.callbacks import EMA
+from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.intervals import crossed
 
 
@@ -16,7 +16,7 @@ def run_of(values: list[float], decay: float) -> tuple[EMA, Any]:
     """Weights that take `values` one after another, the first before training."""
     model = nn.Linear(2, 2)
     model.register_buffer("bias_E", torch.zeros(3))
-    module = SimpleNamespace(model=model)
+    module = SimpleNamespace(model=model, device=torch.device("cpu"))
     ema = EMA(decay=decay)
     with torch.no_grad():
         for p in model.parameters():

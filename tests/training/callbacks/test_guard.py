@@ -9,14 +9,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-import dsv3.build
 import dsv3.training.lightning_module
+import dsv3.training.run
 from dsv3.build import build_data
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.contracts import Step
 from dsv3.reporting.page import write_run_report
-from dsv3.training.callbacks import Guard
+from dsv3.training.callbacks.guard import Guard
 from dsv3.training.fit import fit
+from dsv3.training.step import StepRecord
 
 Compose = Callable[..., DictConfig]
 PLANTED_AT = 5120  # tokens before the step that holds the planted row
@@ -40,9 +41,10 @@ def planted(data: Any) -> Any:
 
 @pytest.fixture
 def config(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    monkeypatch.setattr(dsv3.build, "build_data", lambda config, **_: planted(build_data(config)))
+    monkeypatch.setattr(dsv3.training.run, "build_data", lambda config, **_: planted(build_data(config)))
     keys = ("run.tokens=7680", "run.checkpoint_tokens=2048", "run.validation_tokens=7680", "schedule.peak=0.005")
-    return lambda name, *more: composed(*keys, "guard.rise=0.7", "guard.window=8", f"run.dir={tmp_path}/{name}", *more)
+    keys += ("callbacks.guard.rise=0.7", "callbacks.guard.window=8")
+    return lambda name, *more: composed(*keys, f"run.dir={tmp_path}/{name}", *more)
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -54,7 +56,7 @@ def spikes(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig]) -> None:
-    folder = fit(config("record", "guard.on_spike=record")).folder
+    folder = fit(config("record", "callbacks.guard.on_spike=record")).folder
     (spike,) = spikes(folder)
     assert (spike["kind"], spike["policy"], spike["tokens_before"]) == ("loss spike", "record", PLANTED_AT)
     assert spike["loss"] > max(spike["losses_before"])
@@ -64,13 +66,13 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
     assert sum(spike["domains"].values()) == 256
     (finding,) = folder.read("metrics/findings").query("kind == 'loss spike'").to_dict("records")
     assert finding["tokens"] == PLANTED_AT
-    assert f"after {PLANTED_AT:,} tokens: record" in finding["text"]
+    assert f"at {PLANTED_AT:,} tokens: record" in finding["text"]
     page = write_run_report(folder.path).read_text()
     assert f"Loss spike after {PLANTED_AT:,} tokens (record)" in page
 
 
 def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
-    run = fit(config("skip", "guard.on_spike=skip"))
+    run = fit(config("skip", "callbacks.guard.on_spike=skip"))
     assert [spike["policy"] for spike in spikes(run.folder)] == ["skip"]
     assert run.module.tokens_seen == 7680, "the data moves on"
     steps = run.folder.read("metrics/train").step
@@ -79,8 +81,8 @@ def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
 
 def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
     """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
-    asked = config("rolled", "guard.on_spike=roll_back", "resume=never")
-    rolled, skipped = fit(asked), fit(config("skipped", "guard.on_spike=skip"))
+    asked = config("rolled", "callbacks.guard.on_spike=roll_back", "resume=never")
+    rolled, skipped = fit(asked), fit(config("skipped", "callbacks.guard.on_spike=skip"))
     ours, theirs = weights(rolled.folder), weights(skipped.folder)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     findings = rolled.folder.read("metrics/findings")
@@ -91,8 +93,8 @@ def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[...,
 
 
 def test_rollbacks_are_limited(config: Callable[..., DictConfig]) -> None:
-    with pytest.raises(ValueError, match=r"guard\.most_rollbacks=0 are used up"):
-        fit(config("limited", "guard.on_spike=roll_back", "guard.most_rollbacks=0"))
+    with pytest.raises(ValueError, match=r"callbacks\.guard\.most_rollbacks=0 reached"):
+        fit(config("limited", "callbacks.guard.on_spike=roll_back", "callbacks.guard.most_rollbacks=0"))
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(
@@ -119,7 +121,9 @@ def guard(folder: Path, **changed: Any) -> Guard:
     settings: dict[str, Any] = {
         "on_spike": "record", "on_nonfinite": "skip", "window": 64, "deviations": 8.0, "rise": 0.5, "most_rollbacks": 3,
     }  # fmt: skip
-    return Guard(**settings | changed, folder=RunFolder(folder))
+    made = Guard(**settings | changed)
+    made.folder, made.findings = folder / "spikes", RunFolder(folder).table("metrics/findings")
+    return made
 
 
 def test_threshold_follows_the_spread_of_the_losses(tmp_path: Path) -> None:
@@ -136,7 +140,8 @@ def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pyt
     skips = guard(tmp_path, on_spike="skip", window=8)
     monkeypatch.setattr(skips, "_write_down", lambda *_: None)
     losses = [3.0] * 8 + [4.0] * 8
-    allowed = [skips.allows(Step([], i, {}), loss, 1.0, {}) for i, loss in enumerate(losses)]
+    records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}) for i, loss in enumerate(losses)]
+    allowed = [skips.allows(Step([], i, {}), record) for i, record in enumerate(records)]
     assert allowed[:8] == [True] * 8
     assert not any(allowed[8:12])
     assert all(allowed[13:])

@@ -27,7 +27,7 @@ def train(config: DictConfig, plant: Callable[[Any], None] = lambda run: None) -
 
 @pytest.fixture
 def ran(composed: Compose, tmp_path: Path) -> RunFolder:
-    keys = ("monitor.every_tokens=1024", "run.checkpoint_tokens=2560", "run.validation_tokens=5120")
+    keys = ("callbacks.monitor.every_tokens=1024", "run.checkpoint_tokens=2560", "run.validation_tokens=5120")
     return train(composed(f"run.dir={tmp_path}/run", *keys))
 
 
@@ -61,7 +61,7 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
     def plant(run: Any) -> None:
         dict(run.module.model.moe_layers())["layers.2"].balancing.parts.loss_free.bias[5] = -100.0
 
-    keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
+    keys = ("callbacks.monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
     folder = train(composed(f"run.dir={tmp_path}/run", *keys), plant)
     findings = folder.read("metrics/findings")
     (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
@@ -76,7 +76,7 @@ def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) 
     def plant(run: Any) -> None:
         dict(run.module.model.moe_layers())["layers.1"].balancing.parts.loss_free.bias[:2] = 100.0
 
-    keys = ("monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
+    keys = ("callbacks.monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
     findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
     found = findings[findings.kind == "collapse"]
     assert "layers.1" in set(found.layer)

@@ -19,7 +19,7 @@ def trained(composed, path, *overrides):
 @pytest.mark.parametrize("precision", ["fp8_blockwise", "fp8_tensorwise"])
 def test_measures_steps_and_changes_nothing(composed, tmp_path, precision):
     tokens = composed().data.sequence_length * composed().data.micro_batch_size * composed().data.micro_batches
-    every = f"diagnostics.quantisation_tokens={2 * tokens}"
+    every = f"callbacks.quantisation.every_tokens={2 * tokens}"
     watched, one = trained(composed, tmp_path / "watched", f"precision={precision}", every)
     plain, other = trained(composed, tmp_path / "plain", f"precision={precision}")
     assert watched.read("metrics/train").equals(plain.read("metrics/train"))
@@ -37,8 +37,8 @@ def test_measures_steps_and_changes_nothing(composed, tmp_path, precision):
 
 
 def test_a_precision_without_quantiser_is_refused(composed, tmp_path):
-    config = composed(f"run.dir={tmp_path}/run", "precision=bf16", "diagnostics.quantisation_tokens=64")
-    with pytest.raises(ValueError, match=r"diagnostics\.quantisation_tokens=64: plugins\.precision\.plain\.BF16"):
+    config = composed(f"run.dir={tmp_path}/run", "precision=bf16", "callbacks.quantisation.every_tokens=64")
+    with pytest.raises(ValueError, match=r"callbacks\.quantisation\.every_tokens=64: BF16 does not measure"):
         build_run(config)
 
 

@@ -1,0 +1,204 @@
+"""The arithmetic of an optimiser step, without a Trainer.
+
+    L = objective + sum of auxiliary losses of parts + mean over micro-batches of the balance losses of all MoE layers
+
+Gradients are those of the global batch: every term is divided by a denominator that is known before the first
+micro-batch. Losses, counts and hits are added up on the device. `read` brings all of them to the host in one transfer;
+nothing else in a step waits for the device.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.contracts import (
+    Denominators,
+    Forward,
+    HasAuxiliaryLoss,
+    Head,
+    MicroBatch,
+    Objective,
+    Routing,
+    Statistic,
+    Step,
+)
+from dsv3.model.decoder import Decoder
+from dsv3.model.layers import held_weights
+from dsv3.model.load import Loads, max_violation, real_tokens
+from dsv3.model.recompute import recomputing
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over ranks."""
+
+BALANCE = Statistic("aux_loss", "nats", "aux_loss")
+"""Balance losses of all MoE layers."""
+
+
+class RoutingObserver(Protocol):
+    """Looks on while training; changes nothing and never waits for the device."""
+
+    def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
+        """Called once per micro-batch, after its backward pass; routings by MoE layer."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step, on the host."""
+
+    tokens: int  # trained on, this step's included
+    figures: Mapping[str, float]  # every `Statistic`, gradient norm, learning rate, MaxVio by layer
+    loads: Mapping[str, Tensor]  # int64 [E] by MoE layer, over all ranks
+    biases: Mapping[str, Tensor]  # float32 [E] by MoE layer, after this step's update
+    step: int = 0  # updates made so far; 0: the guard has not decided on this one yet
+
+    @property
+    def loss(self) -> float:
+        """The objective's first statistic."""
+        return next(iter(self.figures.values()))
+
+    def row(self) -> dict[str, float]:
+        """The columns of `metrics/train`."""
+        return {**self.figures, "step": self.step, "tokens": self.tokens}
+
+
+@dataclass
+class Sums:
+    """What a step adds up on the device: FP64 scalars by name, and the load of every MoE layer."""
+
+    loads: Loads
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + value.detach().double()
+
+    def reduced(self, reduce: Reduce) -> "Sums":
+        """Over ranks: one FP64 and one int64 reduction."""
+        names = list(self.scalars)
+        values = reduce(torch.stack([self.scalars[name] for name in names])).unbind() if names else ()
+        loads = self.loads._replace(counts=reduce(self.loads.counts))
+        return Sums(loads, dict(zip(names, values, strict=True)))
+
+
+class Losses:
+    """A model's loss under an objective."""
+
+    def __init__(self, model: Decoder, objective: Objective) -> None:
+        """Raises ValueError where two figures have one name."""
+        self.model, self.objective = model, objective
+        self.parts = [module for module in model.modules() if isinstance(module, HasAuxiliaryLoss)]
+        of_parts = {figure.name: figure for part in self.parts for figure in part.statistics}
+        self.statistics: Sequence[Statistic] = (*objective.statistics, BALANCE, *of_parts.values())
+        names = [figure.name for figure in self.statistics]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two statistics are called {', '.join(sorted(twice))}")
+        self.n_experts = {name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}
+
+    def loss(
+        self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators, tokens_seen: int, sums: Sums
+    ) -> Tensor:
+        """A micro-batch's share of the step's loss; its sums are added to `sums`."""
+        term = self.objective.loss(forward, head, micro, denominators)
+        loss = term.loss
+        sums.add(term.sums)
+        for part in self.parts:
+            term = part.auxiliary_loss(forward, head, micro, denominators, tokens_seen)
+            loss = loss + term.loss
+            sums.add(term.sums)
+        balance = self.balance_loss(forward.routings, micro, tokens_seen) / denominators["micro_batches"]
+        sums.add({BALANCE.total: balance})
+        return loss + balance
+
+    def balance_loss(self, routings: Mapping[str, Routing], micro: MicroBatch, tokens_seen: int) -> Tensor:
+        """The sum over MoE layers of their balancing's loss."""
+        loss = torch.zeros((), device=micro.tokens_BT.device)
+        for name, moe in self.model.moe_layers():
+            mask_BS = real_tokens(micro, routings[name])
+            loss = loss + moe.balancing.loss(routings[name], (mask_BS.shape[0], mask_BS.shape[1]), mask_BS, tokens_seen)
+        return loss
+
+
+def take_gradients(
+    losses: Losses,
+    step: Step,
+    *,
+    reduce: Reduce = lambda values: values,
+    backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
+    recompute: Collection[str] = (),
+    observers: Sequence[RoutingObserver] = (),
+) -> Sums:
+    """Add the gradient of the step's loss to the model's parameters; return the sums over micro-batches and ranks.
+
+    Everything that changes with time is a function of the tokens seen before the step.
+    """
+    model = losses.model
+    own = losses.objective.denominators(step)
+    denominators = dict(zip(own, reduce(torch.stack(list(own.values())).double()).unbind(), strict=True))
+    sums = Sums(Loads.zeros(losses.n_experts, model.device))
+    head = model.head()
+    with held_weights(model):
+        for micro in step.micro_batches:
+            with recomputing(recompute):
+                forward = model(micro, with_mtp=True)
+                loss = losses.loss(forward, head, micro, denominators, step.tokens_before, sums)
+            backward(loss)
+            sums.loads.add(micro, forward.routings)
+            for observer in observers:
+                observer.observe(micro, forward.routings)
+    total = sums.reduced(reduce)
+    total.scalars |= denominators
+    return total
+
+
+def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
+    """Show every balancing the load of the step and let it move its bias, once."""
+    by_layer = loads.by_layer()
+    for name, moe in model.moe_layers():
+        moe.balancing.observe(by_layer[name])
+        moe.balancing.update(tokens_seen)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scale all gradients so that their norm together is at most `largest`; return what it was.
+
+    Sparse gradients (of tables that a step reads few rows of) are summed over occurrences first.
+    """
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def read(
+    statistics: Sequence[Statistic], sums: Sums, grad_norm: Tensor, biases: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+    """The step's figures, loads and biases on the host, in one transfer."""
+    names = list(sums.scalars)
+    parts = [torch.stack([*sums.scalars.values(), grad_norm.double()]), sums.loads.counts.double()]
+    sizes = [len(bias_E) for bias_E in biases.values()]
+    scalars, counts, flat = (
+        torch.cat([*parts, *(bias_E.double() for bias_E in biases.values())])
+        .cpu()
+        .split([len(names) + 1, len(sums.loads.counts), sum(sizes)])
+    )
+    *values, norm = scalars.tolist()
+    by_name = dict(zip(names, values, strict=True))
+    figures = {figure.name: value_of(figure, by_name) for figure in statistics} | {"grad_norm": norm}
+    loads = sums.loads._replace(counts=counts.long()).by_layer()
+    figures |= {f"max_violation/{layer}": float(max_violation(load_E)) for layer, load_E in loads.items()}
+    return figures, loads, dict(zip(biases, flat.float().split(sizes), strict=True))
+
+
+def value_of(figure: Statistic, sums: Mapping[str, float]) -> float:
+    """The figure's value, from the step's sums and denominators."""
+    total, over = sums[figure.total], 1.0 if figure.over is None else sums[figure.over]
+    return figure.factor * total / over if over else float("nan")
