@@ -31,7 +31,7 @@ def own_model(composed: Callable[..., DictConfig]) -> OwnModel:
 def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaMA with a byte-level tokenizer that puts BOS first."""
     folder = tmp_path_factory.mktemp("llama")
-    text = (ROOT / "dsv3" / "benchmarks" / "adapter.py").read_text()
+    text = (ROOT / "dsv3" / "evaluation" / "benchmarks" / "adapter.py").read_text()
     tokenizer = train_bpe(vocab_size=400, sample_characters=20_000, texts={"code": [text]}, cache_dir=str(folder))
     tokenizer.save(str(folder))
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Texts:
     domains = ("code",)
 
     def held_out_documents(self, domain: str) -> list[str]:
-        return [(ROOT / "dsv3" / name).read_text() for name in ("model.py", "build.py")]
+        return [(ROOT / "dsv3" / name).read_text() for name in ("model/decoder.py", "build.py")]
 
 
 def suite_of(model: Any, *folders: str, data: Any = None, batch_size: int = 4, seed: int = 1) -> Suite:
