@@ -1,9 +1,7 @@
 """A plugin that lives outside the project: found by `_target_` alone, checked, and trained with."""
 
 import json
-import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from dsv3.testing import check_precision, check_router
+from tests.commands import attempt
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "tests" / "examples" / "softplus_router"
@@ -36,9 +35,7 @@ def test_the_precision_keeps_to_its_contract(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def train(folder: Path, *arguments: str, example: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", str(example / "conf"), *arguments]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{example}"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return attempt(folder, "train.py", "--config-dir", str(example / "conf"), *arguments, path=[example])
 
 
 @pytest.mark.parametrize(("example", "key"), [(EXAMPLE, "router=softplus"), (PRECISION, "precision=wide_head")])

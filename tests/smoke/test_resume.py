@@ -1,10 +1,7 @@
 """An interrupted run, continued, equals an uninterrupted one bit for bit."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.training.resume import prepare
+from tests.commands import Command, call, call_python, start
 from tests.conftest import ROOT
 
 SETTINGS = [
@@ -25,22 +23,18 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, f"run.dir={folder}", *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def begin(folder: Path, *more: str) -> Command:
+    return start(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}", *more)
 
 
-def finish(folder: Path, *more: str) -> None:
-    process = start(folder, *more)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors.decode()
+def finish(folder: Path) -> None:
+    call(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}")
 
 
-def wait_for_tokens(process: subprocess.Popen[bytes], folder: Path, tokens: int) -> None:
+def wait_for_tokens(process: Command, folder: Path, tokens: int) -> None:
     """Until a checkpoint at or past `tokens` lies in the folder."""
     while not any(int(c.stem.split("-")[1]) >= tokens for c in RunFolder(folder).checkpoints()):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
 
@@ -70,15 +64,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By an interpreter of its own: hash() has another seed in the processes that are compared with it."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finish(folder)
+    call_python(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}")
     return folder
 
 
 def test_killed_at_a_random_moment_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     for after in (4096, 12288):
-        process = start(folder)
+        process = begin(folder)
         wait_for_tokens(process, folder, after)
         time.sleep(random.random() / 2)
         process.kill()
@@ -92,14 +87,14 @@ def test_signal_writes_a_checkpoint_exits_and_continues(
     uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     folder = tmp_path / "stopped"
-    process = start(folder)
+    process = begin(folder)
     wait_for_tokens(process, folder, 4096)
     with pytest.raises(ValueError, match="another process is training there"):
         RunFolder(folder).hold()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors.decode()
-    assert b"Traceback" not in errors
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
     assert not (folder / "summary.json").exists()
     finish(folder)
     assert_same_run(uninterrupted, folder)
@@ -107,7 +102,7 @@ def test_signal_writes_a_checkpoint_exits_and_continues(
 
 def test_damaged_checkpoint_is_passed_over(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    process = start(folder)
+    process = begin(folder)
     wait_for_tokens(process, folder, 8192)
     process.kill()
     process.communicate()
@@ -124,19 +119,19 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(uninterrupt
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
     finish(uninterrupted)
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
-    process = start(uninterrupted, "seed=2")
+    process = begin(uninterrupted, "seed=2")
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert b"seed: 1 there, 2 now" in errors
-    assert b"Traceback" not in errors
+    assert "seed: 1 there, 2 now" in errors
+    assert "Traceback" not in errors
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
 
 
 def test_a_mistake_found_while_building_leaves_no_run_behind(tmp_path: Path) -> None:
-    process = start(tmp_path / "new", "memory=ngram", "memory.orders=[1]")
+    process = begin(tmp_path / "new", "memory=ngram", "memory.orders=[1]")
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert b"error: memory.orders=[1]" in errors
+    assert "error: memory.orders=[1]" in errors
     assert not (tmp_path / "new").exists()
 
 
@@ -155,12 +150,11 @@ def test_a_folder_in_which_nothing_was_trained_takes_other_settings(
         prepare(composed("seed=1"), folder)
 
 
-def test_same_seed_twice_gives_the_same_files(tmp_path: Path) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        finish(folder, "trainer.max_steps=20")
+def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Path) -> None:
+    folders = [uninterrupted, tmp_path / "again"]
+    finish(folders[1])
     parts = [sorted(path.relative_to(folder) for path in folder.glob("metrics/*/*")) for folder in folders]
     assert parts[0] == parts[1] != []
     for part in parts[0]:
         assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
-    assert len(RunFolder(folders[0]).read("metrics/train")) == 20
+    assert len(RunFolder(folders[0]).read("metrics/train")) == 80
