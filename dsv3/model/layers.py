@@ -116,6 +116,15 @@ class PositionCache:
         self.length = length
 
 
+def on_host(counts: Tensor) -> Any:
+    """Numbers of rows as the host needs them, to cut a tensor or to size one: an int of a scalar, a list of a vector.
+
+    It waits for the device. A training step waits nowhere else but to read its record, and dispatches and experts for a
+    GPU do without.
+    """
+    return counts.tolist()
+
+
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its

@@ -48,7 +48,7 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.rope_theta, self.yarn = rope_theta, yarn
-        self.frequencies = rope.inverse_frequencies(head_dim, rope_theta, yarn)
+        self.frequencies = rope.Frequencies(head_dim, rope_theta, yarn)
         self.scale = head_dim**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
         self.q_proj = precision.linear(dim, n_heads * head_dim, role="attention_up")
@@ -63,7 +63,7 @@ class GroupedQueryAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: PositionCache | None = None,
     ) -> Tensor:
-        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         q, k, v = recomputed("attention_up", self._projected, x_BTD, cos, sin)
         if cache is not None:
             k, v = cache.append(torch.stack((k, v)))

@@ -72,7 +72,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.n_heads, self.decode = n_heads, decode
         self.nope, self.rope, self.v, self.rank = qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
         self.rope_theta, self.yarn = rope_theta, yarn
-        self.frequencies = rope.inverse_frequencies(qk_rope_head_dim, rope_theta, yarn)
+        self.frequencies = rope.Frequencies(qk_rope_head_dim, rope_theta, yarn)
         qk_width = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_width**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
@@ -95,7 +95,7 @@ class MultiHeadLatentAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: LatentCache | None = None,
     ) -> Tensor:
-        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         c_Q_BTC = self.q_a_layernorm(self.q_a_proj(x_BTD)) if self.q_lora_rank else x_BTD
         c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
