@@ -62,6 +62,15 @@ class Question(NamedTuple):
     commonest: str  # the commonest answer of this family in training: the baseline
 
 
+class Sample(NamedTuple):
+    """A held-out text to be completed, for a person to look at."""
+
+    name: str  # such as "completion" or "infilling"
+    prefix: str
+    suffix: str | None  # given, the gap before it is filled in; None: the prefix is continued
+    real: str  # what stands there
+
+
 class Routing(NamedTuple):
     """What a router decides for N tokens."""
 
@@ -159,7 +168,7 @@ class Objective(Protocol):
     Router bias, balance losses, guard, averaged weights, monitoring and resume are the same under every objective.
     """
 
-    statistics: Sequence[Statistic]
+    statistics: Sequence[Statistic]  # the first is called `loss`: the guard judges it, studies compare it
 
     def prepare(self, step: "Step", models: Models) -> "Step":
         """Return the step to train on: `step` itself, or one that was made of it (sampled answers, reference
@@ -407,8 +416,8 @@ class Data(Protocol):
 
     def questions(self) -> list[Question]: ...
 
-    def demonstration(self) -> tuple[str, str, str]:
-        """A held-out text in three parts: prefix, suffix, and the middle that was cut out between them."""
+    def samples(self) -> "list[Sample]":
+        """Prompts whose continuations the summary of a run shows; may be empty."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the step whose `state_after` this is."""

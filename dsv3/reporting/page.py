@@ -107,7 +107,7 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     yield findings_table(run)
     yield from spike_tables(run)
     yield "<h2>Training</h2>"
-    yield [curves.loss(run), curves.held_out(run), curves.rates(run), curves.questions([run])]
+    yield [curves.loss(run), curves.held_out(run), curves.figures(run), curves.rates(run), curves.questions([run])]
     if len(run.table("metrics/benchmarks")):
         yield curves.benchmarks([run])
     if len(run.table("metrics/routing")):

@@ -54,7 +54,7 @@ def described(*, project: str, entity: str) -> Any:
     sections = {
         "Loss": [
             lines("Training loss", "nats per token", "train/loss"),
-            lines("MTP loss", "nats per token", pattern="train/mtp.*_loss"),
+            lines("All losses", "nats per token", pattern="train/.*loss"),
             lines("Held-out text", "bits per byte", pattern="validation_live/bpb/.*"),
             lines("Learning rate", "per update", "train/lr"),
             lines("Gradient norm before clipping", "L2", "train/grad_norm"),

@@ -57,11 +57,12 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.planning.render import show
     from dsv3.planning.skeleton import read_skeleton
 
-    with opened("train", hydra_flags(options.overrides)) as composer:
-        config = composer.compose(options.overrides)
+    flags = hydra_flags(options.overrides)
+    with opened("train", flags) as composer:
+        config = composer.compose(flags.overrides)
         skeleton = read_skeleton(config)
         chosen = choices(config)
-        attentions = {chosen["attention"]: skeleton.attention, **other_attentions(composer, options.overrides, config)}
+        attentions = {chosen["attention"]: skeleton.attention, **other_attentions(composer, flags.overrides, config)}
     recipe = recipe_of(options, config, is_report=chosen["model"] == REPORT_PRESET)
     plan = make_plan(skeleton, recipe, attentions=attentions, known_gpu_hours=options.gpu_hours)
     show(plan, title=f"{chosen['model']}, attention {chosen['attention']}")

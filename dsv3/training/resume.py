@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+from dsv3.config.moved import upgraded
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
+    *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
 """Keys that may change between the parts of one run: none has a say in what is computed."""
 
@@ -72,9 +74,11 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
+    before = OmegaConf.load(folder.config_path)
+    assert isinstance(before, DictConfig)
     changed = [
         f"{key}: {there} there, {now} now"
-        for key, (there, now) in differences(OmegaConf.load(folder.config_path), config, free=FREE).items()
+        for key, (there, now) in differences(upgraded(before, config), config, free=FREE).items()
     ]
     if changed:
         raise ValueError(

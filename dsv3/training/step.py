@@ -57,8 +57,8 @@ class StepRecord:
 
     @property
     def loss(self) -> float:
-        """The objective's first statistic."""
-        return next(iter(self.figures.values()))
+        """The objective's loss, over the global batch."""
+        return self.figures["loss"]
 
     def row(self) -> dict[str, float]:
         """The columns of `metrics/train`."""
@@ -88,12 +88,14 @@ class Losses:
     """A model's loss under an objective."""
 
     def __init__(self, model: Decoder, objective: Objective) -> None:
-        """Raises ValueError where two figures have one name."""
+        """Raises ValueError where the objective's first figure is not its loss, or two figures have one name."""
         self.model, self.objective = model, objective
         self.parts = [module for module in model.modules() if isinstance(module, HasAuxiliaryLoss)]
         of_parts = {figure.name: figure for part in self.parts for figure in part.statistics}
         self.statistics: Sequence[Statistic] = (*objective.statistics, BALANCE, *of_parts.values())
         names = [figure.name for figure in self.statistics]
+        if names[0] != "loss":
+            raise ValueError(f"the first statistic of {type(objective).__name__} must be called loss, not {names[0]}")
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two statistics are called {', '.join(sorted(twice))}")
         self.n_experts = {name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}

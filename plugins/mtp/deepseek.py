@@ -161,6 +161,6 @@ class DeepSeekMTP(nn.Module):
 def statistics_of(k: int) -> list[Statistic]:
     """Loss and accuracy of depth k."""
     return [
-        Statistic(f"mtp{k}_loss", "nats per position", f"mtp{k}_nll", over="mtp"),
+        Statistic(f"mtp{k}_loss", "nats per token", f"mtp{k}_nll", over="mtp"),
         Statistic(f"mtp{k}_accuracy", "share of targets", f"mtp{k}_correct", over=f"mtp{k}_targets"),
     ]
