@@ -74,7 +74,7 @@ def _main(arguments: Sequence[str], package: str) -> int:
     name, *rest = arguments
     rest, folder, problems = _config_dir(rest)
     if name not in tools:
-        problem = Problem(name, NO_VALUE, f"there is no such tool.{did_you_mean(name, tools)}")
+        problem = Problem(name, NO_VALUE, f"unknown tool.{did_you_mean(name, tools)}")
         report([problem], hint=f"Tools: {', '.join(sorted(tools))}.")
         return 2
     tool = importlib.import_module(f"{package}.{tools[name].stem}")
@@ -101,7 +101,7 @@ def _config_dir(arguments: Sequence[str]) -> tuple[list[str], Path | None, list[
         text = rest.pop(place) if place < len(rest) else ""
     folder = Path(text)
     if not text or not folder.is_dir():
-        return rest, None, [Problem(flag, text or NO_VALUE, "a folder of configurations is needed, and there is none")]
+        return rest, None, [Problem(flag, text or NO_VALUE, "must be a folder of configurations; there is none")]
     make_importable(folder)
     return rest, folder.resolve(), []
 
@@ -169,13 +169,13 @@ def _read(tool: ModuleType, arguments: Sequence[str], folder: Path | None) -> tu
         elif _takes_overrides(tool) and (equals or key.startswith("~")):
             overrides.append(argument)
         elif not equals:
-            problems.append(Problem(argument, NO_VALUE, "key=value is needed"))
+            problems.append(Problem(argument, NO_VALUE, "must be key=value"))
         else:
-            problems.append(Problem(key, text, f"there is no such key.{did_you_mean(key, [*fields, 'format'])}"))
+            problems.append(Problem(key, text, f"unknown key.{did_you_mean(key, [*fields, 'format'])}"))
     failed = {problem.key for problem in problems}
     for key, field in fields.items():
         if OmegaConf.is_missing(config, key) and key not in failed:
-            problems.append(Problem(key, NO_VALUE, f"a value is needed: {field.metadata['help']}"))
+            problems.append(Problem(key, NO_VALUE, f"required: {field.metadata['help']}"))
     if folder is not None and _takes_overrides(tool):
         overrides = ["--config-dir", str(folder), *overrides]
     if overrides:
@@ -196,7 +196,7 @@ def _set(config: Any, field: dataclasses.Field[Any], text: str) -> list[Problem]
         value = text.replace("${", r"\${") if is_text else OmegaConf.create(f"value: {text}").value
         OmegaConf.update(config, field.name, value)
     except (OmegaConfBaseException, YAMLError):
-        return [Problem(field.name, text, f"a value of type {_type(field)} is needed{_example(field)}")]
+        return [Problem(field.name, text, f"must be of type {_type(field)}{_example(field)}")]
     choices = field.metadata["choices"]
     if choices and config[field.name] not in choices:
         return [Problem(field.name, text, one_of(choices, text))]

@@ -167,5 +167,5 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
         error = {"type": "data", "array": numbers(last.stderr)}
         figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
     if not figure.data:
-        return empty(title, "this run has no scores of benchmarks")
+        return empty(title, "no benchmark scores logged")
     return framed(figure, title, x="task, metric", y="score", height=420)

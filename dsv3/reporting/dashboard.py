@@ -89,7 +89,7 @@ def layout(runs: Runs) -> html.Div:
             html.Div(graph("load"), className="wide"),
             html.Div(
                 [
-                    html.Span("Interval that ends after so many tokens", className="label"),
+                    html.Span("Interval ending at (tokens)", className="label"),
                     dcc.Slider(0, 1, 1, value=1, id="moment", marks=None, allow_direct_input=False),
                 ],
                 className="slider",

@@ -134,14 +134,14 @@ def facts_table(run: History) -> str:
     last = scores[scores.domain == "all"].bpb.iloc[-1] if len(scores) else None
     seconds = float(train.seconds.max())  # none of a step's are written yet: nan
     rows = {
-        "tokens trained on": run.tokens,
+        "training tokens": run.tokens,
         "of": facts.get("tokens"),
         "state": "finished" if summary else "not finished",
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
         "operations per token": facts.get("flops_per_token"),
         "seconds of training": None if np.isnan(seconds) else round(seconds),
-        "monitoring, in seconds over those": monitoring(run, seconds),
+        "monitoring overhead": monitoring(run, seconds),
         "bits per byte, all held-out text": None if last is None else float(last),
         "seed": facts.get("seed"),
         "commit": summary.get("git_commit"),

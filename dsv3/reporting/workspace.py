@@ -49,7 +49,7 @@ def described(*, project: str, entity: str) -> Any:
 
     def lines(title: str, unit: str, *y: str, pattern: str | None = None) -> Any:
         chosen = {"metric_regex": pattern} if pattern else {"y": list(y)}
-        return wr.LinePlot(title=title, x="tokens", title_x="tokens trained on", title_y=unit, **chosen)
+        return wr.LinePlot(title=title, x="tokens", title_x="training tokens", title_y=unit, **chosen)
 
     sections = {
         "Loss": [

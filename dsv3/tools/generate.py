@@ -22,7 +22,7 @@ class Options:
     )
     max_tokens: int = option(128, "the longest continuation")
     temperature: float = option(0.0, "0: always the likeliest token; 1: sample from the model's distribution")
-    top_p: float = option(1.0, "sample among the likeliest tokens that hold this share of the probability")
+    top_p: float = option(1.0, "nucleus sampling: cumulative probability kept")
     seed: int = option(0, "of the sampling")
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"

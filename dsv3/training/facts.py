@@ -20,7 +20,7 @@ BYTES_OF_BF16 = 2
 
 
 def write_facts(config: DictConfig, model: Any, statistics: Sequence[Statistic], folder: RunFolder) -> None:
-    """`statistics`: figures of `metrics/train` with their units. `flops_per_token` is forward and backward, MTP included;
+    """`statistics`: figures of `metrics/train` with their units. `flops_per_token` is forward and backward, with MTP;
     `cache_bytes_per_token` over all layers, in BF16."""
     skeleton = read_skeleton(config)
     facts = {

@@ -42,7 +42,7 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     folder.hold()
     if config.resume == "never":
         if folder.config_path.exists():
-            log.warning("the old run is kept at %s", folder.move_aside())
+            log.warning("previous run moved to %s", folder.move_aside())
             folder.hold()
         checkpoint = None
     elif config.resume == "auto":
@@ -82,9 +82,9 @@ def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{folder.path} holds a run with other settings:\n  "
+            f"{folder.path} already holds a run with different settings:\n  "
             + "\n  ".join(changed)
-            + "\nTake another folder (run.name=...), or resume=never to move the old one aside and begin anew."
+            + "\nChoose another folder (run.name=...), or use resume=never to move the old run aside and start over."
         )
 
 

@@ -43,7 +43,7 @@ class GroupedQueryAttention(nn.Module):
     ) -> None:
         super().__init__()
         if n_heads % n_kv_heads:
-            raise ValueError(f"model.n_kv_heads={n_kv_heads}: it must divide model.n_heads={n_heads}")
+            raise ValueError(f"model.n_kv_heads={n_kv_heads}: must divide model.n_heads={n_heads}")
         if head_dim % 2:
             raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
