@@ -15,6 +15,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Tokenizer
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
 from dsv3.prompts.infilling import infilling_prompt
@@ -105,7 +106,7 @@ def demonstrate(run: Run, tokenizer: Tokenizer, *, infill: bool) -> dict[str, st
         prompt = infilling_prompt(tokenizer, prefix, suffix, order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(prefix)]
-    ids = generate(run.module.model, prompt, max_tokens=DEMO_TOKENS, stop=tokenizer.eos)
+    ids = generate(run.module.model, prompt, Settings(max_tokens=DEMO_TOKENS, eos=(tokenizer.eos,)))
     return {
         "prefix": prefix,
         "suffix": suffix if infill else "",

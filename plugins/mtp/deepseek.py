@@ -7,14 +7,14 @@ head are the main model's own objects. Positions without a token k further on ar
 they count neither as loss nor as expert load.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, Cache, MicroBatch, MTPPrediction, Precision, Routing, Schedule
-from dsv3.model.layers import RMSNorm
+from dsv3.model.layers import RMSNorm, next_positions
 
 
 class MTPModule(nn.Module):
@@ -98,15 +98,14 @@ class DeepSeekMTP(nn.Module):
             predictions.append(MTPPrediction(norm(h_BTD), self._targets(batch, k), routing))
         return predictions
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return [module.get_submodule("block.self_attn").new_cache(batch, capacity) for module in self.depths]  # type: ignore[operator]
+    def new_caches(self, rows: Iterable[int] = ()) -> list[Cache]:
+        return [module.get_submodule("block.self_attn").new_cache(rows) for module in self.depths]  # type: ignore[operator]
 
     def extend(
         self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
     ) -> tuple[Tensor, Tensor]:
         module: Any = self.depths[depth - 1]
-        start = cache.length
-        positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        positions_BT = next_positions(cache.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
         h_BTD, _ = module(h_BTD, embed(tokens_BT), tokens_BT, positions_BT, None, cache)
         return h_BTD, module.norm(h_BTD)
 
