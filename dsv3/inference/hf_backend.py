@@ -37,6 +37,7 @@ class HFBackend:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.gathers = keeps_every_position(model)
         self.held: dict[int, Batch] = {}
 
     def add(self, row: int, *, drafts: bool) -> None:
@@ -58,7 +59,7 @@ class HFBackend:
         own_S &= own_S.cumsum(0) <= length
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
-        if len(rows) > 1 and not all(self._gathers(row) for row in rows):
+        if len(rows) > 1 and not self.gathers:
             return [self.read([row], [t], [w])[0] for row, t, w in zip(rows, tokens, wanted, strict=True)]
         batch = self.held[rows[0]]
         if batch.rows != list(rows) or any(self.held[row] is not batch for row in rows):
@@ -94,15 +95,6 @@ class HFBackend:
         """Nothing where all positions are held, which every architecture understands."""
         return {} if bool(own_BS.all()) else {"attention_mask": own_BS.long(), "position_ids": positions_BT}
 
-    def _gathers(self, row: int) -> bool:
-        """Whether the row's cache is of keys and values of all positions."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer
-
-        cache = self.held[row].cache
-        return cache is None or (
-            isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-        )
-
     def _gathered(self, rows: Sequence[int]) -> Batch:
         """Copies of what these rows hold, ending together."""
         from transformers.cache_utils import DynamicCache
@@ -127,3 +119,11 @@ class HFBackend:
                 pair.append(together)
             layers.append(tuple(pair))
         return Batch(list(rows), DynamicCache(layers), own_BS)
+
+
+def keeps_every_position(model: Any) -> bool:
+    """Whether decoding keeps keys and values of all positions, in every layer, and nothing else."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    layers = DynamicCache(config=model.config).layers
+    return not getattr(model, "_is_stateful", False) and all(type(layer) is DynamicLayer for layer in layers)

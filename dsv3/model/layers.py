@@ -1,6 +1,5 @@
 """What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -151,7 +150,8 @@ class PositionCache:
             held.held = held.first(-(-length // CACHE_BLOCK) * CACHE_BLOCK).clone()
 
     def select(self, rows: Sequence[int]) -> Self:
-        chosen = copy.copy(self)
+        chosen = self.__new__(type(self))  # copy.copy takes five times as long
+        chosen.__dict__.update(self.__dict__)
         chosen.rows = {row: self.rows[row] for row in rows}
         return chosen
 
