@@ -1,4 +1,4 @@
-"""What the engine asks of a model, and a `Decoder` that answers: rows of tokens read over caches.
+"""Backends of the engine: the contract, and a `Decoder` that reads rows of tokens over its caches.
 
 Shape legend: B rows, T positions, V vocabulary.
 """

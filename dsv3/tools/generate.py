@@ -24,7 +24,7 @@ class Options:
     repetition_penalty: float = option(1.0, "above 1: tokens of the prompt and the text become less likely")
     presence_penalty: float = option(0.0, "subtracted from the logits of tokens that the text holds already")
     frequency_penalty: float = option(0.0, "subtracted from them for each time that the text holds them")
-    stop: list[str] = option([], "strings that end the text, such as stop=['\\n\\n']; they are not printed")
+    stop: list[str] = option([], r'strings that end the text and are not printed, such as stop=["\n\n"]')
     seed: int = option(0, "of the sampling")
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"

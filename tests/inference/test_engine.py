@@ -12,8 +12,9 @@ from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.model.layers import CACHE_BLOCK, held_weights
+from tests.inference.test_generation import Watched, prompt_of
 from tests.parity.test_decoder import SHAPES
-from tests.parity.twins import configured, micro_batch, random_model
+from tests.parity.twins import configured, distance, micro_batch, random_model
 
 OPTIONS = [
     (),
@@ -21,11 +22,12 @@ OPTIONS = [
     ("attention.decode=plain", "memory=ngram", "memory.rows=97"),
 ]
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
+DRAFTING = [(), ("mtp.depth=2", "mtp.after_final_norm=false"), ("mtp.depth=3", "attention=gqa")]
 NEAR = 1e-4
 
 
-def model_of(*chosen, seed=1):
-    return random_model(configured("precision=fp32", *chosen, **SHAPES), seed=seed)
+def model_of(*chosen, seed=1, vocabulary=50):
+    return random_model(configured("precision=fp32", *chosen, **SHAPES | {"vocab_size": vocabulary}), seed=seed)
 
 
 def prompts_of(count, longest, seed=0):
@@ -205,6 +207,34 @@ def run_with_one_more(engine, prompt, settings):
     engine.add(prompt, settings)
     ids, ends = run(engine)
     return {row: early.get(row, []) + ids[row] for row in ids}, ends
+
+
+@pytest.mark.parametrize("chosen", DRAFTING, ids=" ".join)
+@torch.no_grad()
+def test_drafts_of_rows_together_are_those_of_whole_rows(chosen):
+    """Module k's logits without any cache, for rows of unequal length and number of drafts, some begun by copying."""
+    model, kept_counts, copied = model_of(*chosen, vocabulary=4), set(), []
+    beginning = prompt_of(0, SHORTEST_SHARED + 9)
+    prompts = [prompt_of(1, 3), [*beginning, 1], [*beginning[:-2], 3, 0, 2], prompt_of(2, 40), beginning, [2]]
+    engine, watching = Engine(DecoderBackend(model)), {}
+    copy = engine.backend.copy
+    engine.backend.copy = lambda source, row, length: (copied.append((source, row, length)), copy(source, row, length))
+    for i, prompt in enumerate(prompts):
+        watched = Watched()
+        watching[engine.add(prompt, Settings(max_tokens=9 + i, drafts=1 + i % 4), choice=watched)] = watched
+    while engine.rows:
+        engine.step()
+    assert copied == [(1, 2, SHORTEST_SHARED + 7), (1, 4, SHORTEST_SHARED + 8)]
+    for watched, prompt in zip(watching.values(), prompts, strict=True):
+        tokens = list(prompt)
+        for logits, drafts, kept, token in watched.passes:
+            for k, found in enumerate(logits[: model.mtp.depth], start=1):
+                ids = torch.tensor([[*tokens, *drafts[: k - 1]]])
+                hidden_BSD = model(micro_batch(ids, ids), with_mtp=True).predictions[k - 1].hidden_BSD
+                assert distance(found, model.logits(hidden_BSD[0, -1])) <= 1e-4
+            tokens = [*tokens, *drafts[:kept], token]
+            kept_counts.add(kept)
+    assert {0, 1} <= kept_counts
 
 
 def test_drafts_are_counted_over_all_rows():
