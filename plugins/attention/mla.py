@@ -147,15 +147,18 @@ class MultiHeadLatentAttention(nn.Module):
         q_BTHC = torch.bmm(q_HXN, w_uk_HNC).transpose(0, 1).unflatten(0, (rows, queries))
         q_BXC = torch.cat((q_BTHC, q_rope), dim=-1).flatten(1, 2)  # X = T*H
         # A product a row of the batch: a batched one would copy the latents to turn them.
-        longest = max(c_SC.shape[0] for c_SC in latents)
+        widths = [c_SC.shape[0] for c_SC in latents]
+        longest, alike = max(widths), len(set(widths)) == 1
         scores = [q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents, strict=True)]
-        scores_BXS = torch.stack([F.pad(s, (0, longest - s.shape[1])) if s.shape[1] < longest else s for s in scores])
+        if not alike:
+            scores = [F.pad(score_XS, (0, longest - width)) for score_XS, width in zip(scores, widths, strict=True)]
+        scores_BXS = torch.stack(scores)
         dtype = torch.promote_types(self.cache_dtype, torch.float32)
         scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
         hide_later(scores_BTHS, lengths)
         weights_BXS = scores_BTHS.softmax(-1).to(self.cache_dtype).flatten(1, 2)
-        pairs = zip(weights_BXS, latents, strict=True)
-        o_BXC = torch.stack([w_XS.narrow(1, 0, c_SC.shape[0]) @ c_SC[:, : self.rank] for w_XS, c_SC in pairs])
+        weights = weights_BXS if alike else [w_XS[:, :n] for w_XS, n in zip(weights_BXS, widths, strict=True)]
+        o_BXC = torch.stack([w_XS @ c_SC[:, : self.rank] for w_XS, c_SC in zip(weights, latents)])
         o_HXC = o_BXC.unflatten(1, (queries, self.n_heads)).flatten(0, 1).transpose(0, 1)
         o_HXV = torch.bmm(o_HXC, w_uv_HCV)
         return o_HXV.transpose(0, 1).unflatten(0, (rows, queries)).flatten(-2)
