@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-INSIDE = Path(__file__).with_name("inside.py")
+INSIDE = Path(__file__).with_name("guest.py")
 NOBODY = 65534
 
 

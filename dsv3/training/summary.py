@@ -15,6 +15,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Sample, Tokenizer
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
 from dsv3.prompts.infilling import infilling_prompt
@@ -102,7 +103,7 @@ def completed(run: Run, tokenizer: Tokenizer, sample: Sample) -> dict[str, str]:
         prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(sample.prefix)]
-    ids = generate(run.module.model, prompt, max_tokens=SAMPLE_TOKENS, stop=tokenizer.eos)
+    ids = generate(run.module.model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
     return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 
 

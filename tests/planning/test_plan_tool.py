@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Windowed(nn.Module):
         self.decay = nn.Parameter(Tensor(dim))
         self.dim, self.window = dim, window
 
-    def new_cache(self, batch: int, capacity: int) -> None:
+    def new_cache(self, rows: Iterable[int] = ()) -> None:
         return None
 
     def cache_numbers_per_token(self) -> int:

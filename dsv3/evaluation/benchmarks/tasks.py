@@ -13,9 +13,8 @@ from datasets import config as datasets_config
 from lm_eval.tasks import TaskManager
 
 from dsv3.evaluation.benchmarks.code import code_eval_replaced, is_sandboxed, runs_code
+from dsv3.paths import ROOT
 from dsv3.sandbox import Sandbox
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class UnavailableError(Exception):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from data.tokenizer import train_bpe
 from dsv3.build import build_model
 from dsv3.evaluation.benchmarks.adapter import Adapter
-from dsv3.evaluation.benchmarks.models import OwnModel
+from dsv3.evaluation.benchmarks.models import NativeModel
 from dsv3.evaluation.benchmarks.suite import Suite
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
 from dsv3.sandbox import Sandbox
@@ -21,17 +21,17 @@ from tests.synthetic import ByteTokenizer
 
 
 @pytest.fixture
-def own_model(composed: Callable[..., DictConfig]) -> OwnModel:
+def own_model(composed: Callable[..., DictConfig]) -> NativeModel:
     """Weights large enough that its likelihoods differ from text to text."""
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2")).eval()
-    return OwnModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
+    return NativeModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
 
 
 @pytest.fixture(scope="session")
 def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaMA with a byte-level tokenizer that puts BOS first."""
     folder = tmp_path_factory.mktemp("llama")
-    text = (ROOT / "dsv3" / "benchmarks" / "adapter.py").read_text()
+    text = (ROOT / "dsv3" / "evaluation" / "benchmarks" / "adapter.py").read_text()
     tokenizer = train_bpe(vocab_size=400, sample_characters=20_000, texts={"code": [text]}, cache_dir=str(folder))
     tokenizer.save(str(folder))
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Texts:
     domains = ("code",)
 
     def held_out_documents(self, domain: str) -> list[str]:
-        return [(ROOT / "dsv3" / name).read_text() for name in ("model.py", "build.py")]
+        return [(ROOT / "dsv3" / name).read_text() for name in ("model/decoder.py", "build.py")]
 
 
 def suite_of(model: Any, *folders: str, data: Any = None, batch_size: int = 4, seed: int = 1) -> Suite:
