@@ -1,6 +1,6 @@
 """Fingerprints of what the project computes: weights, averaged weights, routing state, metrics, texts and scores.
 
-    python tests/golden/fingerprints.py make OUT      the default run cut to 60 steps, and what is made of it (20 minutes)
+    python tests/golden/fingerprints.py make OUT      the default run cut to 60 steps, and what follows from it
     python tests/golden/fingerprints.py compare A B   tensors bit for bit, metrics 1e-6, ids equal, scores 1e-5
 
 For changes that must not change a number: make one before, one after, on one machine, and compare.
