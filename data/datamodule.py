@@ -12,8 +12,8 @@ from data.corpus import Corpus, DomainTokens, read_corpus, tokenise
 from data.fim import FillInTheMiddle
 from data.held_out import (
     CHARACTERS_PER_TOKEN,
-    demonstration,
     questions,
+    three_parts,
     validation_batches,
     validation_bytes,
     validation_rows,
@@ -23,7 +23,7 @@ from data.pipeline import Pack, Rendering, training_rows
 from data.sources import Source
 from data.store import digest
 from data.tokenizer import ByteLevelBPE
-from dsv3.contracts import MicroBatch, Question, Schedule, Step
+from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step
 
 
 class TokenizerFactory(Protocol):
@@ -189,10 +189,12 @@ class DataModule(lightning.LightningDataModule):
         """All held-out texts of a domain, those of the validation set first."""
         return list(self.corpus.held_out[domain]["text"])
 
-    def demonstration(self) -> tuple[str, str, str]:
-        """Prefix, suffix and the middle between them, from the first held-out text of the first domain."""
+    def samples(self) -> list[Sample]:
+        """One line of the first held-out text of the first domain, to be written after what comes before it, and with
+        what comes after it too."""
         excerpt = self._sequence_length * CHARACTERS_PER_TOKEN // 2  # fits in a row with room for the middle
-        return demonstration(self.held_out_documents(self.domains[0])[0], longest=excerpt)
+        prefix, suffix, real = three_parts(self.held_out_documents(self.domains[0])[0], longest=excerpt)
+        return [Sample("completion", prefix, None, real), Sample("infilling", prefix, suffix, real)]
 
     def _validation_texts(self) -> dict[str, Any]:
         return {

@@ -115,7 +115,7 @@ def _evenly(queues: Sequence[Sequence[Question]], count: int) -> list[Question]:
     return [question for queue, length in zip(queues, taken) for question in queue[:length]]
 
 
-def demonstration(text: str, *, longest: int) -> tuple[str, str, str]:
+def three_parts(text: str, *, longest: int) -> tuple[str, str, str]:
     """Prefix, suffix and middle of an excerpt of at most `longest` characters; the middle is one line.
 
     The excerpt begins at the text's first Python function, where it has one. The line is the one nearest the excerpt's

@@ -9,7 +9,9 @@ A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyw
 
 Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
 with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
-the option that the first argument sets where it is not of the form key=value.
+the option that the first argument sets where it is not of the form key=value. Every tool takes `--config-dir DIR`, a
+folder of configurations of one's own: modules that lie in it or beside it can then be imported, as those that its
+`_target_`s name.
 
 Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError: its message; in full with
 DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
@@ -33,6 +35,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dsv3.config.compose import make_importable
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
 
@@ -69,19 +72,38 @@ def _main(arguments: Sequence[str], package: str) -> int:
         print_page(_overview(tools))
         return 0
     name, *rest = arguments
+    rest, folder, problems = _config_dir(rest)
     if name not in tools:
-        problem = Problem(name, NO_VALUE, f"there is no such tool.{did_you_mean(name, tools)}")
+        problem = Problem(name, NO_VALUE, f"unknown tool.{did_you_mean(name, tools)}")
         report([problem], hint=f"Tools: {', '.join(sorted(tools))}.")
         return 2
     tool = importlib.import_module(f"{package}.{tools[name].stem}")
     if any(argument in ("-h", "--help") for argument in rest):
         print_page(_tool_help(name, tool))
         return 0
-    options, problems = _read(tool, rest)
+    options, found = _read(tool, rest, folder)
+    problems += found
     if problems:
         report(problems, hint=f"python -m dsv3 {name} --help explains every key.")
         return 2
     return _run(lambda: tool.run(options), as_json=options.format == "json")
+
+
+def _config_dir(arguments: Sequence[str]) -> tuple[list[str], Path | None, list[Problem]]:
+    """The arguments without `--config-dir DIR`, and the folder."""
+    flag, rest = "--config-dir", list(arguments)
+    given = [argument for argument in rest if argument == flag or argument.startswith(f"{flag}=")]
+    if not given:
+        return rest, None, []
+    place = rest.index(given[0])
+    _, equals, text = rest.pop(place).partition("=")
+    if not equals:
+        text = rest.pop(place) if place < len(rest) else ""
+    folder = Path(text)
+    if not text or not folder.is_dir():
+        return rest, None, [Problem(flag, text or NO_VALUE, "must be a folder of configurations; there is none")]
+    make_importable(folder)
+    return rest, folder.resolve(), []
 
 
 def _modules(package: str) -> list[Path]:
@@ -128,7 +150,7 @@ def _takes_overrides(tool: ModuleType) -> bool:
     return any(field.name == "overrides" for field in dataclasses.fields(tool.Options))
 
 
-def _read(tool: ModuleType, arguments: Sequence[str]) -> tuple[Any, list[Problem]]:
+def _read(tool: ModuleType, arguments: Sequence[str], folder: Path | None) -> tuple[Any, list[Problem]]:
     """The tool's Options, with the output format in `format`, and every mistake in the arguments."""
     fields = _fields(tool)
     config = OmegaConf.structured(tool.Options)
@@ -147,13 +169,15 @@ def _read(tool: ModuleType, arguments: Sequence[str]) -> tuple[Any, list[Problem
         elif _takes_overrides(tool) and (equals or key.startswith("~")):
             overrides.append(argument)
         elif not equals:
-            problems.append(Problem(argument, NO_VALUE, "key=value is needed"))
+            problems.append(Problem(argument, NO_VALUE, "must be key=value"))
         else:
-            problems.append(Problem(key, text, f"there is no such key.{did_you_mean(key, [*fields, 'format'])}"))
+            problems.append(Problem(key, text, f"unknown key.{did_you_mean(key, [*fields, 'format'])}"))
     failed = {problem.key for problem in problems}
     for key, field in fields.items():
         if OmegaConf.is_missing(config, key) and key not in failed:
-            problems.append(Problem(key, NO_VALUE, f"a value is needed: {field.metadata['help']}"))
+            problems.append(Problem(key, NO_VALUE, f"required: {field.metadata['help']}"))
+    if folder is not None and _takes_overrides(tool):
+        overrides = ["--config-dir", str(folder), *overrides]
     if overrides:
         problems += check("train", overrides, also=[*fields, "format"])
     if problems:
@@ -172,7 +196,7 @@ def _set(config: Any, field: dataclasses.Field[Any], text: str) -> list[Problem]
         value = text.replace("${", r"\${") if is_text else OmegaConf.create(f"value: {text}").value
         OmegaConf.update(config, field.name, value)
     except (OmegaConfBaseException, YAMLError):
-        return [Problem(field.name, text, f"a value of type {_type(field)} is needed{_example(field)}")]
+        return [Problem(field.name, text, f"must be of type {_type(field)}{_example(field)}")]
     choices = field.metadata["choices"]
     if choices and config[field.name] not in choices:
         return [Problem(field.name, text, one_of(choices, text))]
@@ -214,5 +238,6 @@ def _tool_help(name: str, tool: ModuleType) -> Iterator[str]:
         allowed = f" One of: {', '.join(map(shown, field.metadata['choices']))}." if field.metadata["choices"] else ""
         yield f"  {field.name}: {_type(field)} {given}  # {field.metadata['help']}{allowed}"
     yield f"  format: str = text  # {_FORMAT_HELP}"
+    yield "  --config-dir DIR  # a folder of configurations of one's own, for parts that lie outside the project"
     if _takes_overrides(tool):
         yield "  Any group=option or key=value of `python train.py --help`, too."

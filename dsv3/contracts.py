@@ -62,6 +62,15 @@ class Question(NamedTuple):
     commonest: str  # the commonest answer of this family in training: the baseline
 
 
+class Sample(NamedTuple):
+    """A held-out text to be completed, for a person to look at."""
+
+    name: str  # such as "completion" or "infilling"
+    prefix: str
+    suffix: str | None  # given, the gap before it is filled in; None: the prefix is continued
+    real: str  # what stands there
+
+
 class Routing(NamedTuple):
     """What a router decides for N tokens."""
 
@@ -71,12 +80,31 @@ class Routing(NamedTuple):
 
 
 class Cache(Protocol):
-    """What one part keeps of the positions decoded so far: a layer's keys and values or latents, a memory's tokens."""
+    """What one part keeps of the positions decoded so far: a layer's keys and values or latents, a memory's tokens.
 
-    length: int  # positions held
+    Rows are known by numbers that their owner gives them, and each has a length of its own. The order of the rows is
+    that of the batch which the part is called with: the T positions of batch row b continue the b-th row. A row grows
+    with its text: at most one block of `dsv3.model.layers.CACHE_BLOCK` positions is allocated beyond its length.
+    """
 
-    def rewind(self, length: int) -> None:
-        """Forget every position at or after `length`."""
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Positions held by each row, in the order of the batch."""
+
+    def add(self, row: int) -> None:
+        """Append an empty row."""
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Append a row that holds a copy of the first `length` positions of `source`."""
+
+    def drop(self, row: int) -> None:
+        """Forget a row and give its memory back."""
+
+    def rewind(self, row: int, length: int) -> None:
+        """Forget every position of a row at or after `length`."""
+
+    def select(self, rows: Sequence[int]) -> "Cache":
+        """These rows, in this order: the same ones, not copies."""
 
 
 class Attention(Protocol):
@@ -92,10 +120,12 @@ class Attention(Protocol):
         """Return the attended x_BTD, after the output projection.
 
         `document_ids_BT`: given, a position sees only positions of its own document.
-        `cache`: given, the T positions continue those that it holds, and are added to it.
+        `cache`: given, the T positions continue those that its rows hold, as many in each row of the batch or not, and
+        are added to them. A row's output does not depend on the rows beside it.
         """
 
-    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+    def new_cache(self, rows: Iterable[int] = ()) -> Cache:
+        """With these rows, all empty."""
 
     def cache_numbers_per_token(self) -> int:
         """Numbers that decoding keeps for each token in this layer."""
@@ -159,7 +189,7 @@ class Objective(Protocol):
     Router bias, balance losses, guard, averaged weights, monitoring and resume are the same under every objective.
     """
 
-    statistics: Sequence[Statistic]
+    statistics: Sequence[Statistic]  # the first is called `loss`: the guard judges it, studies compare it
 
     def prepare(self, step: "Step", models: Models) -> "Step":
         """Return the step to train on: `step` itself, or one that was made of it (sampled answers, reference
@@ -202,8 +232,8 @@ class Memory(Protocol):
         The other arguments are as in `Attention`, but documents and a cache are not given together.
         """
 
-    def new_cache(self, batch: int, capacity: int) -> Cache | None:
-        """None where earlier tokens are not read."""
+    def new_cache(self, rows: Iterable[int] = ()) -> Cache | None:
+        """With these rows, all empty; None where earlier tokens are not read."""
 
 
 class Router(Protocol):
@@ -272,14 +302,14 @@ class MTP(Protocol):
     ) -> list[MTPPrediction]:
         """`h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it."""
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        """One for each depth."""
+    def new_caches(self, rows: Iterable[int] = ()) -> list[Cache]:
+        """One for each depth, with these rows, all empty."""
 
     def extend(
         self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
     ) -> tuple[Tensor, Tensor]:
         """Return h^k (what the next depth takes) and the states for the shared head, [B, T, D] each, for T positions i
-        that continue what the depth's cache holds.
+        of each row that continue what the depth's cache holds of it.
 
         `depth` is k, from 1; `h_BTD` are h^(k-1)_i, for k = 1 the main model's as above; `tokens_BT` are t_(i+k), so
         that the head's likeliest token is the draft of t_(i+k+1).
@@ -407,8 +437,8 @@ class Data(Protocol):
 
     def questions(self) -> list[Question]: ...
 
-    def demonstration(self) -> tuple[str, str, str]:
-        """A held-out text in three parts: prefix, suffix, and the middle that was cut out between them."""
+    def samples(self) -> "list[Sample]":
+        """Prompts whose continuations the summary of a run shows; may be empty."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the step whose `state_after` this is."""

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 import torch
 
-from dsv3.contracts import MicroBatch, Question, Step
+from dsv3.contracts import MicroBatch, Question, Sample, Step
 
 
 class ByteTokenizer:
@@ -90,5 +90,5 @@ class SyntheticData(lightning.LightningDataModule):
     def questions(self) -> list[Question]:
         return [Question("alphabet", "abcdefg", letter, "h") for letter in "hijk"]
 
-    def demonstration(self) -> tuple[str, str, str]:
-        return "abcd", "ijkl", "efgh"
+    def samples(self) -> list[Sample]:
+        return [Sample("completion", "abcd", None, "efgh"), Sample("infilling", "abcd", "ijkl", "efgh")]

@@ -170,15 +170,15 @@ def test_all_mistakes_are_reported_together(dsv3: Callable[..., Said]) -> None:
     assert (said.status, said.out) == (2, "")
     assert "9 problems" in said.err
     for message in [
-        "cuont=3: there is no such key. Did you mean 'count'?",
-        "count=many: a value of type int is needed, such as the default 3",
+        "cuont=3: unknown key. Did you mean 'count'?",
+        "count=many: must be of type int, such as the default 3",
         "rate=[: a value of type float",
         "loud=maybe: a value of type bool",
-        "unit=bytes: one of token, byte is needed. Did you mean 'byte'?",
+        "unit=bytes: must be one of token, byte. Did you mean 'byte'?",
         "items=x: a value of type list[str]",
         "format=xml: one of text, json",
-        "bare: key=value is needed",
-        "source: a value is needed: what to read",
+        "bare: must be key=value",
+        "source: required: what to read",
     ]:
         assert message in said.err
 
@@ -194,7 +194,7 @@ def test_overrides_are_checked_with_the_options(dsv3: Callable[..., Said]) -> No
     assert "4 problems" in said.err
     assert "Did you mean 'context'?" in said.err
     assert "Did you mean 'model'?" in said.err
-    assert "model.top_k=999: it must lie between 1 and" in said.err
+    assert "model.top_k=999: must be between 1 and" in said.err
 
 
 def test_a_users_mistake_is_told_without_a_traceback(

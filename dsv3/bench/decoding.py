@@ -32,14 +32,13 @@ def decode(repeats: int) -> Iterator[Figure]:
 
 def our_decoding(model: Any, prompt_1T: torch.Tensor) -> Callable[[], None]:
     """Decodes over a cache that the prompt has filled; each call begins at the prompt's end again."""
-    caches = model.new_caches(1, CONTEXT + TOKENS + 1)
+    caches = model.new_caches([0])
     with torch.no_grad():
         first = int(model.decode(prompt_1T, caches)[0, -1].argmax())
 
     @torch.no_grad()
     def program() -> None:
-        for cache in caches:
-            cache.rewind(CONTEXT)
+        caches.rewind(0, CONTEXT)
         token = first
         for _ in range(TOKENS):
             token = int(model.decode(torch.tensor([[token]]), caches)[0, -1].argmax())

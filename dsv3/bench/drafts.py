@@ -8,13 +8,14 @@ from dsv3.build import build_data
 from dsv3.checkpoint.loading import load_run
 from dsv3.contracts import Data
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.model.layers import held_weights
 from dsv3.paths import ROOT
 
 RUN = ROOT / "runs" / "default" / "seed1"
 FINISHED = RUN / "summary.json"
-PROMPTS, PROMPT_TOKENS, TOKENS = 64, 64, 64
+PROMPTS, PROMPT_TOKENS, TOKENS, DRAFTS = 64, 64, 64, 2
 
 
 def speculation(repeats: int, run: Path = RUN) -> Iterator[Figure]:
@@ -27,9 +28,8 @@ def speculation(repeats: int, run: Path = RUN) -> Iterator[Figure]:
             texts: dict[str, list[int]] = {}
 
             def write(side: str, row: list[int] = row, texts: dict[str, list[int]] = texts) -> None:
-                drafts = counts if side == "drafted" else None
-                stream = generate(loaded.model, row, max_tokens=TOKENS, stop=-1, speculation=drafts)
-                texts[side] = list(stream)
+                settings = Settings(max_tokens=TOKENS, drafts=DRAFTS if side == "drafted" else 0)
+                texts[side] = list(generate(loaded.model, row, settings, speculation=counts))
 
             turns = interleaved({"plain": lambda: write("plain"), "drafted": lambda: write("drafted")}, repeats=repeats)
             seconds = {side: seconds[side] + turns[side] for side in seconds}

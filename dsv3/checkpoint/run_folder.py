@@ -115,7 +115,7 @@ class RunFolder:
         for path in reversed(self.checkpoints()):
             if is_intact(path):
                 return path
-            log.warning("%s is damaged; looking for an older one", path)
+            log.warning("%s is corrupt; trying an older checkpoint", path)
         return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

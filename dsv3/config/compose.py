@@ -1,6 +1,7 @@
 """Composes configurations as `@hydra.main` will, without starting it."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,13 @@ def _written(option: Any) -> str:
     return option if isinstance(option, str) else f"[{','.join(option)}]"
 
 
+def make_importable(folder: Path) -> None:
+    """Let `_target_`s of the configurations in `folder` name modules that lie in it or beside it."""
+    for place in (folder.resolve(), folder.resolve().parent):
+        if str(place) not in sys.path:
+            sys.path.append(str(place))
+
+
 @contextmanager
 def opened(config_name: str, flags: argparse.Namespace) -> Iterator[Composer]:
     """A Composer on conf/, or on what the flags --config-name, --config-path and --config-dir say."""
@@ -107,6 +115,7 @@ def opened(config_name: str, flags: argparse.Namespace) -> Iterator[Composer]:
         folders = [main]
         if flags.config_dir:
             own = Path(flags.config_dir).resolve()
+            make_importable(own)
             folders.insert(0, own)
             search_path = create_config_search_path(str(main))
             anchor = SearchPathQuery(provider="schema")

@@ -39,14 +39,14 @@ def _page(composer: Composer, config: DictConfig) -> Iterator[str]:
     yield summary(primary) if primary else ""
     yield from ("", "USAGE", f"  {script} [group=option ...] [key=value ...] [Hydra's flags]", "")
     if groups:
-        yield from ("GROUPS", "  An option marked * is chosen; group=option chooses another.", "")
+        yield from ("GROUPS", "  * marks the selected option; group=option selects another.", "")
         for group in groups:
             yield from _group(composer, group, chosen[group])
         yield ""
-    yield from ("KEYS", "  ${...} takes the value of another key.", "")
+    yield from ("KEYS", "  ${...} refers to another key.", "")
     yield from _keys(tree, "", _comments_of(composer, chosen))
     if groups:
-        yield from ("", "KEYS OF OTHER OPTIONS", "")
+        yield from ("", "KEYS OF UNSELECTED OPTIONS", "")
         for group in groups:
             yield from _other_keys(composer, group, chosen[group], tree)
     yield from _closing(script, next(_swaps(composer, groups, chosen), ""), multirun="seed" in tree)

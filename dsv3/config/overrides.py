@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from dsv3.config.compose import COMPOSITION_ERRORS, Composer, choices
+from dsv3.config.moved import moved
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, nearest, one_of
 from dsv3.config.view import View
 
@@ -25,7 +26,7 @@ def parsed(composer: Composer, arguments: Sequence[str]) -> tuple[list[Override]
             override = parser.parse_override(argument)
         except HydraException as error:
             key, equals, value = argument.partition("=")
-            message = f"not an override that Hydra can read ({first_line(error)}). Write key=value"
+            message = f"invalid Hydra override ({first_line(error)}). Write key=value"
             message += "; quote text with special characters: key=\"'...'\"." if equals else "."
             problems.append(Problem(key, value if equals else NO_VALUE, message))
         else:
@@ -38,7 +39,7 @@ def without_parts(composer: Composer, overrides: Sequence[Override]) -> tuple[li
     """The overrides that choose no part of a checkpoint's run, and a problem for each that does: it has no effect."""
     chosen = choices(composer.compose([]))
     free = ", ".join(sorted(chosen))
-    message = f"the parts of a checkpoint are those that it was trained with; only {free} can be chosen here"
+    message = f"a checkpoint fixes its components; only {free} can be set here"
     parts = [name for name in composer.groups() if name not in chosen]
     fitting = [override for override in overrides if override.key_or_group not in parts]
     refused = [override for override in overrides if override.key_or_group in parts]
@@ -130,15 +131,17 @@ class _Trial:
         return any(name in View(self.composer.compose([f"{group}={option}"])).keys for option in options)
 
     def _explain_key(self, name: str, value: str, view: View) -> str:
+        if now := moved(name):
+            return f"this key has moved: write {now}={value}"
         groups = self.composer.groups()
         best = nearest(name, [*view.keys, *groups, *self.also])
         if best is None:
-            return f"there is no such key or group. To add a new key, write +{name}={value}"
+            return f"unknown key or group. To add a new key, write +{name}={value}"
         if best not in groups:
-            return f"there is no such key. Did you mean {view.origin(best)!r}?"
+            return f"unknown key. Did you mean {view.origin(best)!r}?"
         self.uncertain.add(best)
         options = ", ".join(self.composer.options(best))
-        return f"there is no such key or group. Did you mean {best!r}? Its options: {options}."
+        return f"unknown key or group. Did you mean {best!r}? Its options: {options}."
 
 
 def _explain_group(override: Override, value: str, error: str, options: list[str], view: View) -> str:

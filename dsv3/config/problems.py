@@ -56,10 +56,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_of(options: Sequence[Any], value: Any) -> str:
-    """ "one of a, b, c is needed", with the nearest first where there is one."""
+    """ "must be one of a, b, c", with the nearest first where there is one."""
     names = [shown(option) for option in options]
     near = get_close_matches(shown(value), names, n=1)
-    return f"one of {', '.join(names)} is needed." + (f" Did you mean {near[0]!r}?" if near else "")
+    return f"must be one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
 def report(problems: Sequence[Problem], *, hint: str) -> None:

@@ -94,19 +94,19 @@ def above_zero(facts: Facts) -> Iterator[Problem]:
     for key in keys:
         for number in facts.numbers(key):
             if not number.value > 0:
-                yield Problem(*number, "it must be above 0")
+                yield Problem(*number, "must be above 0")
 
 
 def not_negative(facts: Facts) -> Iterator[Problem]:
     for key in NOT_NEGATIVE:
         if (number := facts.number(key)) and number.value < 0:
-            yield Problem(*number, "it must be 0 or more")
+            yield Problem(*number, "must be 0 or more")
 
 
 def fractions(facts: Facts) -> Iterator[Problem]:
     for key in FRACTIONS:
         if (number := facts.number(key)) and not 0 <= number.value <= 1:
-            yield Problem(*number, "it must lie between 0 and 1")
+            yield Problem(*number, "must be between 0 and 1")
 
 
 def choices(facts: Facts) -> Iterator[Problem]:
@@ -119,30 +119,30 @@ def choices(facts: Facts) -> Iterator[Problem]:
 
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
     if facts.value("compile") is True and facts.value("recompute"):
-        yield Problem("compile", True, "torch.compile decides itself what it keeps: leave recompute=[]")
+        yield Problem("compile", True, "cannot be combined with recomputation: set recompute=[]")
 
 
 def one_device(facts: Facts) -> Iterator[Problem]:
     if (devices := facts.number("trainer.devices")) and devices.value != 1:
-        yield Problem(*devices, "a run trains on one device: 1")
+        yield Problem(*devices, "must be 1: a run uses one device")
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
     if (steps := facts.number("trainer.max_steps")) and steps.value < 1 and steps.value != -1:
-        yield Problem(*steps, "it must be 1 or more, or -1 for no cap")
+        yield Problem(*steps, "must be 1 or more, or -1 for no cap")
 
 
 def groups_divide_experts(facts: Facts) -> Iterator[Problem]:
     experts, groups = facts.number("router.n_experts"), facts.number("router.n_groups")
     if experts and groups and groups.value > 0 and experts.value % groups.value:
-        message = f"it must divide {experts.key}={experts.value} into groups of one size"
+        message = f"must divide {experts.key}={experts.value} into groups of one size"
         yield Problem(*groups, message)
 
 
 def groups_kept(facts: Facts) -> Iterator[Problem]:
     kept, groups = facts.number("router.topk_groups"), facts.number("router.n_groups")
     if kept and groups and 0 < groups.value < kept.value:
-        yield Problem(*kept, f"it must lie between 1 and {groups.key}={groups.value}")
+        yield Problem(*kept, f"must be between 1 and {groups.key}={groups.value}")
 
 
 def top_k_within_kept(facts: Facts) -> Iterator[Problem]:
@@ -156,13 +156,13 @@ def top_k_within_kept(facts: Facts) -> Iterator[Problem]:
         bound = experts.value // groups.value * kept.value
         why = f"the experts in the groups kept: {why} / {groups.key}={groups.value} * {kept.key}={kept.value}"
     if top_k.value > bound:
-        yield Problem(*top_k, f"it must lie between 1 and {bound}, {why}")
+        yield Problem(*top_k, f"must be between 1 and {bound}, {why}")
 
 
 def dense_layers(facts: Facts) -> Iterator[Problem]:
     dense, layers = facts.number("model.n_dense_layers"), facts.number("model.n_layers")
     if dense and layers and dense.value > layers.value:
-        yield Problem(*dense, f"it must lie between 0 and {layers.key}={layers.value}")
+        yield Problem(*dense, f"must be between 0 and {layers.key}={layers.value}")
 
 
 def experts_where_needed(facts: Facts) -> Iterator[Problem]:
@@ -177,25 +177,25 @@ def rope_is_even(facts: Facts) -> Iterator[Problem]:
     """RoPE turns pairs of channels; an attention without a separate RoPE part turns all of `head_dim`."""
     dims = facts.number("attention.qk_rope_head_dim", "attention.head_dim")
     if dims and dims.value % 2:
-        yield Problem(*dims, "it must be even: RoPE turns pairs of channels")
+        yield Problem(*dims, "must be even: RoPE turns pairs of channels")
 
 
 def heads_share_keys(facts: Facts) -> Iterator[Problem]:
     heads, shared = facts.number("attention.n_heads"), facts.number("attention.n_kv_heads")
     if heads and shared and shared.value > 0 and heads.value % shared.value:
-        yield Problem(*shared, f"it must divide {heads.key}={heads.value}")
+        yield Problem(*shared, f"must divide {heads.key}={heads.value}")
 
 
 def vocabulary_fits(facts: Facts) -> Iterator[Problem]:
     model, tokenizer = facts.number("model.vocab_size"), facts.number("tokenizer.vocab_size")
     if model and tokenizer and model.value < tokenizer.value:
-        yield Problem(*model, f"it must be at least {tokenizer.key}={tokenizer.value}")
+        yield Problem(*model, f"must be at least {tokenizer.key}={tokenizer.value}")
 
 
 def prediction_depth(facts: Facts) -> Iterator[Problem]:
     depth, length = facts.number("mtp.depth"), facts.number("data.sequence_length")
     if depth and length and length.value > 0 and not 1 <= depth.value < length.value:
-        yield Problem(*depth, f"it must lie between 1 and {length.value - 1} ({length.key} - 1)")
+        yield Problem(*depth, f"must be between 1 and {length.value - 1} ({length.key} - 1)")
 
 
 def schedules_end(facts: Facts) -> Iterator[Problem]:
@@ -204,14 +204,14 @@ def schedules_end(facts: Facts) -> Iterator[Problem]:
         if key.rpartition(".")[2] != "segments" or not isinstance(segments, list):
             continue
         if not segments:
-            yield Problem(key, "[]", "at least one segment is needed: {until: 1.0, to: 1.0, shape: linear} is constant")
+            yield Problem(key, "[]", "must have at least one segment: {until: 1.0, to: 1.0, shape: linear} is constant")
         last = 0.0
         for i in range(len(segments)):
             until = facts.number(f"{key}.{i}.until")
             if until is None:
                 continue
             if not last <= until.value <= 1:
-                yield Problem(*until, f"it must lie between {last} (where the segment before ends) and 1")
+                yield Problem(*until, f"must be between {last} (where the segment before ends) and 1")
             elif i == len(segments) - 1 and until.value != 1:
                 yield Problem(*until, "the last segment must end at 1.0")
             last = max(last, min(until.value, 1.0))
@@ -220,13 +220,13 @@ def schedules_end(facts: Facts) -> Iterator[Problem]:
 def resume_exists(facts: Facts) -> Iterator[Problem]:
     resume = facts.value("resume")
     if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).exists():
-        yield Problem("resume", resume, "auto, never or the path of a checkpoint is needed, and there is no such file")
+        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint; there is no such file")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
     path = facts.value("run.weights_from")
     if isinstance(path, str) and not Path(path).exists():
-        yield Problem("run.weights_from", path, "a run folder or one of its checkpoints is needed, and there is none")
+        yield Problem("run.weights_from", path, "must be a run folder or one of its checkpoints; there is none")
 
 
 def run_folder_is_writable(facts: Facts) -> Iterator[Problem]:

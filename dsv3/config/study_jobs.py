@@ -44,16 +44,16 @@ def misshapen(study: Mapping[str, Any]) -> Sequence[Problem]:
     """What would not even give runs."""
     arms = study["arms"]
     if not isinstance(arms, dict):
-        return [Problem("study.arms", arms, "a mapping is needed: name of an arm -> list of overrides")]
+        return [Problem("study.arms", arms, "must be a mapping: name of an arm -> list of overrides")]
     problems = [
-        Problem(f"study.arms.{name}", overrides, "a list of overrides is needed, such as [balancing=none]")
+        Problem(f"study.arms.{name}", overrides, "must be a list of overrides, such as [balancing=none]")
         for name, overrides in arms.items()
         if not (isinstance(overrides, list) and all(isinstance(override, str) for override in overrides))
     ]
     if not (isinstance(study["seeds"], list) and study["seeds"]):
-        problems.append(Problem("study.seeds", study["seeds"], "a list of at least one seed is needed"))
+        problems.append(Problem("study.seeds", study["seeds"], "must be a list of at least one seed"))
     if study["baseline"] is not None and study["baseline"] not in arms:
-        problems.append(Problem("study.baseline", study["baseline"], f"one of {', '.join(arms)} is needed"))
+        problems.append(Problem("study.baseline", study["baseline"], f"must be one of {', '.join(arms)}"))
     if study["only"] is not None and not isinstance(study["only"], list):
-        problems.append(Problem("study.only", study["only"], "a list of names of arms is needed"))
+        problems.append(Problem("study.only", study["only"], "must be a list of names of arms"))
     return problems

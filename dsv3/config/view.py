@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dsv3.config.compose import choices
+from dsv3.config.moved import moved
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, shown
 
 _ONE_KEY = re.compile(r"\$\{([\w.]+)\}")
@@ -50,7 +51,7 @@ class View:
             self.raw[key] = value
             value = self._resolved(key, value)
         elif value == "???":
-            self.problems.append(Problem(key, NO_VALUE, f"a value is needed: {key}=..."))
+            self.problems.append(Problem(key, NO_VALUE, f"required: {key}=..."))
             return
         elif isinstance(value, list):
             for i, child in enumerate(value):
@@ -66,7 +67,7 @@ class View:
             return self._select(key)
         except InterpolationKeyError as error:
             if (named := _NAMED.search(str(error))) and named[1] in text:
-                message = f"interpolates {named[1]!r}, and there is no such key."
+                message = f"interpolates {named[1]!r}, and unknown key."
                 self.problems.append(Problem(key, text, message + did_you_mean(named[1], self._names)))
         except OmegaConfBaseException:
             pass
@@ -117,7 +118,7 @@ def check_defaults(
     problems = []
     for key in (view.leaves.keys() | view.mappings.keys()) - governed:
         if key in reference.mappings and not isinstance(view.leaves.get(key), dict | None):
-            message = f"a mapping is needed, with the keys {', '.join(reference.mappings[key])}"
+            message = f"must be a mapping, with the keys {', '.join(reference.mappings[key])}"
             problems.append(Problem(key, view.leaves[key], message))
         elif key in reference.leaves and key not in view.raw:
             default = reference.leaves[key]
@@ -127,7 +128,9 @@ def check_defaults(
                 problems.append(Problem(key, value, type_needed(needed, value, default)))
         elif _is_stray(key, view, reference) and not any(_within(key, name) or _within(name, key) for name in added):
             known = [k for k in reference.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-            message = f"there is no such key.{did_you_mean(key, known or reference.keys)}"
+            message = f"unknown key.{did_you_mean(key, known or reference.keys)}"
+            if now := moved(key):
+                message = f"this key has moved to {now}"
             problems.append(Problem(key, view.value(key), message))
     return sorted(problems, key=lambda problem: problem.key)
 
@@ -135,12 +138,12 @@ def check_defaults(
 def type_needed(words: str, value: Any, default: Any) -> str:
     """What a value of the wrong type should be; `default` None or NO_VALUE: there is no example to give."""
     if words.startswith("an integer") and isinstance(value, float) and value.is_integer():
-        return f"{words} is needed: write {int(value)}"
+        return f"must be {words}: write {int(value)}"
     numeric = words.startswith(("an integer", "a number"))
     if numeric and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value):
-        return f"{words} is needed: write {value} without quotes"
+        return f"must be {words}: write {value} without quotes"
     example = "" if default is None or default is NO_VALUE else f", such as the default {shown(default)}"
-    return f"{words} is needed{example}"
+    return f"must be {words}{example}"
 
 
 def _within(key: str, parent: str) -> bool:

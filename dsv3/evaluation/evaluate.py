@@ -30,7 +30,7 @@ def evaluate(config: DictConfig) -> None:
     result: dict[str, Any] = {}
     if is_published(config.checkpoint):
         if not wanted:
-            raise ValueError("a Hugging Face folder has no held-out texts: name benchmarks=SUITE or tasks=[...]")
+            raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
     else:
         loaded = load_run(config.checkpoint)
@@ -95,7 +95,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
     """Of each MoE layer the largest relative load that a domain gives to one expert."""
     domains = list(next(iter(load.values()), {}))
-    table = Table(title="expert load by domain: the fullest expert, over the mean", title_justify="left")
+    table = Table(title="Peak relative expert load, by domain", title_justify="left")
     for column in ("layer", *domains):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer, of_domains in load.items():

@@ -7,6 +7,9 @@ Sorted as sequences, rows that share a beginning lie side by side.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 SHORTEST_SHARED = 64
 """Tokens that rows must have in common before computing them once pays for the smaller batches that it makes."""
 
@@ -14,6 +17,12 @@ SHORTEST_SHARED = 64
 class Group(NamedTuple):
     shared: int  # leading tokens that all members have in common; 0: computed row by row
     members: list[int]  # indices of rows
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """int64 [B, longest]; zeros follow the shorter rows, where a causal model does not look."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

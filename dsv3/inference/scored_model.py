@@ -1,6 +1,6 @@
-"""The contract between benchmarks and a model: logits of token rows, and decoding over caches.
+"""The contract between benchmarks and a model: logits of token rows, and a backend that text is written over.
 
-Shape legend: B rows, T positions, V vocabulary.
+Shape legend: V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-class Decoding(Protocol):
-    """Rows of equal length that are continued token by token."""
-
-    length: int  # ids of each prompt, the same in all of them, that have been read already
-
-    def feed(self, tokens_BT: Tensor) -> Tensor:
-        """Append T tokens to each row; return the float32 logits [B, V] after the last of them."""
+from dsv3.inference.backend import Backend
 
 
 class ScoredModel(Protocol):
@@ -41,8 +34,8 @@ class ScoredModel(Protocol):
     def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
         """Of each row the float32 logits [keep, V] at its last positions; all rows share their first `shared` ids."""
 
-    def begin(self, prompts: Sequence[Sequence[int]], capacity: int) -> Decoding:
-        """Start to continue the prompts, with room for `capacity` positions in all."""
+    def backend(self) -> Backend:
+        """What the engine writes text over, with no row held."""
 
     def steady(self) -> AbstractContextManager[None]:
         """Within it the weights stay as they are, so that what follows from them may be kept; after it nothing is."""

@@ -4,13 +4,13 @@ Names of modules and weights follow transformers' DeepseekV3 where it has them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import MTP, Attention, Cache, Forward, Head, Memory, MicroBatch, MTPPrediction, Precision, Routing
-from dsv3.model.layers import RMSNorm, SwiGLU
+from dsv3.model.layers import RMSNorm, SwiGLU, next_positions
 from dsv3.model.moe import MoE
 
 
@@ -38,6 +38,40 @@ class Block(nn.Module):
             y_BTD, routing = self.mlp(h_BTD, tokens_BT)
             return x_BTD + y_BTD, routing
         return x_BTD + self.mlp(h_BTD), None
+
+
+class Caches(NamedTuple):
+    """What decoding keeps: of each layer, and of the memory where it reads earlier tokens. Rows are those of all."""
+
+    layers: list[Cache]
+    memory: Cache | None
+
+    def parts(self) -> list[Cache]:
+        return self.layers if self.memory is None else [*self.layers, self.memory]
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        return self.layers[0].lengths
+
+    def add(self, row: int) -> None:
+        for part in self.parts():
+            part.add(row)
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        for part in self.parts():
+            part.copy(source, row, length)
+
+    def drop(self, row: int) -> None:
+        for part in self.parts():
+            part.drop(row)
+
+    def rewind(self, row: int, length: int) -> None:
+        for part in self.parts():
+            part.rewind(row, length)
+
+    def select(self, rows: Sequence[int]) -> "Caches":
+        memory = None if self.memory is None else self.memory.select(rows)
+        return Caches([layer.select(rows) for layer in self.layers], memory)
 
 
 class Decoder(nn.Module):
@@ -90,25 +124,23 @@ class Decoder(nn.Module):
                     routings[f"mtp.{depth}"] = prediction.routing
         return Forward(hidden_BTD, predictions, routings)
 
-    def decode(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
-        """Next-token logits float32 [B, T, V] of tokens that continue what the caches hold."""
+    def decode(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
+        """Next-token logits float32 [B, T, V] of tokens that continue the rows of the caches."""
         return self.logits(self.norm(self.decode_states(tokens_BT, caches)))
 
-    def decode_states(self, tokens_BT: Tensor, caches: Sequence[Cache]) -> Tensor:
-        """States [B, T, D], before the final norm, of tokens that continue what the caches hold."""
-        start = caches[0].length
-        positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
+        """States [B, T, D], before the final norm, of tokens that continue the rows of the caches."""
+        positions_BT = next_positions(caches.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
         return self._blocks(tokens_BT, positions_BT, None, caches)[0]
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 [..., V] of states [..., D] after a final norm, the model's or an MTP module's."""
         return self.lm_head(hidden_D).float()
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        """One for each layer, then the memory's, if it has one."""
-        layers = [self.attention(i).new_cache(batch, capacity) for i in range(len(self.layers))]
-        of_memory = self.memory.new_cache(batch, capacity)
-        return layers if of_memory is None else [*layers, of_memory]
+    def new_caches(self, rows: Sequence[int] = ()) -> Caches:
+        """With these rows, all empty."""
+        layers = [self.attention(i).new_cache(rows) for i in range(len(self.layers))]
+        return Caches(layers, self.memory.new_cache(rows))
 
     def attention(self, layer: int) -> Attention:
         attention: Any = self.layers[layer].self_attn
@@ -145,12 +177,12 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor,
         document_ids_BT: Tensor | None,
-        caches: Sequence[Cache] | None,
+        caches: Caches | None,
     ) -> tuple[Tensor, dict[str, Routing]]:
-        of_memory = caches[-1] if caches is not None and len(caches) > len(self.layers) else None
+        of_memory = caches.memory if caches is not None else None
         x_BTD, routings = self.memory(self.embed(tokens_BT), tokens_BT, document_ids_BT, of_memory), {}
         for i, layer in enumerate(self.layers):
-            cache = caches[i] if caches is not None else None
+            cache = caches.layers[i] if caches is not None else None
             x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache)
             if routing is not None:
                 routings[f"layers.{i}"] = routing

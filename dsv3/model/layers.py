@@ -1,8 +1,8 @@
 """What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -93,27 +93,106 @@ class SwiGLU(nn.Module):
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
 
 
+CACHE_BLOCK = 64
+"""Positions by which a row of a cache grows."""
+
+
+class HeldRow:
+    """Of one row, [..., S, width] with room for S >= length positions; numbers after `length` are finite."""
+
+    def __init__(self, held: Tensor, length: int) -> None:
+        self.held, self.length = held, length
+
+    def reserve(self, length: int) -> None:
+        """Make room for so many positions, in whole blocks."""
+        room = -(-length // CACHE_BLOCK) * CACHE_BLOCK
+        if room > self.held.shape[-2]:
+            wider = self.held.new_zeros(*self.held.shape[:-2], room, self.held.shape[-1])
+            wider[..., : self.length, :] = self.held[..., : self.length, :]
+            self.held = wider
+
+    def first(self, length: int) -> Tensor:
+        return self.held[..., :length, :]
+
+
 class PositionCache:
-    """What decoding keeps of up to `capacity` positions, [..., capacity, width] of one dtype: a `Cache`."""
+    """Keeps [..., width] numbers of one dtype for every position: a `Cache` for most parts.
 
-    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.held = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
+    A row lies in a tensor of its own, which grows in blocks: rows come and go, and are read, without the others being
+    moved.
+    """
 
-    def append(self, new: Tensor) -> Tensor:
-        """Add T positions, [..., T, width], and return all held, [..., length, width], where they lie.
+    def __init__(self, *shape: int, dtype: torch.dtype, device: torch.device, rows: Iterable[int] = ()) -> None:
+        """`shape`: of one position; the positions of a row are its last axis but one, [..., S, width]."""
+        self.empty = torch.zeros(*shape[:-1], 0, shape[-1], dtype=dtype, device=device)
+        self.rows = {row: HeldRow(self.empty, 0) for row in rows}
 
-        Raises ValueError where there is no room for them.
+    @property
+    def lengths(self) -> dict[int, int]:
+        return {row: held.length for row, held in self.rows.items()}
+
+    def add(self, row: int) -> None:
+        self.rows[row] = HeldRow(self.empty, 0)
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        self.rows[row] = copied = HeldRow(self.empty, 0)
+        copied.reserve(length)
+        copied.first(length).copy_(self.rows[source].first(length))
+        copied.length = length
+
+    def drop(self, row: int) -> None:
+        del self.rows[row]
+
+    def rewind(self, row: int, length: int) -> None:
+        held = self.rows[row]
+        held.length = length
+        if held.held.shape[-2] > length + CACHE_BLOCK:
+            held.held = held.first(-(-length // CACHE_BLOCK) * CACHE_BLOCK).clone()
+
+    def select(self, rows: Sequence[int]) -> Self:
+        chosen = self.__new__(type(self))  # copy.copy takes five times as long
+        chosen.__dict__.update(self.__dict__)
+        chosen.rows = {row: self.rows[row] for row in rows}
+        return chosen
+
+    def append(self, new: Tensor) -> None:
+        """Add T positions to each row, [B, ..., T, width]."""
+        for row, added in zip(self.rows.values(), new, strict=True):
+            end = row.length + new.shape[-2]
+            row.reserve(end)
+            row.held[..., row.length : end, :] = added
+            row.length = end
+
+    def read(self) -> Tensor:
+        """All rows, [B, ..., S, width], S being the longest one's length; zeros follow the shorter ones.
+
+        A single row is not copied.
         """
-        end, capacity = self.length + new.shape[-2], self.held.shape[-2]
-        if end > capacity:
-            raise ValueError(f"the cache holds {capacity} positions, {end} are needed")
-        self.held[..., self.length : end, :] = new
-        self.length = end
-        return self.held[..., :end, :]
+        rows = list(self.rows.values())
+        longest = max(row.length for row in rows)
+        if len(rows) == 1:
+            return rows[0].first(longest).unsqueeze(0)
+        together = self.empty.new_zeros(len(rows), *self.empty.shape[:-2], longest, self.empty.shape[-1])
+        for b, row in enumerate(rows):
+            together[b, ..., : row.length, :] = row.first(row.length)
+        return together
 
-    def rewind(self, length: int) -> None:
-        self.length = length
+
+def next_positions(lengths: Iterable[int], count: int, device: torch.device) -> Tensor:
+    """int64 [B, T]: the T = `count` positions that follow the `lengths` of B rows."""
+    starts = list(lengths)
+    if len(set(starts)) == 1:
+        return torch.arange(starts[0], starts[0] + count, device=device).expand(len(starts), -1)
+    return torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(count, device=device)
+
+
+def on_host(counts: Tensor) -> Any:
+    """Numbers of rows as the host needs them, to cut a tensor or to size one: an int of a scalar, a list of a vector.
+
+    It waits for the device. A training step waits nowhere else but to read its record, and dispatches and experts for a
+    GPU do without.
+    """
+    return counts.tolist()
 
 
 @contextmanager

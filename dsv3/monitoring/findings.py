@@ -47,9 +47,9 @@ def changes(
     for kind, expert in sorted(now.keys() - before):
         value = now[kind, expert]
         if kind == "collapse":
-            text = f"{layer} collapsed: its load is spread over {value:.1f} effective experts of {n_experts}"
+            text = f"{layer}: routing collapse, {value:.1f} of {n_experts} experts effective"
         else:
-            text = f"{layer} expert {expert} is dead: {value:.2%} of an even share"
+            text = f"{layer} expert {expert} is dead: {value:.2%} of the balanced load"
         yield Finding(tokens, layer, kind, expert, value, text)
     for kind, expert in sorted(before - now.keys()):
         if kind == "collapse":

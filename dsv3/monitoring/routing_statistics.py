@@ -89,9 +89,9 @@ class RoutingStatistics(Metric):
             self.margin += (margin_N * real_N).sum(dtype=torch.float64)
             self.limited += ((margin_N < 0) & real_N).sum()
 
-    def add_step(self, load_E: Tensor) -> None:
-        """Add the load of a whole optimiser step."""
-        self.step_violation += max_violation(load_E)
+    def add_step(self, violation: float) -> None:
+        """Add the MaxVio of a whole optimiser step."""
+        self.step_violation += violation
         self.steps += 1
 
     def add_norms(self, norms_E: Tensor, counts_E: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Memory of the fullest GPU of a pipeline, in bytes.
+"""Memory of the most loaded GPU of a pipeline, in bytes.
 
     weights      compute copies: linear layers and routed experts in one format, the rest in another
     gradients    of all the parameters that the GPU holds: they add up over micro-batches, and ZeRO-1 leaves them whole
@@ -25,7 +25,7 @@ def gpu_memory(s: Skeleton, r: Recipe) -> dict[str, float]:
     Raises ValueError where experts or layers cannot be spread as the recipe says.
     """
     if s.n_experts % r.ep:
-        raise ValueError(f"ep={r.ep}: it must divide the {s.n_experts} experts")
+        raise ValueError(f"ep={r.ep}: must divide the {s.n_experts} experts")
     gpus = [_memory(s, r, part) for part in parts_of_pipeline(s, pp=r.pp, pipeline=r.pipeline)]
     fullest = max(gpus, key=lambda gpu: gpu["total"])
     return {**fullest, "mean_total": sum(gpu["total"] for gpu in gpus) / len(gpus)}

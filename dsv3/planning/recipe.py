@@ -140,8 +140,8 @@ class Recipe:
         bounds.append(("zero", self.zero, self.zero in (0, 1), "0 or 1"))
         if all(right for _, _, right, _ in bounds):
             bounds += [
-                ("pp", self.pp, self.gpus % self.pp == 0, f"it must divide gpus={self.gpus}"),
-                ("ep", self.ep, self.dp % self.ep == 0, f"it must divide gpus / pp = {self.dp}"),
+                ("pp", self.pp, self.gpus % self.pp == 0, f"must divide gpus={self.gpus}"),
+                ("ep", self.ep, self.dp % self.ep == 0, f"must divide gpus / pp = {self.dp}"),
             ]
         odd = self.pipeline == "dualpipe" and self.pp % 2 == 1
         bounds.append(("pipeline", self.pipeline, not odd, f"it pairs stages, so pp={self.pp} must be even"))

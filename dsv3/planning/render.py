@@ -53,7 +53,7 @@ def _parameters(page: Page, plan: dict[str, Any]) -> None:
         for name, count in plan["parameters"].items()
         if count["total"]
     ]
-    note = "Active: met by one token. Model: all above it; the size is stated without MTP."
+    note = "active: used per token. model: sum of the rows above; published sizes exclude MTP."
     page.table("Parameters", ("component", "total", "", "active", ""), rows, note=note)
 
 
@@ -61,7 +61,7 @@ def _flops(page: Page, plan: dict[str, Any]) -> None:
     flops, recipe = plan["flops_per_token"], plan["recipe"]
     rows = [(name, _giga(flops["forward"][name]), _giga(n)) for name, n in flops["training"].items() if n]
     rows.append((f"recomputed ({recipe['recompute']})", "", _giga(flops["recomputed"])))
-    note = "A multiply-add is 2. Causal attention counts half. Training is 3 x forward, recomputation apart."
+    note = "Multiply-add = 2 FLOPs; causal attention counts half; training = 3 x forward, without recomputation."
     title = f"GFLOPs per token, in rows of {recipe['sequence']:,} tokens"
     page.table(title, ("component", "forward", "training"), rows, note=note)
 
@@ -74,7 +74,7 @@ def _cache(page: Page, plan: dict[str, Any]) -> None:
             expanded = f"{cache['expanded_numbers_per_layer']:,}", f"{cache['expanded_bytes']:,.0f}"
             rows.append((f"  {name}'s heads, each with its own key and value (MHA)", *expanded))
     note = f"{plan['recipe']['formats']['cache']:g} bytes a number. MTP's own cache is left out."
-    page.table("Cache of decoding, per token", ("attention", "numbers a layer", "bytes in all"), rows, note=note)
+    page.table("KV cache per token", ("attention", "elements per layer", "bytes, all layers"), rows, note=note)
 
 
 def _memory(page: Page, plan: dict[str, Any]) -> None:
@@ -85,13 +85,13 @@ def _memory(page: Page, plan: dict[str, Any]) -> None:
     shape = f"{recipe['gpus']:,} GPUs = PP {recipe['pp']} x DP {recipe['dp']}, EP {recipe['ep']}, ZeRO-{recipe['zero']}"
     note = f"{shape}, {recipe['pipeline']}, recomputation {recipe['recompute']}, "
     note += f"micro-batches of {recipe['micro_batch']} x {recipe['sequence']:,} tokens."
-    page.table("Memory of the fullest GPU", ("", "GiB"), rows, note=note)
+    page.table("Memory of the most loaded GPU", ("", "GiB"), rows, note=note)
 
 
 def _traffic(page: Page, plan: dict[str, Any]) -> None:
     recipe, traffic = plan["recipe"], plan["all_to_all"]
     rows = []
-    for limit, label in (("limited", "as the router limits it"), ("unlimited", "without a limit")):
+    for limit, label in (("limited", "node-limited"), ("unlimited", "without a limit")):
         for bound in ("at_most", "expected"):
             t = traffic[limit]
             nodes, layer, training = t[f"nodes_{bound}"], t[f"bytes_{bound}"], t[f"training_bytes_{bound}"]
@@ -139,7 +139,7 @@ def _published(page: Page, plan: dict[str, Any]) -> None:
         ("days", "our_days", "days"),
     )
     rows = [(name, _number(p[ours]), _number(p[theirs]), f"{p[ours] / p[theirs]:.3f}") for name, ours, theirs in pairs]
-    title = f"Beside the report: DeepSeek-V3's {_short(p['tokens'])} tokens on {p['gpus']:,} H800"
+    title = f"Compared with the report: DeepSeek-V3's {_short(p['tokens'])} tokens on {p['gpus']:,} H800"
     columns = ("", f"at an MFU of {plan['recipe']['mfu']:.1%}", "published", "ratio")
     page.table(title, columns, rows)
     _implied_mfu(page, plan["recipe"], p["implied_mfu"], f"the published {p['gpu_hours']:,.0f} GPU hours")

@@ -12,7 +12,7 @@ from dsv3.planning.skeleton import Skeleton
 
 
 class Weights(NamedTuple):
-    """Parameters, by how they are stored and spread. Selection biases, a few hundred numbers a layer, are left out."""
+    """Parameters, by how they are stored and spread. Selection biases (a few hundred per layer) are left out."""
 
     linear: int = 0  # of linear layers, which a precision plugin stores in its format
     other: int = 0  # embedding, memory, head, router, norms

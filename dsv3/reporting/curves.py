@@ -28,18 +28,40 @@ def numbers(column: Any) -> np.ndarray:
 
 
 def loss(run: History) -> go.Figure:
-    """Training loss, as it was and smoothed, of the next token and of MTP."""
+    """The objective's loss, as it was and smoothed, and every other figure of its unit."""
     train = thinned(run.train())
     figure = go.Figure()
     if train.empty:
-        return empty("Training loss", "no step is written down yet")
+        return empty("Training loss", "no training steps logged yet")
+    (first, unit), *others = run.statistics().items()
     raw = {"color": COLOURS[0], "width": 0.6}
-    figure.add_scatter(x=train.tokens, y=numbers(train.loss), line=raw, opacity=0.35, name="of each step")
-    figure.add_scatter(x=train.tokens, y=numbers(train.loss_mean), line=line(0), name="next token, smoothed")
-    for i, column in enumerate(c for c in train.columns if c.startswith("mtp") and c.endswith("_loss_mean")):
-        name = f"MTP depth {column[3:-10]}, smoothed"
-        figure.add_scatter(x=train.tokens, y=numbers(train[column]), line=line(i + 1), name=name)
-    return framed(figure, "Training loss", x=TOKENS, y="nats per token")
+    figure.add_scatter(x=train.tokens, y=numbers(train[first]), line=raw, opacity=0.35, name=f"{first}, each step")
+    for i, name in enumerate([first, *(name for name, other in others if other == unit)]):
+        figure.add_scatter(x=train.tokens, y=numbers(train[f"{name}_mean"]), line=line(i), name=f"{name}, smoothed")
+    return framed(figure, "Training loss", x=TOKENS, y=unit)
+
+
+def figures(run: History) -> go.Figure:
+    """Every other figure that the objective and the parts record of a step, smoothed, in a panel for each unit."""
+    train = thinned(run.train())
+    title = "Other figures of a step"
+    if train.empty:
+        return empty(title, "no training steps logged yet")
+    _, *units = dict.fromkeys(run.statistics().values())
+    if not units:
+        return empty(title, "this objective records its loss only")
+    panels = [Panel(", ".join(names_with(run, unit)), unit) for unit in units]
+    traces = (
+        (place, go.Scatter(x=train.tokens, y=numbers(train[f"{name}_mean"]), line=line(i), name=name))
+        for place, unit in enumerate(units)
+        for i, name in enumerate(names_with(run, unit))
+    )
+    return stacked(title, panels, traces, x=TOKENS)
+
+
+def names_with(run: History, unit: str) -> list[str]:
+    """The statistics of a unit."""
+    return [name for name, other in run.statistics().items() if other == unit]
 
 
 def held_out(run: History) -> go.Figure:
@@ -57,7 +79,7 @@ def rates(run: History) -> go.Figure:
     """Learning rate, norm of the gradient before clipping, and speed."""
     train = thinned(run.train())
     if train.empty:
-        return empty("Learning rate, gradient norm, speed", "no step is written down yet")
+        return empty("Learning rate, gradient norm, speed", "no training steps logged yet")
     seconds = train.seconds.diff() / train.tokens.diff()
     values = (train.lr, train.grad_norm, 1 / seconds.rolling(20, min_periods=1).median())
     panels = [
@@ -145,5 +167,5 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
         error = {"type": "data", "array": numbers(last.stderr)}
         figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
     if not figure.data:
-        return empty(title, "this run has no scores of benchmarks")
+        return empty(title, "no benchmark scores logged")
     return framed(figure, title, x="task, metric", y="score", height=420)

@@ -82,14 +82,14 @@ def layout(runs: Runs) -> html.Div:
             html.H2("Findings"),
             html.Div(id="findings"),
             html.H2("Training"),
-            grid("loss", "held_out", "rates", "questions"),
+            grid("loss", "held_out", "figures", "rates", "questions"),
             grid("compared_loss", "compared_bpb"),
             html.Div(graph("benchmarks"), className="wide"),
             html.H2("Experts"),
             html.Div(graph("load"), className="wide"),
             html.Div(
                 [
-                    html.Span("Interval that ends after so many tokens", className="label"),
+                    html.Span("Interval ending at (tokens)", className="label"),
                     dcc.Slider(0, 1, 1, value=1, id="moment", marks=None, allow_direct_input=False),
                 ],
                 className="slider",
@@ -122,6 +122,7 @@ Picture = Callable[[Sequence[History], str, str | None], go.Figure]
 PICTURES: dict[str, Picture] = {
     "loss": lambda runs, x, layer: curves.loss(runs[0]),
     "held_out": lambda runs, x, layer: curves.held_out(runs[0]),
+    "figures": lambda runs, x, layer: curves.figures(runs[0]),
     "rates": lambda runs, x, layer: curves.rates(runs[0]),
     "questions": lambda runs, x, layer: curves.questions(runs),
     "benchmarks": lambda runs, x, layer: curves.benchmarks(runs),

@@ -43,7 +43,7 @@ def load_at(routing: pd.DataFrame, tokens: int) -> np.ndarray:
     return np.stack([relative(load) for load in routing[routing.tokens == tokens].load])
 
 
-def even_scale(title: str = "x an even share") -> dict[str, Any]:
+def even_scale(title: str = "relative load (1 = balanced)") -> dict[str, Any]:
     return {"colorscale": SHARES, "zmin": 0.0, "zmax": TOP, "colorbar": bar(title)}
 
 
@@ -58,7 +58,7 @@ def load(run: History, tokens: int | None = None) -> go.Figure:
         return empty("Load of every expert", nothing(run))
     tokens = moments(routing)[-1] if tokens is None else tokens
     names, values = layers(routing), load_at(routing, tokens)
-    hover = "%{y}, expert %{x}: %{z:.2f} x an even share<extra></extra>"
+    hover = "%{y}, expert %{x}: %{z:.2f} relative load (1 = balanced)<extra></extra>"
     figure = go.Figure(go.Heatmap(z=values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale()))
     height = 140 + max(18 * len(names) if len(names) <= 20 else 11 * len(names), 120)
     framed(
@@ -97,7 +97,7 @@ SCALARS = {
     "load_entropy": Panel("entropy of the load", "of ln E"),
     "gate_entropy": Panel("entropy of a token's gates, mean", "of ln K"),
     "margin": Panel("margin of the selection, mean", "score"),
-    "limited": Panel("tokens that the group limit restrains", "share"),
+    "limited": Panel("tokens affected by the group limit", "share"),
     "nodes": Panel("groups (nodes) of a token's experts, mean", "groups"),
     "dispatch_bytes": Panel("all-to-all traffic implied, both ways", "bytes/token"),
 }
@@ -167,7 +167,7 @@ def specialisation(run: History, title: str = "Specialisation by domain, every l
     if routing.empty:
         return empty(title, nothing(run))
     names, values = by_domain(routing)
-    hover = "%{y}, expert %{x}: %{z:.2f} x an even share of the domain<extra></extra>"
+    hover = "%{y}, expert %{x}: %{z:.2f} relative load (1 = balanced) of the domain<extra></extra>"
     heatmap = go.Heatmap(z=values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale())
     figure = framed(
         go.Figure(heatmap), title, x="expert", y="", height=140 + max(15 * len(names), 100), below=MAP_BELOW

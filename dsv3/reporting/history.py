@@ -53,6 +53,15 @@ class History:
             self._facts = (changed, json.loads(path.read_text()))
         return self._facts[1]
 
+    def statistics(self) -> dict[str, str]:
+        """Unit of every figure that the objective and the parts record of a step, the loss first."""
+        declared = {figure["name"]: figure["unit"] for figure in self.facts.get("statistics", [])}
+        if not declared:  # a run of an older version
+            units = {"loss": "nats per token", "bpb": "bits per byte"}
+            declared = units | {f"mtp{depth}_loss": "nats per token" for depth in range(1, 9)}
+        columns = self.table("metrics/train").columns
+        return {name: unit for name, unit in declared.items() if name in columns}
+
     @property
     def state(self) -> str:
         """finished, training, or stopped (which is also what a run looks like whose next part is long in coming)."""
@@ -68,14 +77,14 @@ class History:
         return 0 if train.empty else int(train.tokens.iloc[-1])
 
     def train(self) -> pd.DataFrame:
-        """`metrics/train` with `seconds` and `flops` since the beginning, and each loss smoothed as `<column>_mean`."""
+        """`metrics/train` with `seconds` and `flops` since the beginning, and statistics smoothed as `<name>_mean`."""
         train = self.table("metrics/train")
         timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
         if train.empty:
             return train
         train = train.assign(flops=train.tokens * self.facts.get("flops_per_token", float("nan")))
-        losses = [c for c in train if c in ("loss", "bpb") or c.endswith("_loss")]
-        train = train.assign(**{f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in losses})
+        smoothed = {f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in self.statistics()}
+        train = train.assign(**smoothed)
         return train.merge(timing.assign(seconds=timing.seconds.cumsum()), on="tokens", how="left")
 
     def validation(self, *, weights: str = "live") -> pd.DataFrame:

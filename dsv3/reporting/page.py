@@ -107,7 +107,7 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     yield findings_table(run)
     yield from spike_tables(run)
     yield "<h2>Training</h2>"
-    yield [curves.loss(run), curves.held_out(run), curves.rates(run), curves.questions([run])]
+    yield [curves.loss(run), curves.held_out(run), curves.figures(run), curves.rates(run), curves.questions([run])]
     if len(run.table("metrics/benchmarks")):
         yield curves.benchmarks([run])
     if len(run.table("metrics/routing")):
@@ -134,14 +134,14 @@ def facts_table(run: History) -> str:
     last = scores[scores.domain == "all"].bpb.iloc[-1] if len(scores) else None
     seconds = float(train.seconds.max())  # none of a step's are written yet: nan
     rows = {
-        "tokens trained on": run.tokens,
+        "training tokens": run.tokens,
         "of": facts.get("tokens"),
         "state": "finished" if summary else "not finished",
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
         "operations per token": facts.get("flops_per_token"),
         "seconds of training": None if np.isnan(seconds) else round(seconds),
-        "monitoring, in seconds over those": monitoring(run, seconds),
+        "monitoring overhead": monitoring(run, seconds),
         "bits per byte, all held-out text": None if last is None else float(last),
         "seed": facts.get("seed"),
         "commit": summary.get("git_commit"),

@@ -12,7 +12,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")  # once the colours are used up
 SHARES = "Cividis"  # 0 and up
 SIGNED = "PuOr"  # about 0
 INK, PAPER, GRID = "#1b1f24", "#ffffff", "#e3e6ea"
-TOKENS = "tokens trained on"
+TOKENS = "training tokens"
 X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
 
 

@@ -49,12 +49,12 @@ def described(*, project: str, entity: str) -> Any:
 
     def lines(title: str, unit: str, *y: str, pattern: str | None = None) -> Any:
         chosen = {"metric_regex": pattern} if pattern else {"y": list(y)}
-        return wr.LinePlot(title=title, x="tokens", title_x="tokens trained on", title_y=unit, **chosen)
+        return wr.LinePlot(title=title, x="tokens", title_x="training tokens", title_y=unit, **chosen)
 
     sections = {
         "Loss": [
             lines("Training loss", "nats per token", "train/loss"),
-            lines("MTP loss", "nats per token", pattern="train/mtp.*_loss"),
+            lines("All losses", "nats per token", pattern="train/.*loss"),
             lines("Held-out text", "bits per byte", pattern="validation_live/bpb/.*"),
             lines("Learning rate", "per update", "train/lr"),
             lines("Gradient norm before clipping", "L2", "train/grad_norm"),

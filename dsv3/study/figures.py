@@ -123,5 +123,5 @@ def draw_domains(study: Study, out: Path) -> None:
         axis.set(title=title, xlabel="expert")
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
-    figure.colorbar(image, ax=axes, label=f"x an even share of the domain ({TOP:g} and more)")
+    figure.colorbar(image, ax=axes, label=f"relative load (1 = balanced) of the domain ({TOP:g} and more)")
     write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsv3.model.layers import CACHE_BLOCK
 from dsv3.testing.plain import Plain, drawn, error
 from dsv3.testing.requirement import require, require_reloadable
 
@@ -37,7 +38,8 @@ def check_attention(factory: Callable[..., nn.Module], *, dim: int) -> None:
             _documents(attention, x_BTD)
             _cache(attention, x_BTD)
             _rewinding(attention, x_BTD)
-            _capacity(attention, x_BTD)
+            _unequal_rows(attention, x_BTD)
+            _rows_come_and_go(attention, x_BTD)
             _state(attention, factory, x_BTD)
         _gradients(attention, x_BTD)
         _figures(attention, x_BTD)
@@ -104,19 +106,20 @@ def _documents(attention: Any, x_BTD: Tensor) -> None:
 
 
 def _decoded(attention: Any, x_BTD: Tensor, cache: Any, chunks: tuple[int, ...]) -> Iterator[Tensor]:
-    start = cache.length
+    start = next(iter(cache.lengths.values()))
     for chunk in chunks:
         end = start + chunk
-        yield attention(x_BTD[:, start:end], positions(start, end), None, cache)
-        require(cache.length == end, f"`cache.length` must be {end} after so many positions, not {cache.length}")
+        yield attention(x_BTD[:, start:end], positions(start, end, rows=len(x_BTD)), None, cache)
+        found = set(cache.lengths.values())
+        require(found == {end}, f"`cache.lengths` must be {end} after so many positions, not {found}")
         start = end
 
 
 def _cache(attention: Any, x_BTD: Tensor) -> None:
     whole = attention(x_BTD, positions(0, LENGTH))
     for chunks in CHUNKS:
-        cache = attention.new_cache(ROWS, LENGTH)
-        require(cache.length == 0, "a new cache holds nothing: `length` must be 0")
+        cache = attention.new_cache(range(ROWS))
+        require(cache.lengths == dict.fromkeys(range(ROWS), 0), "rows of a new cache are empty: `lengths` must be 0")
         parts = torch.cat(list(_decoded(attention, x_BTD, cache, chunks)), dim=1)
         require(
             error(parts, whole) <= ROUNDING,
@@ -126,22 +129,49 @@ def _cache(attention: Any, x_BTD: Tensor) -> None:
 
 def _rewinding(attention: Any, x_BTD: Tensor) -> None:
     whole = attention(x_BTD, positions(0, LENGTH))
-    cache = attention.new_cache(ROWS, LENGTH)
+    cache = attention.new_cache(range(ROWS))
     list(_decoded(attention, torch.cat((x_BTD[:, :4], torch.randn_like(x_BTD[:, 4:])), 1), cache, (4, 5)))
-    cache.rewind(4)
-    require(cache.length == 4, f"`cache.length` must be 4 after rewind(4), not {cache.length}")
+    for row in range(ROWS):
+        cache.rewind(row, 4)
+        require(cache.lengths[row] == 4, f"a row's length must be 4 after rewind(row, 4), not {cache.lengths[row]}")
     parts = torch.cat(list(_decoded(attention, x_BTD, cache, (3, 5))), dim=1)
-    require(error(parts, whole[:, 4:]) <= ROUNDING, "positions after rewind(4) must be forgotten")
+    require(error(parts, whole[:, 4:]) <= ROUNDING, "positions after rewind(row, 4) must be forgotten")
 
 
-def _capacity(attention: Any, x_BTD: Tensor) -> None:
-    cache = attention.new_cache(ROWS, LENGTH - 1)
-    list(_decoded(attention, x_BTD, cache, (LENGTH - 1,)))
-    try:
-        attention(x_BTD[:, -1:], positions(LENGTH - 1, LENGTH), None, cache)
-    except ValueError:
-        return
-    raise AssertionError(f"a position past a cache's capacity of {LENGTH - 1} must raise a ValueError")
+def _unequal_rows(attention: Any, x_BTD: Tensor) -> None:
+    """Rows of lengths 0, 4 and of more than a block, continued together by 1 and by 3 positions."""
+    x_BTD = torch.cat((x_BTD, torch.randn(1, LENGTH, x_BTD.shape[-1])))
+    beginnings = {5: x_BTD[0, :0], 0: x_BTD[1, :4], 9: torch.randn(CACHE_BLOCK + 3, x_BTD.shape[-1])}
+    for new in (1, 3):
+        cache = attention.new_cache(beginnings)
+        for row, x_SD in beginnings.items():
+            if len(x_SD):
+                attention(x_SD.unsqueeze(0), positions(0, len(x_SD), rows=1), None, cache.select([row]))
+        starts = torch.tensor([[len(x_SD)] for x_SD in beginnings.values()])
+        together = attention(x_BTD[:, -new:], starts + torch.arange(new), None, cache)
+        for b, (row, x_SD) in enumerate(beginnings.items()):
+            whole_1SD = torch.cat((x_SD, x_BTD[b, -new:])).unsqueeze(0)
+            alone = attention(whole_1SD, positions(0, whole_1SD.shape[1], rows=1))
+            require(
+                error(together[b], alone[0, len(x_SD) :]) <= ROUNDING,
+                f"a row that holds {len(x_SD)} positions must give among others, of {starts.flatten().tolist()}, what "
+                "it gives alone",
+            )
+            require(cache.lengths[row] == len(x_SD) + new, "every row must hold its own positions and the new ones")
+
+
+def _rows_come_and_go(attention: Any, x_BTD: Tensor) -> None:
+    whole = attention(x_BTD, positions(0, LENGTH))[1:]
+    cache = attention.new_cache([0])
+    list(_decoded(attention, torch.cat((x_BTD[1:, :5], x_BTD[:1, 5:]), 1), cache, (LENGTH,)))
+    cache.copy(0, 1, 5)
+    cache.add(2)
+    cache.drop(0)
+    left = list(cache.lengths.items())
+    require(left == [(1, 5), (2, 0)], f"copy, add and drop must leave rows 1 and 2, of 5 and 0 positions, not {left}")
+    parts = torch.cat(list(_decoded(attention, x_BTD[1:], cache.select([1]), (3, 4))), dim=1)
+    require(error(parts, whole[:, 5:]) <= ROUNDING, "a copied row must go on as the row whose positions it copied")
+    require(cache.lengths[1] == LENGTH, "`select` must give the same rows, not copies of them")
 
 
 def _state(attention: Any, factory: Callable[..., nn.Module], x_BTD: Tensor) -> None:
@@ -183,19 +213,25 @@ def _figures(attention: Any, x_BTD: Tensor) -> None:
         long >= short >= products,
         f"flops_per_token() counts the projections, {products} here, and does not fall with the context",
     )
-    cache = attention.new_cache(ROWS, LENGTH)
+    cache = attention.new_cache(range(ROWS))
     with torch.no_grad():
         list(_decoded(attention, x_BTD, cache, (LENGTH,)))
-    held = sum(tensor.numel() for tensor in _tensors(vars(cache).values()))
+    held = sum(tensor.numel() for tensor in _tensors(cache))
     require(
-        held <= numbers * ROWS * LENGTH,
-        f"the cache holds {held / ROWS / LENGTH:g} numbers a token; cache_numbers_per_token() says {numbers}",
+        held <= numbers * ROWS * (LENGTH + CACHE_BLOCK),
+        f"the cache holds {held / ROWS:g} numbers for a row of {LENGTH} tokens; cache_numbers_per_token() says "
+        f"{numbers}, and room for at most {CACHE_BLOCK} more may be held",
     )
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors that an object holds, at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))

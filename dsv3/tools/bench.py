@@ -18,7 +18,7 @@ CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "spec
 @dataclass
 class Options:
     only: str = option("", f"cases to run, separated by commas, of {', '.join(CASES)}; empty: all")
-    repeats: int = option(5, "timed turns of each side")
+    repeats: int = option(5, "timed repetitions per implementation")
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -41,6 +41,6 @@ def run(options: Options) -> dict[str, Any]:
     app = build_app(Path(options.runs))
     server = make_server("127.0.0.1", options.port, app.server, threaded=True)
     url = f"http://127.0.0.1:{server.server_port}"
-    print(f"{options.runs} at {url}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    print(f"{options.runs} at {url}   (Ctrl-C to quit)", file=sys.stderr, flush=True)
     server.serve_forever()
     return {"url": url}

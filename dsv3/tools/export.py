@@ -13,7 +13,7 @@ class Options:
     out: str = option(REQUIRED, "the folder to write, new or empty")
     weights: str = option("live", "live, or ema: their average over training's last steps", choices=("live", "ema"))
     mtp: bool = option(True, "write the MTP layers too, in the published layout")
-    dtype: str = option("float32", "of the weights as they are stored", choices=("float32", "bfloat16"))
+    dtype: str = option("float32", "dtype of the stored weights", choices=("float32", "bfloat16"))
     max_shard_size: str = option("5GB", "the largest file, with KB, MB or GB")
 
 

@@ -1,13 +1,9 @@
 """Complete a prompt, or fill the gap between a prompt and a suffix, with a trained model."""
 
-import codecs
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from dsv3.cli import REQUIRED, option
 
@@ -22,7 +18,13 @@ class Options:
     )
     max_tokens: int = option(128, "the longest continuation")
     temperature: float = option(0.0, "0: always the likeliest token; 1: sample from the model's distribution")
-    top_p: float = option(1.0, "sample among the likeliest tokens that hold this share of the probability")
+    top_p: float = option(1.0, "nucleus sampling: cumulative probability kept")
+    top_k: int = option(0, "sample among this many likeliest tokens; 0: all")
+    min_p: float = option(0.0, "sample among tokens at least this share as likely as the likeliest one")
+    repetition_penalty: float = option(1.0, "above 1: tokens of the prompt and the text become less likely")
+    presence_penalty: float = option(0.0, "subtracted from the logits of tokens that the text holds already")
+    frequency_penalty: float = option(0.0, "subtracted from them for each time that the text holds them")
+    stop: list[str] = option([], r'strings that end the text and are not printed, such as stop=["\n\n"]')
     seed: int = option(0, "of the sampling")
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
@@ -38,11 +40,26 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: `checkpoint` is not a run's.
     """
     from dsv3.checkpoint.loading import load_run, set_weights
-    from dsv3.inference.generation import generate
+    from dsv3.inference.generation import stream
+    from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
     from dsv3.prompts.infilling import infilling_prompt
 
-    check(options)
+    if options.drafts < 1:
+        raise ValueError(f"drafts={options.drafts}: at least 1")
+    settings = Settings(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        stop=tuple(options.stop),
+        seed=options.seed,
+        drafts=options.drafts if options.speculative else 0,
+    )
     loaded = load_run(options.checkpoint)
     if options.weights == "ema":
         set_weights(loaded.model, loaded.ema_weights)
@@ -51,32 +68,20 @@ def run(options: Options) -> dict[str, Any]:
         prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(options.prompt)]
+    settings, speculation = replace(settings, eos=(tokenizer.eos,)), Speculation()
+    events = stream(loaded.model, prompt, settings, decode=tokenizer.decode, speculation=speculation)
     ids: list[int] = []
-    speculation = Speculation(drafts=options.drafts) if options.speculative else None
-
-    def remember(stream: Iterator[int]) -> Iterator[bytes]:
-        for token in stream:
-            ids.append(token)
-            yield tokenizer.decode_bytes([token])
-
-    stream = generate(
-        loaded.model,
-        prompt,
-        max_tokens=options.max_tokens,
-        stop=tokenizer.eos,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        generator=torch.Generator().manual_seed(options.seed),
-        speculation=speculation,
-    )
+    text = ""
     started = time.perf_counter()
     print(options.prompt, end="", flush=True)
-    for text in characters(remember(stream)):
-        print(text, end="", flush=True)
+    for event in events:
+        ids += event.ids
+        text += event.text
+        print(event.text, end="", flush=True)
     seconds = time.perf_counter() - started
     print(options.suffix)
     figures = {"tokens": len(ids), "seconds": seconds, "tokens_per_second": len(ids) / seconds}
-    if speculation is not None:
+    if options.speculative:
         figures |= {
             "drafts_made": speculation.made,
             "acceptance": speculation.acceptance,
@@ -86,25 +91,6 @@ def run(options: Options) -> dict[str, Any]:
     return {
         "prompt": options.prompt,
         "suffix": options.suffix,
-        "text": tokenizer.decode(ids),
+        "text": text,
         **figures,
     }
-
-
-def check(options: Options) -> None:
-    if options.max_tokens < 1:
-        raise ValueError(f"max_tokens={options.max_tokens}: at least 1")
-    if options.drafts < 1:
-        raise ValueError(f"drafts={options.drafts}: at least 1")
-    if options.temperature < 0:
-        raise ValueError(f"temperature={options.temperature}: at least 0")
-    if not 0 < options.top_p <= 1:
-        raise ValueError(f"top_p={options.top_p}: above 0 and at most 1")
-
-
-def characters(pieces: Iterator[bytes]) -> Iterator[str]:
-    """Text as soon as its characters are whole: a token may end in the middle of one."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for piece in pieces:
-        yield decoder.decode(piece)
-    yield decoder.decode(b"", final=True)

@@ -27,7 +27,7 @@ class Options:
     micro_batch: int | None = option(None, "rows that go through a stage at once; null: 1, or data.micro_batch_size")
     micro_batches: int | None = option(None, "per pipeline and optimiser step; null: 120, or 1")
     gpus: int | None = option(None, "pp times the data-parallel ranks; null: 2048, or 1")
-    gpus_per_node: int = option(8, "what fast links join")
+    gpus_per_node: int = option(8, "GPUs joined by fast links")
     pp: int | None = option(None, "pipeline stages; null: 16, or 1")
     ep: int | None = option(None, "data-parallel ranks that a layer's experts are spread over; null: 64, or 1")
     zero: int = option(1, "1: optimiser states are divided among data-parallel ranks", choices=(0, 1))
@@ -43,7 +43,7 @@ class Options:
     peak: float = option(REPORT.peak, "dense BF16 operations per second of a GPU, which mfu is a share of (H800)")
     peak_fp8: float = option(REPORT.peak_fp8, "the same in FP8")
     mfu: float = option(REPORT.mfu, "share of the peak that the training is assumed to reach")
-    gpu_hours: float | None = option(None, "of a finished training on these tokens: the MFU that they imply is derived")
+    gpu_hours: float | None = option(None, "measured GPU hours; the plan derives the implied MFU")
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -57,11 +57,12 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.planning.render import show
     from dsv3.planning.skeleton import read_skeleton
 
-    with opened("train", hydra_flags(options.overrides)) as composer:
-        config = composer.compose(options.overrides)
+    flags = hydra_flags(options.overrides)
+    with opened("train", flags) as composer:
+        config = composer.compose(flags.overrides)
         skeleton = read_skeleton(config)
         chosen = choices(config)
-        attentions = {chosen["attention"]: skeleton.attention, **other_attentions(composer, options.overrides, config)}
+        attentions = {chosen["attention"]: skeleton.attention, **other_attentions(composer, flags.overrides, config)}
     recipe = recipe_of(options, config, is_report=chosen["model"] == REPORT_PRESET)
     plan = make_plan(skeleton, recipe, attentions=attentions, known_gpu_hours=options.gpu_hours)
     show(plan, title=f"{chosen['model']}, attention {chosen['attention']}")

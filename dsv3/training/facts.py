@@ -1,14 +1,16 @@
-"""What a run's numbers are counted in, written into its folder before the first step: `facts.json`.
+"""Facts of a run, written before its first step: `facts.json`.
 
-Its sizes, the operations and the cache of a token: what makes two runs comparable, and an unfair comparison seen.
+Sizes, FLOPs and KV cache per token, which make two runs comparable, and the units of the recorded figures.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.contracts import Statistic
 from dsv3.model.parameters import count_parameters
 from dsv3.planning.flops import training_flops
 from dsv3.planning.kv_cache import cache_bytes
@@ -17,8 +19,9 @@ from dsv3.planning.skeleton import read_skeleton
 BYTES_OF_BF16 = 2
 
 
-def write_facts(config: DictConfig, model: Any, folder: RunFolder) -> None:
-    """`flops_per_token` is forward and backward, MTP included; `cache_bytes` of a token over all layers, in BF16."""
+def write_facts(config: DictConfig, model: Any, statistics: Sequence[Statistic], folder: RunFolder) -> None:
+    """`statistics`: figures of `metrics/train` with their units. `flops_per_token` is forward and backward, with MTP;
+    `cache_bytes_per_token` over all layers, in BF16."""
     skeleton = read_skeleton(config)
     facts = {
         "parameters": count_parameters(model)._asdict(),
@@ -28,6 +31,7 @@ def write_facts(config: DictConfig, model: Any, folder: RunFolder) -> None:
         "top_k": skeleton.top_k,
         "tokens": config.run.tokens,
         "seed": config.seed,
+        "statistics": [{"name": figure.name, "unit": figure.unit} for figure in statistics],
     }
     text = json.dumps(facts, indent=2) + "\n"
     write_atomically(folder.path / "facts.json", lambda path: path.write_text(text))

@@ -17,7 +17,7 @@ def fit(config: DictConfig) -> Run:
         try:
             run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
         except RollBack as asked:
-            log.warning("%s; going back to the newest checkpoint", asked)
+            log.warning("%s; rolling back to the newest checkpoint", asked)
             run.folder.release()
             config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         else:

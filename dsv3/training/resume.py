@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+from dsv3.config.moved import upgraded
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
+    *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
 """Keys that may change between the parts of one run: none has a say in what is computed."""
 
@@ -40,7 +42,7 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     folder.hold()
     if config.resume == "never":
         if folder.config_path.exists():
-            log.warning("the old run is kept at %s", folder.move_aside())
+            log.warning("previous run moved to %s", folder.move_aside())
             folder.hold()
         checkpoint = None
     elif config.resume == "auto":
@@ -72,15 +74,17 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
+    before = OmegaConf.load(folder.config_path)
+    assert isinstance(before, DictConfig)
     changed = [
         f"{key}: {there} there, {now} now"
-        for key, (there, now) in differences(OmegaConf.load(folder.config_path), config, free=FREE).items()
+        for key, (there, now) in differences(upgraded(before, config), config, free=FREE).items()
     ]
     if changed:
         raise ValueError(
-            f"{folder.path} holds a run with other settings:\n  "
+            f"{folder.path} already holds a run with different settings:\n  "
             + "\n  ".join(changed)
-            + "\nTake another folder (run.name=...), or resume=never to move the old one aside and begin anew."
+            + "\nChoose another folder (run.name=...), or use resume=never to move the old run aside and start over."
         )
 
 

@@ -57,7 +57,6 @@ def build_run(config: DictConfig) -> Run:
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
-    write_facts(config, model, folder)
     if config.compile:
         compile_parts(model)
     if start:
@@ -72,6 +71,7 @@ def build_run(config: DictConfig) -> Run:
         recompute=config.recompute,
     )
     module.config, module.folder = config, folder
+    write_facts(config, model, module.losses.statistics, folder)
     if resume_from is not None:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
     trainer = lightning.Trainer(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,18 +47,18 @@ class RoutingObserver(Protocol):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimiser step, on the host."""
+    """One optimiser step, on the host: plain numbers and NumPy arrays."""
 
     tokens: int  # trained on, this step's included
     figures: Mapping[str, float]  # every `Statistic`, gradient norm, learning rate, MaxVio by layer
-    loads: Mapping[str, Tensor]  # int64 [E] by MoE layer, over all ranks
-    biases: Mapping[str, Tensor]  # float32 [E] by MoE layer, after this step's update
+    loads: Mapping[str, np.ndarray]  # int64 [E] by MoE layer, over all ranks
+    biases: Mapping[str, np.ndarray]  # float32 [E] by MoE layer, after this step's update
     step: int = 0  # updates made so far; 0: the guard has not decided on this one yet
 
     @property
     def loss(self) -> float:
-        """The objective's first statistic."""
-        return next(iter(self.figures.values()))
+        """The objective's loss, over the global batch."""
+        return self.figures["loss"]
 
     def row(self) -> dict[str, float]:
         """The columns of `metrics/train`."""
@@ -87,12 +88,14 @@ class Losses:
     """A model's loss under an objective."""
 
     def __init__(self, model: Decoder, objective: Objective) -> None:
-        """Raises ValueError where two figures have one name."""
+        """Raises ValueError where the objective's first figure is not its loss, or two figures have one name."""
         self.model, self.objective = model, objective
         self.parts = [module for module in model.modules() if isinstance(module, HasAuxiliaryLoss)]
         of_parts = {figure.name: figure for part in self.parts for figure in part.statistics}
         self.statistics: Sequence[Statistic] = (*objective.statistics, BALANCE, *of_parts.values())
         names = [figure.name for figure in self.statistics]
+        if names[0] != "loss":
+            raise ValueError(f"the first statistic of {type(objective).__name__} must be called loss, not {names[0]}")
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two statistics are called {', '.join(sorted(twice))}")
         self.n_experts = {name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}
@@ -173,14 +176,14 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
             gradients.append(parameter.grad.values())
         elif parameter.grad is not None:
             gradients.append(parameter.grad)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 def read(
     statistics: Sequence[Statistic], sums: Sums, grad_norm: Tensor, biases: Mapping[str, Tensor]
-) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The step's figures, loads and biases on the host, in one transfer."""
     names = list(sums.scalars)
     parts = [torch.stack([*sums.scalars.values(), grad_norm.double()]), sums.loads.counts.double()]
@@ -195,7 +198,12 @@ def read(
     figures = {figure.name: value_of(figure, by_name) for figure in statistics} | {"grad_norm": norm}
     loads = sums.loads._replace(counts=counts.long()).by_layer()
     figures |= {f"max_violation/{layer}": float(max_violation(load_E)) for layer, load_E in loads.items()}
-    return figures, loads, dict(zip(biases, flat.float().split(sizes), strict=True))
+    by_layer = dict(zip(biases, flat.float().split(sizes), strict=True))
+    return figures, arrays(loads), arrays(by_layer)
+
+
+def arrays(by_layer: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {layer: values_E.numpy() for layer, values_E in by_layer.items()}
 
 
 def value_of(figure: Statistic, sums: Mapping[str, float]) -> float:

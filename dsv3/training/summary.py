@@ -1,4 +1,4 @@
-"""What a run came to: `summary.json`, and the same printed."""
+"""Run summary: builds and prints `summary.json`."""
 
 import math
 import platform
@@ -12,15 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import Tokenizer
+from dsv3.contracts import Sample, Tokenizer
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.training.run import Run
 
-DEMO_TOKENS = 48
+SAMPLE_TOKENS = 48
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "grain")
 
 
@@ -49,8 +50,7 @@ def summarise(run: Run) -> dict[str, Any]:
             for family, score in questions.items()
         },
         "benchmarks": benchmark_scores(run.folder),
-        "completion": demonstrate(run, tokenizer, infill=False),
-        "infilling": demonstrate(run, tokenizer, infill=True),
+        "samples": [completed(run, tokenizer, sample) for sample in run.data.samples()],
         "git_commit": git_commit(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
@@ -97,21 +97,14 @@ def last_tenth(train: Any, prefix: str) -> dict[str, float]:
     return {column.removeprefix("max_violation/"): float(late[column].mean()) for column in columns}
 
 
-def demonstrate(run: Run, tokenizer: Tokenizer, *, infill: bool) -> dict[str, str]:
-    """Greedy text for the start (or the hole) of a held-out function."""
-    prefix, suffix, real = run.data.demonstration()
-    order = run.config.data.fim.order
-    if infill:
-        prompt = infilling_prompt(tokenizer, prefix, suffix, order)
+def completed(run: Run, tokenizer: Tokenizer, sample: Sample) -> dict[str, str]:
+    """Greedy text after the sample's prefix, or for the gap before its suffix."""
+    if sample.suffix is not None:
+        prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
-        prompt = [tokenizer.bos, *tokenizer.encode(prefix)]
-    ids = generate(run.module.model, prompt, max_tokens=DEMO_TOKENS, stop=tokenizer.eos)
-    return {
-        "prefix": prefix,
-        "suffix": suffix if infill else "",
-        "generated": tokenizer.decode(list(ids)),
-        "real": real,
-    }
+        prompt = [tokenizer.bos, *tokenizer.encode(sample.prefix)]
+    ids = generate(run.module.model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
+    return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 
 
 def git_commit() -> str | None:
@@ -142,7 +135,7 @@ def show(folder: RunFolder) -> None:
         "model": f"{counts['total']:,} parameters, {counts['active']:,} active per token, {counts['mtp']:,} in MTP",
         "training": f"{summary['tokens']:,} tokens in {summary['steps']:,} steps, "
         f"{summary['tokens_per_second']:,.0f} tokens/s",
-        "load balance": "max violation, mean over the last tenth: "
+        "load balance": "MaxVio, mean over the last 10% of tokens: "
         + (
             f"{sum(violations) / len(violations):.2f} (worst layer {max(violations):.2f})"
             if violations
@@ -153,10 +146,15 @@ def show(folder: RunFolder) -> None:
     }
     for name, text in lines.items():
         console.print(f"[bold]{name:<14}[/bold] {text}", soft_wrap=True)
-    for name in ("completion", "infilling"):
-        demo = summary[name]
-        console.rule(f"{name}: the model's part in green", align="left")
-        console.print(Text.assemble(demo["prefix"], (demo["generated"], "bold green"), demo["suffix"]))
+    for sample in samples_of(summary):
+        console.rule(f"{sample['name']} (generated text in green)", align="left")
+        console.print(Text.assemble(sample["prefix"], (sample["generated"], "bold green"), sample["suffix"]))
+
+
+def samples_of(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The samples of a run; older versions wrote two of them by name."""
+    old = ("completion", "infilling")
+    return summary.get("samples") or [{"name": name, **summary[name]} for name in old if name in summary]
 
 
 def validation_table(summary: dict[str, Any]) -> Table:
@@ -164,15 +162,15 @@ def validation_table(summary: dict[str, Any]) -> Table:
     for column in ("domain", "before", "after", "after, EMA"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     scores = summary["validation"]
-    for domain, after in scores["after"].items():
-        row = (scores["before"][domain]["bpb"], after["bpb"], scores["ema"][domain]["bpb"])
-        table.add_row(domain, *(f"{value:.3f}" for value in row))
+    for domain in scores["after"]:
+        row = (scores[when].get(domain, {}).get("bpb") for when in ("before", "after", "ema"))
+        table.add_row(domain, *("" if value is None else f"{value:.3f}" for value in row))
     return table
 
 
 def questions_table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Held-out questions, exact answers", title_justify="left")
-    for column in ("family", "questions", "right", "commonest answer", "lead (standard errors)"):
+    table = Table(title="Held-out questions, exact match", title_justify="left")
+    for column in ("family", "questions", "accuracy", "majority baseline", "z-score"):
         table.add_column(column, justify="left" if column == "family" else "right")
     for family, score in summary["questions"].items():
         n = score["questions"]

@@ -11,7 +11,7 @@ kept for the backward pass, so it is for rows of up to `LONGEST` positions. Else
 S is rounded to the dtype of q before the softmax; sums inside the products and the softmax are FP32 (FP64 stays).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,17 +24,19 @@ BLOCK = 128  # queries
 LONGEST = 2048  # positions
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, document_ids_BT: Tensor | None) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, document_ids_BT: Tensor | None, lengths: Sequence[int] | None = None
+) -> Tensor:
     """softmax(q k^T) v; a query sees the keys up to its own position, and of its document if ids are given.
 
     q [B, H, T, R], multiplied by the softmax scale; k [B, H, S, R], v [B, H, S, V] -> [B, H, T, V]. The queries are the
-    last T of S positions.
+    last T of S positions, or in row b of the first lengths[b] ones.
     """
     queries, keys = q.shape[2], k.shape[2]
     if q.device.type == "cpu" and queries == keys <= LONGEST:
         flat = (t.flatten(0, 1) for t in (q, k, v))
         return _Blocks.apply(*flat, document_ids_BT).unflatten(0, q.shape[:2])
-    mask = attention_mask(queries, keys, document_ids_BT, q.device)
+    mask = attention_mask(queries, keys, document_ids_BT, q.device, lengths)
     # Equal widths of q, k and v take the flash kernel; zeros change no product.
     width = max(q.shape[-1], v.shape[-1])
     q, k, v_padded = (t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))

@@ -9,7 +9,7 @@ The query heads stand in `n_kv_heads` groups of neighbours, and a group shares o
 Weights carry transformers' names and its LLaMA layout, in which RoPE turns halves of a head (see `rope`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,12 +43,12 @@ class GroupedQueryAttention(nn.Module):
     ) -> None:
         super().__init__()
         if n_heads % n_kv_heads:
-            raise ValueError(f"model.n_kv_heads={n_kv_heads}: it must divide model.n_heads={n_heads}")
+            raise ValueError(f"model.n_kv_heads={n_kv_heads}: must divide model.n_heads={n_heads}")
         if head_dim % 2:
             raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.rope_theta, self.yarn = rope_theta, yarn
-        self.frequencies = rope.inverse_frequencies(head_dim, rope_theta, yarn)
+        self.frequencies = rope.Frequencies(head_dim, rope_theta, yarn)
         self.scale = head_dim**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
         self.q_proj = precision.linear(dim, n_heads * head_dim, role="attention_up")
@@ -63,13 +63,16 @@ class GroupedQueryAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: PositionCache | None = None,
     ) -> Tensor:
-        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         q, k, v = recomputed("attention_up", self._projected, x_BTD, cos, sin)
+        lengths = None
         if cache is not None:
-            k, v = cache.append(torch.stack((k, v)))
+            cache.append(torch.stack((k, v), dim=1))
+            k, v = cache.read().unbind(1)
+            lengths = list(cache.lengths.values())
         if self.n_heads != self.n_kv_heads:
             k, v = (t.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for t in (k, v))
-        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
+        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT, lengths=lengths)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def _projected(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,10 +84,9 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHR, k_BTHR, v_BTHR))
         return q, k, v
 
-    def new_cache(self, batch: int, capacity: int) -> PositionCache:
-        device = next(self.parameters()).device
-        shape = (2, batch, self.n_kv_heads, capacity, self.head_dim)  # k (after RoPE) and v
-        return PositionCache(*shape, dtype=self.cache_dtype, device=device)
+    def new_cache(self, rows: Iterable[int] = ()) -> PositionCache:
+        shape = (2, self.n_kv_heads, self.head_dim)  # k (after RoPE) and v
+        return PositionCache(*shape, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
 
     def cache_numbers_per_token(self) -> int:
         """A key and a value of every KV head."""

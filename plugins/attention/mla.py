@@ -11,21 +11,19 @@ Weights carry transformers' names and layout: `kv_a_proj_with_mqa` is [W_DKV ; W
 `q_b_proj` are [q_C ; q_R], in `kv_b_proj` [k_C ; v].
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
-from dsv3.model.layers import PositionCache, RMSNorm
+from dsv3.model.layers import CACHE_BLOCK, PositionCache, RMSNorm
 from dsv3.model.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
-
-BLOCK = 64
-"""Absorbed decoding reads latents in whole blocks of so many positions: on a CPU, oneDNN compiles the BF16 products of
-every new size, which takes longer than the rest of a small model's token."""
+from plugins.attention.masks import hide_later
 
 
 class AbsorbedWeights(NamedTuple):
@@ -36,13 +34,15 @@ class AbsorbedWeights(NamedTuple):
 
 
 class LatentCache(PositionCache):
-    """c_KV (after its norm) and k_R (after RoPE), [B, capacity, d_c + d_R]."""
+    """c_KV (after its norm) and k_R (after RoPE), [S, d_c + d_R] of each row."""
 
-    absorbed: AbsorbedWeights | None = None  # made from W_UKV once for all that is decoded over this cache
+    def blocks(self) -> list[Tensor]:
+        """Of each row all positions held, and what fills their last block up: numbers to be masked.
 
-    def blocks(self) -> Tensor:
-        """All positions held, and what fills their last block up (as far as there is room): numbers to be masked."""
-        return self.held[:, : -(-self.length // BLOCK) * BLOCK]
+        Absorbed decoding reads latents in whole blocks: on a CPU, oneDNN compiles the BF16 products of every new size,
+        which takes longer than the rest of a small model's token.
+        """
+        return [row.first(-(-row.length // CACHE_BLOCK) * CACHE_BLOCK) for row in self.rows.values()]
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -72,7 +72,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.n_heads, self.decode = n_heads, decode
         self.nope, self.rope, self.v, self.rank = qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
         self.rope_theta, self.yarn = rope_theta, yarn
-        self.frequencies = rope.inverse_frequencies(qk_rope_head_dim, rope_theta, yarn)
+        self.frequencies = rope.Frequencies(qk_rope_head_dim, rope_theta, yarn)
         qk_width = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_width**-0.5 * rope.softmax_factor(yarn)
         self.cache_dtype = precision.activation_dtype
@@ -83,6 +83,8 @@ class MultiHeadLatentAttention(nn.Module):
         else:
             self.q_proj = precision.linear(dim, n_heads * qk_width, role="attention_up")
         self.q_lora_rank = q_lora_rank
+        self.holds_weights = False
+        self.absorbed: AbsorbedWeights | None = None  # once they are needed, while W_UKV stays
         self.kv_a_proj_with_mqa = precision.linear(dim, kv_lora_rank + qk_rope_head_dim, role="attention_down")
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=norm_eps)
         self.kv_b_proj = precision.linear(kv_lora_rank, n_heads * (self.nope + self.v), role="attention_up")
@@ -95,19 +97,21 @@ class MultiHeadLatentAttention(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: LatentCache | None = None,
     ) -> Tensor:
-        cos, sin = rope.cos_sin(positions_BT, self.frequencies.to(x_BTD.device))
+        cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         c_Q_BTC = self.q_a_layernorm(self.q_a_proj(x_BTD)) if self.q_lora_rank else x_BTD
         c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
+        lengths = None
         if cache is not None:
-            began_empty = cache.length == 0
-            latents_BSC = cache.append(torch.cat((c_BTC, k_rope), -1))
+            began_empty = not any(cache.lengths.values())
+            cache.append(torch.cat((c_BTC, k_rope), -1))
+            lengths = list(cache.lengths.values())
             if self.decode == "absorbed" and not began_empty:
                 q_nope, q_rope = self._query(c_Q_BTC, cos, sin)
-                return self.o_proj(self._absorbed(q_nope, q_rope, cache))
-            c_BTC, k_rope = latents_BSC.split([self.rank, self.rope], dim=-1)
+                return self.o_proj(self._absorbed(q_nope, q_rope, cache.blocks(), lengths))
+            c_BTC, k_rope = cache.read().split([self.rank, self.rope], dim=-1)
         q, k, v = recomputed("attention_up", self._expanded, c_Q_BTC, c_BTC, k_rope, cos, sin)
-        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT)
+        out = causal_attention(q, k, v, document_ids_BT=document_ids_BT, lengths=lengths)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def _query(self, c_Q_BTC: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +125,7 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries [B, H, T, d_h + d_R], keys [B, H, S, d_h + d_R] and values [B, H, S, d_v] of every head.
 
-        S >= T positions are held; the queries are the last T.
+        S >= T positions are held; the queries are the last T of each row.
         """
         q_BTHQ = torch.cat(self._query(c_Q_BTC, cos, sin), -1) * self.scale
         kv = self.kv_b_proj(c_BSC).unflatten(-1, (self.n_heads, self.nope + self.v))
@@ -130,44 +134,54 @@ class MultiHeadLatentAttention(nn.Module):
         q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BTHQ, k_BSHQ, v_BSHV))
         return q, k, v
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: LatentCache) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, latents: list[Tensor], lengths: list[int]) -> Tensor:
         """Attention in the latent space: per head a query of width d_c + d_R, one key and value for all heads.
 
-        Heads and positions are rows of one product, so that the keys are read where they lie; a row's result does not
-        depend on how many there are, in BF16 not by a bit.
+        `latents`: of row b, [S_b, d_c + d_R], of which the first lengths[b] positions are held. Heads and positions are
+        rows of one product, so that the keys are read where they lie; a row's result does not depend on how many there
+        are, in BF16 not by a bit.
         """
         rows, queries = q_nope.shape[:2]
-        latents_BSC, held, weights = cache.blocks(), cache.length, self._absorbed_weights(cache)
+        w_uk_HNC, w_uv_HCV = self._absorbed_weights()
         q_HXN = q_nope.flatten(0, 1).transpose(0, 1)  # X = B*T, as in o below
-        q_BTHC = torch.bmm(q_HXN, weights.w_uk_HNC).transpose(0, 1).unflatten(0, (rows, queries))
+        q_BTHC = torch.bmm(q_HXN, w_uk_HNC).transpose(0, 1).unflatten(0, (rows, queries))
         q_BXC = torch.cat((q_BTHC, q_rope), dim=-1).flatten(1, 2)  # X = T*H
         # A product a row of the batch: a batched one would copy the latents to turn them.
-        scores_BXS = torch.stack([q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents_BSC, strict=True)])
-        dtype = torch.promote_types(latents_BSC.dtype, torch.float32)
+        widths = [c_SC.shape[0] for c_SC in latents]
+        longest, alike = max(widths), len(set(widths)) == 1
+        scores = [q_XC @ c_SC.T for q_XC, c_SC in zip(q_BXC, latents, strict=True)]
+        if not alike:
+            scores = [F.pad(score_XS, (0, longest - width)) for score_XS, width in zip(scores, widths, strict=True)]
+        scores_BXS = torch.stack(scores)
+        dtype = torch.promote_types(self.cache_dtype, torch.float32)
         scores_BTHS = scores_BXS.to(dtype).mul_(self.scale).unflatten(1, (queries, self.n_heads))
-        scores_BTHS[..., held:] = float("-inf")
-        if queries > 1:  # the last keys held are the queries' own positions
-            later_TT = torch.ones(queries, queries, dtype=torch.bool, device=latents_BSC.device).triu(1)
-            scores_BTHS[..., held - queries : held].masked_fill_(later_TT.unsqueeze(1), float("-inf"))
-        weights_BXS = scores_BTHS.softmax(-1).to(latents_BSC.dtype).flatten(1, 2)
-        c_BSC = latents_BSC[..., : self.rank]
-        o_BXC = torch.stack([w_XS @ c_SC for w_XS, c_SC in zip(weights_BXS, c_BSC, strict=True)])
+        hide_later(scores_BTHS, lengths)
+        weights_BXS = scores_BTHS.softmax(-1).to(self.cache_dtype).flatten(1, 2)
+        weights = weights_BXS if alike else [w_XS[:, :n] for w_XS, n in zip(weights_BXS, widths, strict=True)]
+        o_BXC = torch.stack([w_XS @ c_SC[:, : self.rank] for w_XS, c_SC in zip(weights, latents)])
         o_HXC = o_BXC.unflatten(1, (queries, self.n_heads)).flatten(0, 1).transpose(0, 1)
-        o_HXV = torch.bmm(o_HXC, weights.w_uv_HCV)
+        o_HXV = torch.bmm(o_HXC, w_uv_HCV)
         return o_HXV.transpose(0, 1).unflatten(0, (rows, queries)).flatten(-2)
 
-    def _absorbed_weights(self, cache: LatentCache) -> AbsorbedWeights:
-        if cache.absorbed is None:
-            weight = self.kv_b_proj.get_parameter("weight").detach().to(cache.held.dtype)
-            w_HOC = weight.unflatten(0, (self.n_heads, self.nope + self.v))
-            w_uk_HNC, w_uv_HVC = w_HOC.split([self.nope, self.v], dim=1)
-            cache.absorbed = AbsorbedWeights(w_uk_HNC.contiguous(), w_uv_HVC.mT.contiguous())
-        return cache.absorbed
+    def hold_weights(self, hold: bool) -> bool:
+        """Whether that changed anything: between True and False W_UKV stays, and so does what is made from it."""
+        changed = hold != self.holds_weights
+        self.holds_weights, self.absorbed = hold, self.absorbed if hold else None
+        return changed
 
-    def new_cache(self, batch: int, capacity: int) -> LatentCache:
-        device = next(self.parameters()).device
+    def _absorbed_weights(self) -> AbsorbedWeights:
+        if self.absorbed is not None:
+            return self.absorbed
+        weight = self.kv_b_proj.get_parameter("weight").detach().to(self.cache_dtype)
+        w_HOC = weight.unflatten(0, (self.n_heads, self.nope + self.v))
+        w_uk_HNC, w_uv_HVC = w_HOC.split([self.nope, self.v], dim=1)
+        made = AbsorbedWeights(w_uk_HNC.contiguous(), w_uv_HVC.mT.contiguous())
+        self.absorbed = made if self.holds_weights else None
+        return made
+
+    def new_cache(self, rows: Iterable[int] = ()) -> LatentCache:
         width = self.cache_numbers_per_token()
-        return LatentCache(batch, capacity, width, dtype=self.cache_dtype, device=device)
+        return LatentCache(width, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
 
     def cache_numbers_per_token(self) -> int:
         """d_c + d_R: 576 at 671B."""

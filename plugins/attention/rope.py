@@ -32,6 +32,20 @@ def inverse_frequencies(dim: int, theta: float, yarn: Mapping[str, Any] | None) 
     return (frequencies * (kept + (1 - kept) / yarn["factor"])).float()
 
 
+class Frequencies:
+    """`inverse_frequencies` on any device, copied to each once: no part of a model's state, so that no cast, checkpoint
+    or fresh allocation of its tensors changes them."""
+
+    def __init__(self, dim: int, theta: float, yarn: Mapping[str, Any] | None) -> None:
+        self._by_device = {torch.device("cpu"): inverse_frequencies(dim, theta, yarn)}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Float32 [dim / 2]."""
+        if device not in self._by_device:
+            self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
+        return self._by_device[device]
+
+
 def ramp(dim: int, theta: float, yarn: Mapping[str, Any]) -> tuple[int, int]:
     """First and last pair of YaRN's ramp: where a pair makes beta_fast and beta_slow turns over the original length."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import Experts, Routing
+from dsv3.model.layers import on_host
 
 
 class _Copy(torch.autograd.Function):
@@ -47,12 +48,19 @@ def summed(rows_RD: Tensor, places_NK: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(places_NK, rows_RD.contiguous(), mode="sum")
 
 
+def counts(expert_M: Tensor, n_experts: int) -> Tensor:
+    """How many pairs chose each expert, int64 [E]; `bincount` would wait for the device."""
+    counts_E = torch.zeros(n_experts, dtype=torch.int64, device=expert_M.device)
+    return counts_E.scatter_add_(0, expert_M, torch.ones_like(expert_M))
+
+
 class LocalDispatch:
     """Tokens to experts and back on one device; no token is dropped.
 
-    row_multiple: each expert's rows are filled up to a multiple of it with rows of gate 0, which change no result and
-        no gradient. The BF16 product of a CPU (oneDNN) compiles a kernel for every new number of rows, at about a third
-        of a millisecond: with loads that change at every step that takes as long as the step. 1: no filling.
+    row_multiple: pads each expert's tokens to a multiple of it with rows of gate 0, which change no result and no
+        gradient. On a CPU the BF16 GEMM (oneDNN) compiles a kernel for every new number of rows, at about a third of a
+        millisecond: with loads that change at every step that takes as long as the step. The number of rows is then
+        needed on the host, so that each layer waits for the device: on a GPU, 1 (no padding, no waiting).
     """
 
     def __init__(self, *, row_multiple: int) -> None:
@@ -78,17 +86,17 @@ class LocalDispatch:
         places_NK.view(-1)[order_M] = torch.arange(len(order_M), device=order_M.device)
         rows_MD = x_ND.index_select(0, order_M.div(places_NK.shape[1], rounding_mode="floor"))
         gates_M = routing.gates_NK.flatten().index_select(0, order_M)
-        counts_E = torch.bincount(expert_M, minlength=routing.affinities_NE.shape[1])
+        counts_E = counts(expert_M, routing.affinities_NE.shape[1])
         return summed(experts(rows_MD, counts_E, gates_M), places_NK)
 
     def layout(self, routing: Routing) -> tuple[Tensor, Tensor, int]:
         """Rows of each expert, int64 [E], filled up; the place of each pair among them, int64 [N, K]; their sum."""
         expert_M = routing.experts_NK.flatten()
         order_M = expert_M.argsort(stable=True)
-        load_E = torch.bincount(expert_M, minlength=routing.affinities_NE.shape[1])
+        load_E = counts(expert_M, routing.affinities_NE.shape[1])
         counts_E = (load_E + self.row_multiple - 1).div(self.row_multiple, rounding_mode="floor") * self.row_multiple
         filling_before_E = (counts_E - load_E).cumsum(0) - (counts_E - load_E)
         places_M = torch.empty_like(order_M)
         places_M[order_M] = torch.arange(len(order_M), device=order_M.device) + filling_before_E[expert_M[order_M]]
-        rows = len(order_M) if self.row_multiple == 1 else int(counts_E.sum())
+        rows = len(order_M) if self.row_multiple == 1 else on_host(counts_E.sum())
         return counts_E, places_M.view_as(routing.experts_NK), rows

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Precision
+from dsv3.model.layers import on_host
 
 GROUPED_MM_ALIGNMENT = 16  # bytes; of every row that torch's kernel reads
 
@@ -27,7 +28,7 @@ def few_rows_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
 
 def loop_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
     """The reference: one product an expert."""
-    parts = x_MK.split(counts_E.tolist())
+    parts = x_MK.split(on_host(counts_E))
     return torch.cat([x @ weight.mT for x, weight in zip(parts, weight_ENK.unbind(0), strict=True)])
 
 

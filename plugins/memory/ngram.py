@@ -15,14 +15,14 @@ tokens than it is trained on before attention does this.
 Gradients of the tables are sparse: a step touches as many rows as it has tokens, however many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Cache
-from dsv3.model.layers import PositionCache
+from dsv3.model.layers import PositionCache, next_positions
 
 MULTIPLIER = 0x5851F42D4C957F2D
 """Of Knuth's linear congruential generator (MMIX): odd, and its bits are well mixed."""
@@ -62,19 +62,25 @@ class NGramMemory(nn.Module):
     def forward(
         self, x_BTD: Tensor, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        known_BS = tokens_BT
+        known_BS, new_BT = tokens_BT, None
         if cache is not None:
             assert isinstance(cache, PositionCache)
-            known_BS = cache.append(tokens_BT.unsqueeze(-1)).squeeze(-1)
-        keys, new = self.keys(known_BS, document_ids_BT), slice(-tokens_BT.shape[1], None)
+            new_BT = next_positions(cache.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
+            cache.append(tokens_BT.unsqueeze(-1))
+            known_BS = cache.read().squeeze(-1)  # what follows the shorter rows changes nothing before it
+
+        def new(of_BS: Tensor) -> Tensor:
+            return of_BS if new_BT is None else of_BS.gather(1, new_BT)
+
+        keys = self.keys(known_BS, document_ids_BT)
         if self.orders:
-            rows = [keys[order][:, new] % self.rows for order in self.orders]
+            rows = [new(keys[order]) % self.rows for order in self.orders]
             looked_up = [table(ids_BT) for table, ids_BT in zip(self.tables, rows, strict=True)]
             x_BTD = x_BTD + torch.cat(looked_up, dim=-1).to(x_BTD.dtype)
         if self.match_orders:
             if document_ids_BT is not None:  # what stands in another document is not seen
                 keys = {order: keys[order] + document_ids_BT for order in self.match_orders}
-            found = [following(known_BS, keys[order])[:, new] for order in self.match_orders]
+            found = [new(following(known_BS, keys[order])) for order in self.match_orders]
             ids_BTM = torch.stack([ids_BT + i * (self.vocab_size + 1) for i, ids_BT in enumerate(found)], dim=-1)
             x_BTD = x_BTD + self.followers(ids_BTM.flatten(0, 1)).view(x_BTD.shape).to(x_BTD.dtype)
         return x_BTD
@@ -93,8 +99,8 @@ class NGramMemory(nn.Module):
             found[back + 1] = mixed(found[back] + earlier_BS)
         return found
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
-        return PositionCache(batch, capacity, 1, dtype=torch.int64, device=next(self.parameters()).device)
+    def new_cache(self, rows: Iterable[int] = ()) -> Cache:
+        return PositionCache(1, dtype=torch.int64, device=next(self.parameters()).device, rows=rows)
 
 
 def following(tokens_BS: Tensor, keys_BS: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """No memory beside the embedding."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from dsv3.contracts import Cache
@@ -15,5 +17,5 @@ class NoMemory(nn.Module):
     ) -> Tensor:
         return x_BTD
 
-    def new_cache(self, batch: int, capacity: int) -> Cache | None:
+    def new_cache(self, rows: Iterable[int] = ()) -> Cache | None:
         return None

@@ -9,7 +9,7 @@ they count neither as loss nor as expert load. The loss, with D depths:
     L_MTP = lambda / D * sum_k (sum over targets of -ln P_(i+k+1)) / the objective's denominator for MTP
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ from dsv3.contracts import (
     Schedule,
     Statistic,
 )
-from dsv3.model.layers import RMSNorm
+from dsv3.model.layers import RMSNorm, next_positions
 from dsv3.model.losses import linear_cross_entropy
 
 
@@ -133,15 +133,14 @@ class DeepSeekMTP(nn.Module):
             }
         return LossTerm(sum(losses[1:], start=losses[0]), sums)
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
-        return [module.get_submodule("block.self_attn").new_cache(batch, capacity) for module in self.depths]  # type: ignore[operator]
+    def new_caches(self, rows: Iterable[int] = ()) -> list[Cache]:
+        return [module.get_submodule("block.self_attn").new_cache(rows) for module in self.depths]  # type: ignore[operator]
 
     def extend(
         self, depth: int, h_BTD: Tensor, tokens_BT: Tensor, embed: Callable[[Tensor], Tensor], cache: Cache
     ) -> tuple[Tensor, Tensor]:
         module: Any = self.depths[depth - 1]
-        start = cache.length
-        positions_BT = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        positions_BT = next_positions(cache.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
         h_BTD, _ = module(h_BTD, embed(tokens_BT), tokens_BT, positions_BT, None, cache)
         return h_BTD, module.norm(h_BTD)
 
@@ -161,6 +160,6 @@ class DeepSeekMTP(nn.Module):
 def statistics_of(k: int) -> list[Statistic]:
     """Loss and accuracy of depth k."""
     return [
-        Statistic(f"mtp{k}_loss", "nats per position", f"mtp{k}_nll", over="mtp"),
+        Statistic(f"mtp{k}_loss", "nats per token", f"mtp{k}_nll", over="mtp"),
         Statistic(f"mtp{k}_accuracy", "share of targets", f"mtp{k}_correct", over=f"mtp{k}_targets"),
     ]

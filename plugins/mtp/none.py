@@ -1,6 +1,6 @@
 """No multi-token prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ class NoMTP(nn.Module):
     ) -> list[MTPPrediction]:
         return []
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+    def new_caches(self, rows: Iterable[int] = ()) -> list[Cache]:
         return []
 
     def extend(

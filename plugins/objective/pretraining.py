@@ -22,7 +22,7 @@ class Pretraining(nn.Module):
     """
 
     statistics = (
-        Statistic("loss", "nats per target", "nll", over="targets", shown=True),
+        Statistic("loss", "nats per token", "nll", over="targets", shown=True),
         Statistic("bpb", "bits per byte", "nll", over="bytes", factor=1 / math.log(2), shown=True),
     )
     token_bytes_V: Tensor

@@ -103,6 +103,13 @@ class PerParameter(torch.optim.Optimizer, ABC):
             self.step_group(group, [parameter for parameter in group["params"] if parameter.grad is not None])
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore; numbers of steps that an older checkpoint holds as tensors become integers."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "exp_avg" in state:
+                state["step"] = int(state["step"])
+
     def step_group(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
         for parameter in parameters:
             assert parameter.grad is not None
@@ -114,11 +121,11 @@ def adamw_step(
 ) -> None:
     """One AdamW step of one parameter, in place; the moments are rounded to `moments_dtype` after their use."""
     if not state:
-        state["step"] = torch.zeros(())
+        state["step"] = 0
         state["exp_avg"] = torch.zeros_like(parameter, dtype=moments_dtype)
         state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=moments_dtype)
     state["step"] += 1
-    (beta1, beta2), step = group["betas"], state["step"].item()
+    (beta1, beta2), step = group["betas"], state["step"]
     first = state["exp_avg"].float().lerp(gradient, 1 - beta1)
     second = (state["exp_avg_sq"].float() * beta2).addcmul_(gradient, gradient, value=1 - beta2)
     state["exp_avg"].copy_(first)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dsv3.contracts import GroupedMM, Role
+from dsv3.model.layers import on_host
 from plugins.precision.measurement import Measurement
 from plugins.precision.quantiser import Groups, Held, Quantiser
 from plugins.precision.tensor_scales import TensorScales
@@ -204,6 +205,7 @@ class QuantisedGroupedLinear(QuantisedLinear):
         assert counts_E is not None
         numbers = GROUPED_MM_ALIGNMENT // dy_NO.element_size()
         if dy_NO.stride(0) % numbers or x_NK.stride(0) % numbers or not len(x_NK):
-            parts = zip(dy_NO.split(counts_E.tolist()), x_NK.split(counts_E.tolist()), strict=True)
+            rows = on_host(counts_E)
+            parts = zip(dy_NO.split(rows), x_NK.split(rows), strict=True)
             return torch.stack([dy.T @ x for dy, x in parts])
         return F.grouped_mm(dy_NO.T, x_NK, offs=counts_E.cumsum(0).to(torch.int32))

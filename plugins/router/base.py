@@ -16,7 +16,7 @@ class FP32Projection(KeepsDtype):
     def __init__(self, *, dim: int, n_experts: int, top_k: int) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
-            raise ValueError(f"top_k={top_k}: it must lie between 1 and n_experts={n_experts}")
+            raise ValueError(f"top_k={top_k}: must be between 1 and n_experts={n_experts}")
         self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(n_experts, dim).normal_(std=dim**-0.5))
 
@@ -48,7 +48,7 @@ def check_groups(*, n_experts: int, top_k: int, n_groups: int, topk_groups: int)
     if n_groups < 1 or n_experts % n_groups:
         raise ValueError(f"n_groups={n_groups}: n_experts={n_experts} cannot be divided into so many equal groups")
     if not 1 <= topk_groups <= n_groups:
-        raise ValueError(f"topk_groups={topk_groups}: it must lie between 1 and n_groups={n_groups}")
+        raise ValueError(f"topk_groups={topk_groups}: must be between 1 and n_groups={n_groups}")
     kept = topk_groups * (n_experts // n_groups)
     if top_k > kept:
         raise ValueError(

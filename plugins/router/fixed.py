@@ -33,7 +33,7 @@ class HashRouter(nn.Module):
     def __init__(self, *, n_experts: int, top_k: int, route_scale: float) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
-            raise ValueError(f"top_k={top_k}: it must lie between 1 and n_experts={n_experts}")
+            raise ValueError(f"top_k={top_k}: must be between 1 and n_experts={n_experts}")
         self.n_experts = n_experts
         self.top_k = top_k
         self.route_scale = route_scale

@@ -92,7 +92,7 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
 ) -> None:
     monkeypatch.setattr(drafts, "FINISHED", tmp_path / "summary.json")
     with pytest.raises(SystemExit):
-        main(["bench", "only=train,drafts"])
+        main(["bench", "only=train,speculation"])
     errors = capsys.readouterr().err
     assert "`make train` makes it" in errors
     assert "train ..." not in errors
@@ -100,7 +100,7 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
 
 @pytest.mark.slow
 def test_the_program_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "only=experts,peak_memory", "repeats=1", "format=json"]) == 0
+    assert main(["bench", "only=experts,memory", "repeats=1", "format=json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert [figure["case"] for figure in figures] == ["experts", "memory", "memory", "memory"]
     assert figures[-1]["value"] < 1, "what is recomputed is not kept"

@@ -75,7 +75,7 @@ def test_three_mistakes_are_reported_together() -> None:
     assert problems["model.top_k"].value == 99
     assert f"between 1 and {kept}" in problems["model.top_k"].message
     assert "model.n_routed_experts" in problems["model.top_k"].message
-    assert "an integer is needed" in problems["model.dim"].message
+    assert "must be an integer" in problems["model.dim"].message
     assert str(shipped.dim) in problems["model.dim"].message
 
 
@@ -97,9 +97,9 @@ def test_three_mistakes_are_reported_together() -> None:
         ("model.top_k", "model.top_k", "Write key=value"),
         ("model.top_k=1,2", "model.top_k", "--multirun"),
         ("hydra/launcher=nothing", "hydra/launcher", "one of"),
-        ("run=3", "run", "a mapping is needed"),
-        ("mtp.weight=0.3", "mtp.weight", "a mapping is needed"),
-        ("grad_clip=null", "grad_clip", "a number is needed"),
+        ("run=3", "run", "must be a mapping"),
+        ("mtp.weight=0.3", "mtp.weight", "must be a mapping"),
+        ("grad_clip=null", "grad_clip", "must be a number"),
         ("model.dim=${model.dimm}", "model.dim", "Did you mean 'model.dim'?"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data.datamodule import DataModule
-from data.held_out import demonstration
+from data.held_out import three_parts
 from data.sources import Source, reasoning
 from dsv3.contracts import IGNORE, MicroBatch, Step
 from tests.data.conftest import Make, in_memory, words
@@ -254,18 +254,21 @@ def test_no_questions_where_no_source_asks(make: Make) -> None:
     assert make(questions=500).questions() == []
 
 
-def test_demonstration_is_a_held_out_text_in_three_parts(make: Make) -> None:
+def test_samples_are_a_held_out_text_in_three_parts(make: Make) -> None:
     data = make()
-    prefix, suffix, middle = data.demonstration()
+    continued, filled = data.samples()
+    assert continued._replace(name="infilling", suffix=filled.suffix) == filled
+    assert continued.suffix is None
+    prefix, suffix, middle = filled.prefix, filled.suffix, filled.real
     assert any(prefix + middle + suffix in text for text in data.held_out_documents("long"))
     assert middle.strip() == middle
     assert "\n" not in middle
     assert len(middle) > 5
 
 
-def test_demonstration_begins_at_a_function_where_there_is_one() -> None:
+def test_samples_begin_at_a_function_where_there_is_one() -> None:
     text = '"""A module."""\nimport os\n\ndef list_all(path):\n    return sorted(os.listdir(path))\n'
-    prefix, suffix, middle = demonstration(text, longest=200)
+    prefix, suffix, middle = three_parts(text, longest=200)
     assert prefix == "def list_all(path):\n    "
     assert middle == "return sorted(os.listdir(path))"
     assert suffix == "\n"

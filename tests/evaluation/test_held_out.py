@@ -13,6 +13,7 @@ from dsv3.build import build_data, build_model
 from dsv3.contracts import Question
 from dsv3.evaluation.held_out import answer_questions, domain_scores, lead
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from tests.synthetic import ByteTokenizer
 
 
@@ -39,11 +40,11 @@ def test_answers_equal_those_of_greedy_decoding(composed: Callable[..., DictConf
     verdicts = []
     for prompt in ("ab", "hello", "x = 1;", "Question", "zz", "3 + 4 =", "def f", "a, b"):
         ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-        *answer, fourth = generate(model, ids, max_tokens=4, stop=-1)
+        *answer, fourth = generate(model, ids, Settings(max_tokens=4))
         if max(answer) > 255 or fourth in answer:
             continue
         for tokenizer.eos in (fourth, 257 if fourth != 257 else 258):
-            decoded = list(generate(model, ids, max_tokens=4, stop=tokenizer.eos))
+            decoded = list(generate(model, ids, Settings(max_tokens=4, eos=(tokenizer.eos,))))
             question = Question("family", prompt, tokenizer.decode(answer), "no")
             scored = answer_questions(model, [question], tokenizer)["family"].correct
             assert scored == int(decoded == answer)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3.inference.generation import continue_text, generate
-from dsv3.inference.sampling import Greedy, Sampled
+from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Greedy, Sampled, Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.model.layers import held_weights
 from tests.chances import every_outcome
@@ -45,19 +45,21 @@ def prompt_of(seed, length):
 @few
 def test_greedy_text_is_the_same(chosen, precision, seed, length, drafts, tokens):
     model, prompt = model_of(f"precision={precision}", *chosen, seed=seed % 3), prompt_of(seed, length)
-    speculation = Speculation(drafts=drafts)
-    expected = list(generate(model, prompt, max_tokens=tokens, stop=-1))
-    assert list(generate(model, prompt, max_tokens=tokens, stop=-1, speculation=speculation)) == expected
+    speculation = Speculation()
+    expected = list(generate(model, prompt, Settings(max_tokens=tokens)))
+    assert (
+        list(generate(model, prompt, Settings(max_tokens=tokens, drafts=drafts), speculation=speculation)) == expected
+    )
     assert len(expected) == tokens == speculation.passes + speculation.kept
 
 
 @options
 def test_some_drafts_are_kept_and_some_are_not(chosen):
     """Else the test above would see one side only."""
-    speculation = Speculation(drafts=3)
+    speculation = Speculation()
     for seed in range(6):
         model = model_of(*chosen, seed=seed % 3)
-        list(generate(model, prompt_of(seed, 4), max_tokens=20, stop=-1, speculation=speculation))
+        list(generate(model, prompt_of(seed, 4), Settings(max_tokens=20, drafts=3), speculation=speculation))
     assert 0 < speculation.kept < speculation.made
     assert speculation.acceptance == speculation.kept / speculation.made
 
@@ -86,7 +88,7 @@ def test_drafts_are_those_of_whole_rows(chosen):
     kept_counts = set()
     for seed in range(4):
         model, tokens, watched = model_of(*chosen, seed=seed), prompt_of(seed, 3), Watched()
-        list(continue_text(model, tokens, 16, -1, watched, Speculation(drafts=4)))
+        list(generate(model, tokens, Settings(max_tokens=16, drafts=4), choice=watched))
         for logits, drafts, kept, token in watched.passes:
             for k, found in enumerate(logits[: model.mtp.depth], start=1):
                 ids = torch.tensor([[*tokens, *drafts[: k - 1]]])
@@ -104,7 +106,7 @@ def test_sampled_texts_have_the_models_distribution(chosen):
 
     def text(chance):
         sampled = Sampled(temperature=0.8, top_p=0.9, chance=chance)
-        return tuple(continue_text(model, prompt, 3, -1, sampled, Speculation(drafts=2)))
+        return tuple(generate(model, prompt, Settings(max_tokens=3, drafts=2), choice=sampled))
 
     found, sampled = every_outcome(text), Sampled(temperature=0.8, top_p=0.9, chance=None)
     for wanted in itertools.product(range(vocabulary), repeat=3):
@@ -119,20 +121,20 @@ def test_sampled_texts_have_the_models_distribution(chosen):
 @options
 def test_the_end_of_text_among_drafts(chosen):
     model, prompt = model_of(*chosen), prompt_of(0, 4)
-    whole = list(generate(model, prompt, max_tokens=20, stop=-1))
+    whole = list(generate(model, prompt, Settings(max_tokens=20)))
     for stop in set(whole):
         expected = whole[: whole.index(stop)]
-        assert list(generate(model, prompt, max_tokens=20, stop=stop)) == expected
-        found = generate(model, prompt, max_tokens=20, stop=stop, speculation=Speculation(drafts=3))
+        assert list(generate(model, prompt, Settings(max_tokens=20, eos=(stop,)))) == expected
+        found = generate(model, prompt, Settings(max_tokens=20, eos=(stop,), drafts=3))
         assert list(found) == expected
 
 
 def test_what_cannot_be_generated():
     model = model_of("mtp=none")
     with pytest.raises(ValueError, match="an empty prompt"):
-        generate(model, [], max_tokens=3, stop=-1)
+        generate(model, [], Settings(max_tokens=3))
     with pytest.raises(ValueError, match="this one has none"):
-        generate(model, [1], max_tokens=3, stop=-1, speculation=Speculation())
+        generate(model, [1], Settings(max_tokens=3, drafts=2))
 
 
 def held(model):
@@ -142,7 +144,7 @@ def held(model):
 def test_weights_are_held_for_one_text_only():
     """Casts are made once, those of an outer block outlive an inner one, and an abandoned text gives its own back."""
     model = model_of("precision=bf16")
-    text = generate(model, [1, 2], max_tokens=9, stop=-1)
+    text = generate(model, [1, 2], Settings(max_tokens=9))
     assert not held(model)
     next(text)
     casts = held(model)
@@ -152,7 +154,7 @@ def test_weights_are_held_for_one_text_only():
     text.close()
     assert not held(model)
     with held_weights(model):
-        list(generate(model, [1, 2], max_tokens=2, stop=-1))
+        list(generate(model, [1, 2], Settings(max_tokens=2)))
         assert held(model)
     assert not held(model)
 
@@ -163,12 +165,12 @@ def test_training_after_generation_is_as_without_it():
     for generates in (True, False):
         model, ids = model_of("precision=bf16"), torch.tensor([[1, 2, 3, 0, 1]])
         if generates:
-            list(generate(model, [1, 2], max_tokens=4, stop=-1, speculation=Speculation()))
+            list(generate(model, [1, 2], Settings(max_tokens=4, drafts=2)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.25)
         model(micro_batch(ids, ids), with_mtp=True).hidden_BTD.float().square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        texts.append(list(generate(model, [1, 2], max_tokens=8, stop=-1)))
+        texts.append(list(generate(model, [1, 2], Settings(max_tokens=8))))
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     assert texts[0] == texts[1]

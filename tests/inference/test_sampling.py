@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3.inference.sampling import Chance, Greedy, Sampled, choice_of
+from dsv3.inference.sampling import Chance, Greedy, Sampled, Settings, choice_of
 from tests.chances import every_outcome
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -71,6 +71,7 @@ def test_greedy_keeps_what_agrees():
 
 
 def test_choices_by_temperature():
-    assert isinstance(choice_of(0.0, 0.5, None), Greedy)
-    drawn = [choice_of(1.0, 1.0, torch.Generator().manual_seed(s)).verify(torch.zeros(1, 50), [])[1] for s in (1, 1, 2)]
+    assert isinstance(choice_of(Settings(max_tokens=1, top_p=0.5)), Greedy)
+    sampled = [Settings(max_tokens=1, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    drawn = [choice_of(settings).verify(torch.zeros(1, 50), [])[1] for settings in sampled]
     assert drawn[0] == drawn[1] != drawn[2]

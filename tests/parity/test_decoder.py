@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dsv3.contracts import MicroBatch
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from tests.parity.twins import configured, distance, micro_batch, random_model
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
@@ -101,7 +102,7 @@ def test_documents_are_joined_unless_isolated():
 def test_cache_equals_no_cache(chosen, seed, chunks):
     model, tokens = model_of(chosen), tokens_of(seed, length=sum(chunks))
     with torch.no_grad():
-        caches = model.new_caches(2, sum(chunks))
+        caches = model.new_caches(range(2))
         parts = [model.decode(part, caches) for part in tokens.split(chunks, dim=1)]
         whole = model.lm_head(model(micro_batch(tokens, tokens), with_mtp=False).hidden_BTD)
     assert distance(torch.cat(parts, 1), whole) <= ROUNDING
@@ -111,21 +112,54 @@ def test_cache_equals_no_cache(chosen, seed, chunks):
 def test_rewound_caches_forget(chosen):
     model, tokens = model_of(chosen), tokens_of(0)
     with torch.no_grad():
-        caches = model.new_caches(2, 12)
+        caches = model.new_caches(range(2))
         expected = torch.cat([model.decode(tokens[:, :5], caches), model.decode(tokens[:, 5:], caches)], 1)
-        for cache in caches:
-            cache.rewind(5)
+        for row in range(2):
+            caches.rewind(row, 5)
         model.decode(tokens[:, :4], caches)
-        for cache in caches:
-            cache.rewind(5)
+        for row in range(2):
+            caches.rewind(row, 5)
         assert torch.equal(model.decode(tokens[:, 5:], caches), expected[:, 5:])
 
 
 @options
-def test_a_full_cache_says_so(chosen):
-    model, tokens = model_of(chosen), tokens_of(0)
-    with torch.no_grad(), pytest.raises(ValueError, match="the cache holds 11 positions, 12 are needed"):
-        model.decode(tokens, model.new_caches(2, 11))
+@given(seed=st.integers(0, 99), lengths=st.lists(st.integers(0, 90), min_size=2, max_size=4), new=st.integers(1, 3))
+@few
+def test_rows_of_unequal_length_decode_as_each_alone(chosen, seed, lengths, new):
+    """Also where one has ended in another block of the cache, or has just begun; and they grow no further."""
+    model, rows = model_of(chosen), range(len(lengths))
+    tokens = tokens_of(seed, rows=len(lengths), length=max(lengths) + new)
+    with torch.no_grad():
+        caches = model.new_caches(rows)
+        for row, length in enumerate(lengths):
+            if length:
+                model.decode(tokens[row : row + 1, :length], caches.select([row]))
+        following = torch.stack([tokens[row, length : length + new] for row, length in enumerate(lengths)])
+        together = model.decode(following, caches)
+        for row, length in enumerate(lengths):
+            ids = tokens[row : row + 1, : length + new]
+            alone = model.lm_head(model(micro_batch(ids, ids), with_mtp=False).hidden_BTD)
+            assert distance(together[row], alone[0, length:]) <= ROUNDING
+    assert caches.lengths == {row: length + new for row, length in enumerate(lengths)}
+
+
+@options
+def test_a_row_copies_another_and_goes_its_own_way(chosen):
+    model, tokens = model_of(chosen), tokens_of(0, rows=2)
+    tokens[1, :6] = tokens[0, :6]
+    with torch.no_grad():
+        caches = model.new_caches([7])
+        model.decode(tokens[:1], caches)
+        caches.copy(7, 3, 6)
+        copied = model.decode(tokens[1:, 6:], caches.select([3]))
+        alone = model.decode(tokens[1:], model.new_caches([0]))
+        assert distance(copied, alone[:, 6:]) <= ROUNDING
+        assert caches.lengths == {7: 12, 3: 12}
+        again = model.decode(tokens[:1, :1], caches.select([7]))
+        caches.rewind(7, 12)
+        caches.drop(3)
+        assert torch.equal(model.decode(tokens[:1, :1], caches), again)
+    assert caches.lengths == {7: 13}
 
 
 @options
@@ -139,7 +173,7 @@ def test_rows_are_independent(chosen):
 def test_generation_is_greedy_over_whole_recomputed_rows():
     model = model_of(("attention=mla",))
     prompt = tokens_of(3, rows=1, length=5)[0].tolist()
-    found = list(generate(model, prompt, max_tokens=8, stop=-1))
+    found = list(generate(model, prompt, Settings(max_tokens=8)))
     row = list(prompt)
     for _ in range(8):
         ids = torch.tensor([row])

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsv3.checkpoint.loading import load_run, set_weights
 from dsv3.cli import main
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.tools.export import Options, run
 from tests.parity.runs import VOCABULARY, write_run
 from tests.parity.twins import configured, distance, micro_batch, our_loss, random_model
@@ -109,7 +110,7 @@ def test_same_text_and_same_loss(tmp_path):
     assert their_tokenizer(text)["input_ids"] == ids
     prompt = torch.tensor([ids])
     expected = theirs.generate(prompt, max_new_tokens=10, do_sample=False)[0, len(ids) :].tolist()
-    mine = list(generate(ours, ids, max_tokens=10, stop=tokenizer.eos))
+    mine = list(generate(ours, ids, Settings(max_tokens=10, eos=(tokenizer.eos,))))
     assert mine == [token for token in expected if token != tokenizer.eos]
     assert tokenizer.decode(mine) == their_tokenizer.decode(mine)
     tokens = torch.randint(VOCABULARY, (4, 33), generator=torch.Generator().manual_seed(0))

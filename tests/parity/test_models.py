@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dsv3.contracts import IGNORE
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from tests.parity.twins import (
     configured,
     distance,
@@ -160,4 +161,4 @@ def test_greedy_cached_generation(family, data, seed):
     ours, theirs = twins(family, model, seed)
     prompt = torch.randint(model["vocab_size"], (1, 7), generator=torch.Generator().manual_seed(seed))
     expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=True)[0, 7:].tolist()
-    assert list(generate(ours, prompt[0].tolist(), max_tokens=12, stop=-1)) == expected
+    assert list(generate(ours, prompt[0].tolist(), Settings(max_tokens=12))) == expected

@@ -9,6 +9,7 @@ import torch
 from transformers.modeling_layers import MtpModel
 
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
 from tests.parity.twins import configured, distance, load_twin, micro_batch, random_model, write_twin
 
@@ -81,7 +82,7 @@ def test_cached_module_equals_uncached(twins):
     ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(1))
     output = ours(micro_batch(ids, ids), with_mtp=True)
     expected = output.predictions[0].hidden_BSD
-    cache = module.block.self_attn.new_cache(2, 11)
+    cache = module.block.self_attn.new_cache(range(2))
     start = 0
     for length in (5, 1, 3, 2):
         part = slice(start, start + length)
@@ -98,8 +99,8 @@ def test_speculative_text_equals_transformers(twins):
     prompt = torch.randint(50, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     expected = theirs.generate(prompt, max_new_tokens=NEW, do_sample=False, use_mtp=True)[0, PROMPT:].tolist()
     for drafts in (1, 3):
-        speculation = Speculation(drafts=drafts)
-        found = generate(ours, prompt[0].tolist(), max_tokens=NEW, stop=-1, speculation=speculation)
+        speculation = Speculation()
+        found = generate(ours, prompt[0].tolist(), Settings(max_tokens=NEW, drafts=drafts), speculation=speculation)
         assert list(found) == expected
         assert speculation.made > 0
 

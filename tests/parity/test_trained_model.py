@@ -11,6 +11,7 @@ from dsv3.build import build_data, build_model
 from dsv3.checkpoint.loading import load_run
 from dsv3.contracts import IGNORE
 from dsv3.inference.generation import generate
+from dsv3.inference.sampling import Settings
 from dsv3.model.losses import token_losses
 from dsv3.tools.export import Options, run
 from dsv3.training.run import build_run
@@ -39,7 +40,7 @@ def test_trained_model_in_transformers(composed, tmp_path):
         assert abs(mine - other) <= 1e-4
     prompt = torch.tensor([list(b"abcdef")])
     expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, 6:].tolist()
-    assert list(generate(ours, prompt[0].tolist(), max_tokens=12, stop=-1)) == expected
+    assert list(generate(ours, prompt[0].tolist(), Settings(max_tokens=12))) == expected
 
 
 @pytest.fixture(scope="module")
@@ -88,4 +89,4 @@ def test_default_study_in_transformers(default_study, tmp_path):
     for text in PROMPTS:
         ids = [tokenizer.bos, *tokenizer.encode(text)]
         expected = theirs.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False, eos_token_id=None)
-        assert list(generate(ours, ids, max_tokens=48, stop=-1)) == expected[0, len(ids) :].tolist()
+        assert list(generate(ours, ids, Settings(max_tokens=48))) == expected[0, len(ids) :].tolist()

@@ -110,7 +110,7 @@ def test_no_more_micro_batches_are_in_flight_than_there_are() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gpus": 128, "ep": 128}, "ep=128: it must divide the 64 experts"),
+        ({"gpus": 128, "ep": 128}, "ep=128: must divide the 64 experts"),
         ({"gpus": 28, "pp": 28}, "pp=28: there are only 27 blocks"),
     ],
 )
@@ -122,7 +122,7 @@ def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"gpus": 6, "pp": 4, "ep": 2}, ["pp=4: it must divide gpus=6", "ep=2: it must divide gpus / pp = 1"]),
+        ({"gpus": 6, "pp": 4, "ep": 2}, ["pp=4: must divide gpus=6", "ep=2: must divide gpus / pp = 1"]),
         ({"pp": 0, "mfu": -1.0}, ["pp=0: at least 1", "mfu=-1.0: above 0"]),
         ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: it pairs stages, so pp=3 must be even"]),
         ({"zero": 2}, ["zero=2: 0 or 1"]),

@@ -1,8 +1,10 @@
 """Cache figures against the caches that the plugins really make."""
 
 import pytest
+import torch
 
 from dsv3.build import build_model
+from dsv3.model.layers import CACHE_BLOCK
 from dsv3.planning.kv_cache import cache_bytes
 from tests.planning.models import PRESETS, config, skeleton
 
@@ -21,12 +23,15 @@ def test_671b_keeps_576_numbers_a_layer_for_40960() -> None:
 
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_bytes_equal_the_real_caches(attention: str) -> None:
-    """All tensors of every layer's cache, in FP32."""
+    """All tensors of every layer's cache, in FP32, of rows that fill whole blocks."""
     overrides = ("model=tiny", "precision=fp32", f"attention={attention}")
-    s, rows, capacity = skeleton(*overrides), 3, 5
-    caches = build_model(config(*overrides)).new_caches(rows, capacity)
-    held = sum(t.nbytes for cache in caches for t in vars(cache).values() if hasattr(t, "nbytes"))
-    assert held == cache_bytes(s.attention, s.layers, 4)["bytes"] * rows * capacity
+    s, rows = skeleton(*overrides), 3
+    model = build_model(config(*overrides)).eval()
+    caches = model.new_caches(range(rows))
+    with torch.no_grad():
+        model.decode(torch.zeros(rows, CACHE_BLOCK, dtype=torch.int64), caches)
+    held = sum(row.held.nbytes for cache in caches.layers for row in cache.rows.values())
+    assert held == cache_bytes(s.attention, s.layers, 4)["bytes"] * rows * CACHE_BLOCK
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

@@ -165,7 +165,7 @@ def test_empty_run_is_shown_as_one(tmp_path: Path) -> None:
     (tmp_path / "begun" / "config.yaml").write_text("{}")
     with served(build_app(tmp_path)) as url, opened(tmp_path / "profile") as tab:
         tab.page.goto(url)
-        tab.page.wait_for_selector("text=no step is written down yet")
+        tab.page.wait_for_selector("text=no training steps logged yet")
         assert tab.wrong == []
     with pytest.raises(FileNotFoundError, match="no metrics/train"):
         write_run_report(tmp_path / "begun")

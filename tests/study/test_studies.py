@@ -116,10 +116,10 @@ def test_every_arm_with_every_seed() -> None:
     ("arguments", "key", "message"),
     [
         (["study.only=[loss_fre]"], "study.only", "there is no such arm"),
-        (["study.baseline=mine"], "study.baseline", "one of sequence_aux, batch_aux, loss_free, none is needed"),
+        (["study.baseline=mine"], "study.baseline", "must be one of sequence_aux, batch_aux, loss_free, none"),
         (["study.seeds=[]"], "study.seeds", "at least one seed"),
         (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
-        (["study.arms.none=balancing"], "study.arms.none", "a list of overrides is needed"),
+        (["study.arms.none=balancing"], "study.arms.none", "must be a list of overrides"),
     ],
 )
 def test_mistakes_in_a_study_are_found_before_any_work(arguments: list[str], key: str, message: str) -> None:

@@ -4,15 +4,16 @@
     loglikelihood_rolling   log p(text), in windows of the model's length, each conditioned on one token before it
     generate_until          text after a prompt, up to a stop sequence
 
-Requests are sorted by length and batched. Requests that lead to the same row of tokens (one-token choices) are scored
-once, and rows that begin alike share the computation of their beginning (see `prefixes`). A context too long for the
-model loses tokens on its left, as in lm-eval; an infilling prompt loses them at its far ends; a continuation too long
-is scored in parts.
+Requests are sorted by length; so many are scored or continued at once as a batch holds. Requests that lead to the same
+row of tokens (one-token choices) are scored once, and rows that begin alike share the computation of their beginning
+(see `prefixes`). A context too long for the model loses tokens on its left, as in lm-eval; an infilling prompt loses
+them at its far ends; a continuation too long is scored in parts.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from dsv3.inference.engine import complete
 from dsv3.inference.prefixes import group_by_prefix
-from dsv3.inference.rows import Sampling, continue_rows
+from dsv3.inference.sampling import Settings
 from dsv3.inference.scored_model import ScoredModel
 
 DEFAULT_TOKENS = 256
@@ -124,10 +126,8 @@ class Adapter(TemplateLM):
             max_tokens = min(int(settings["max_gen_toks"]), self.max_length // 2)
             prompts = {i: self._prompt(requests[i].args[0], self.max_length - max_tokens) for i in members}
             ordered = sorted(members, key=lambda i: (-len(prompts[i]), prompts[i], i))
-            for start in range(0, len(ordered), self.batch_size):
-                batch = ordered[start : start + self.batch_size]
-                texts = self._continue([prompts[i] for i in batch], batch, settings, max_tokens)
-                answers.update(zip(batch, texts, strict=True))
+            texts = self._continue([prompts[i] for i in ordered], ordered, settings, max_tokens)
+            answers.update(zip(ordered, texts, strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def _prompt(self, context: str, room: int) -> list[int]:
@@ -137,23 +137,27 @@ class Adapter(TemplateLM):
     def _continue(
         self, prompts: list[list[int]], numbers: list[int], settings: dict[str, Any], max_tokens: int
     ) -> list[str]:
-        until = [stop for stop in settings["until"] if stop]
-        temperature = settings["temperature"] if settings["do_sample"] else 0.0
-        rows = continue_rows(
-            self.model,
-            prompts,
+        common = Settings(
             max_tokens=max_tokens,
-            sampling=Sampling(temperature, settings.get("top_p", 1.0)),
-            generators=[generator_of(self.seed, number) for number in numbers],
-            stopped=stop_at(until, self.model.decode),
+            temperature=settings["temperature"] if settings["do_sample"] else 0.0,
+            top_p=settings.get("top_p", 1.0),
+            stop=tuple(stop for stop in settings["until"] if stop),
+            eos=tuple(self.model.eos),
         )
-        return [cut_at(until, self.model.decode(row)) for row in rows]
+        completions = complete(
+            self.model.backend(),
+            prompts,
+            [replace(common, seed=seed_of(self.seed, number)) for number in numbers],
+            decode=self.model.decode,
+            at_once=self.batch_size,
+        )
+        return [completion.text for completion in completions]
 
 
-def generator_of(seed: int, number: int) -> torch.Generator:
+def seed_of(seed: int, number: int) -> int:
     """Of one request. PyTorch's generator on the CPU takes 32 bits of a seed, so both numbers are hashed into them."""
     digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+    return int.from_bytes(digest[:4], "little")
 
 
 def score_ending(logp_KV: torch.Tensor, ending: list[int]) -> Scored:
@@ -162,14 +166,3 @@ def score_ending(logp_KV: torch.Tensor, ending: list[int]) -> Scored:
     logp_KV = logp_KV[-len(ending) :]
     chosen = logp_KV.gather(1, ids_K.unsqueeze(1)).squeeze(1)
     return float(chosen.sum()), bool((logp_KV.max(-1).indices == ids_K).all())
-
-
-def stop_at(until: Sequence[str], decode: Callable[[list[int]], str]) -> Callable[[int, list[int]], bool]:
-    """Whether the ids so far contain a stop sequence: a token has at least one byte, so it lies in the last few."""
-    reach = max((len(stop.encode()) for stop in until), default=0) + 4
-    return lambda row, ids: any(stop in decode(ids[-reach:]) for stop in until)
-
-
-def cut_at(until: Sequence[str], text: str) -> str:
-    """The text before the first stop sequence in it."""
-    return min((text.split(stop)[0] for stop in until), key=len, default=text)

@@ -1,6 +1,6 @@
-"""What benchmarks ask of a model: logits of token rows, and decoding over caches.
+"""Models that benchmarks score: each gives logits of token rows, and a backend that text is written over.
 
-Two kinds of model answer: a `Decoder` of ours with its tokenizer, and any causal model that transformers opens.
+There are two kinds: a `Decoder` of ours with its tokenizer, and any causal model that transformers opens.
 
 Shape legend: B rows, T positions, V vocabulary.
 """
@@ -13,24 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv3.contracts import Cache, MicroBatch, Tokenizer
+from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
-from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
-from dsv3.model.decoder import Decoder
+from dsv3.inference.backend import DecoderBackend
+from dsv3.inference.engine import PREFILL
+from dsv3.inference.hf_backend import HFBackend
+from dsv3.inference.prefixes import common_prefix, padded
+from dsv3.model.decoder import Caches, Decoder
 from dsv3.model.layers import held_weights
 from dsv3.prompts.infilling import Order
 
-PREFILL = 256
-"""Positions that are read at once before decoding, which bounds the memory of their logits."""
 
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """int64 [B, longest]; zeros follow the shorter rows, where a causal model does not look."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-
-
-class OwnModel:
+class NativeModel:
     """A Decoder and its tokenizer. Rows that begin alike share what their latent caches hold of the beginning."""
 
     shares_prefixes = True
@@ -45,7 +39,7 @@ class OwnModel:
         self.prefix_token, self.eos = tokenizer.bos, {tokenizer.eos}
         self.device = model.device
         self._prefix: list[int] = []
-        self._prefix_caches: list[Cache] = []
+        self._prefix_caches: Caches | None = None
 
     @contextmanager
     def steady(self) -> Iterator[None]:
@@ -53,7 +47,7 @@ class OwnModel:
             with held_weights(self.model):
                 yield
         finally:  # a task may fail, and training goes on
-            self._prefix, self._prefix_caches = [], []
+            self._prefix, self._prefix_caches = [], None
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         return [self.tokenizer.bos] * bos + self.tokenizer.encode(text)
@@ -71,17 +65,13 @@ class OwnModel:
             hidden_BTD = self._hidden(padded(rows, self.device))
             wanted = [hidden_BTD[i, len(row) - k : len(row)] for i, (row, k) in enumerate(zip(rows, keep, strict=True))]
             return list(self.model.lm_head(torch.cat(wanted)).float().split(list(keep)))
-        logits_BTV = self.model.decode(
-            padded([row[shared:] for row in rows], self.device), self._caches(list(rows[0][:shared]), len(rows))
-        )
+        caches = self._caches(list(rows[0][:shared]), len(rows))
+        logits_BTV = self.model.decode(padded([row[shared:] for row in rows], self.device), caches)
         ends = [len(row) - shared for row in rows]
         return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]
 
-    def begin(self, prompts: Sequence[Sequence[int]], capacity: int) -> "_OwnDecoding":
-        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        if len(prompts) > 1 and shared >= SHORTEST_SHARED:
-            return _OwnDecoding(self.model, self._caches(list(prompts[0][:shared]), len(prompts)), shared)
-        return _OwnDecoding(self.model, self.model.new_caches(len(prompts), capacity), 0)
+    def backend(self) -> DecoderBackend:
+        return DecoderBackend(self.model)
 
     def _hidden(self, tokens_BT: Tensor) -> Tensor:
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
@@ -89,43 +79,22 @@ class OwnModel:
         return self.model(MicroBatch(tokens_BT, tokens_BT, positions_BT, ones, zeros), with_mtp=False).hidden_BTD
 
     @torch.no_grad()
-    def _caches(self, prefix: list[int], rows: int) -> list[Cache]:
+    def _caches(self, prefix: list[int], rows: int) -> Caches:
         """Caches of `rows` rows that hold `prefix`; what it has in common with the last one is not computed again."""
-        if not self._prefix_caches:
-            self._prefix_caches = self.model.new_caches(1, self.max_length)
+        caches = self._prefix_caches = self._prefix_caches or self.model.new_caches([0])
         held = common_prefix([self._prefix, prefix])
-        for cache in self._prefix_caches:
-            cache.rewind(held)
+        caches.rewind(0, held)
         for start in range(held, len(prefix), PREFILL):
             piece = torch.tensor([prefix[start : start + PREFILL]], device=self.device)
-            self.model.decode_states(piece, self._prefix_caches)
+            self.model.decode_states(piece, caches)
         self._prefix = prefix
-        wide = self.model.new_caches(rows, self.max_length)
-        for one, many in zip(self._prefix_caches, wide, strict=True):
-            widen(one, many)
-        return wide
+        copies = caches.select([0])
+        for row in range(1, rows + 1):
+            copies.copy(0, row, len(prefix))
+        return copies.select(range(1, rows + 1))
 
 
-def widen(one: Cache, many: Cache) -> None:
-    """Fill every row of `many` with what `one`, a cache of a single row and the same capacity, holds."""
-    for name, value in vars(one).items():
-        if isinstance(value, Tensor):
-            getattr(many, name).copy_(value)  # broadcasts over the rows, on whichever axis they lie
-    many.length = one.length
-
-
-class _OwnDecoding:
-    def __init__(self, model: Decoder, caches: list[Cache], length: int) -> None:
-        self.model, self.caches, self.length = model, caches, length
-
-    @torch.no_grad()
-    def feed(self, tokens_BT: Tensor) -> Tensor:
-        for piece_BT in tokens_BT.split(PREFILL, dim=1):
-            last_BTD = self.model.decode_states(piece_BT, self.caches)
-        return self.model.logits(self.model.norm(last_BTD[:, -1]))
-
-
-class PublishedModel:
+class HFModel:
     """A causal model and a tokenizer that transformers opens, of whatever architecture.
 
     Rows are always scored whole, in the batches that lm-eval's own `hf` model makes of them, so that its figures and
@@ -177,21 +146,8 @@ class PublishedModel:
         ends = map(len, rows)
         return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]
 
-    def begin(self, prompts: Sequence[Sequence[int]], capacity: int) -> "_PublishedDecoding":
-        return _PublishedDecoding(self.model)
+    def backend(self) -> HFBackend:
+        return HFBackend(self.model)
 
     def steady(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-class _PublishedDecoding:
-    length = 0
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.cache = model, None
-
-    @torch.no_grad()
-    def feed(self, tokens_BT: Tensor) -> Tensor:
-        output = self.model(tokens_BT, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
-        return output.logits[:, -1].float()

@@ -14,7 +14,7 @@ from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
-from dsv3.evaluation.benchmarks.models import OwnModel, PublishedModel
+from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
 from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, scores, settings_key
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
@@ -35,7 +35,7 @@ class Session:
 
     def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
-        model = own_model(loaded, self.config.weights) if loaded else PublishedModel(checkpoint)
+        model = native_model(loaded, self.config.weights) if loaded else HFModel(checkpoint)
         identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
         folder = ResultsFolder(self.folder(checkpoint))
         finder = TaskFinder(
@@ -94,12 +94,12 @@ class Session:
         return run / "benchmarks" / f"{stem}-{self.config.weights}"
 
 
-def own_model(loaded: Loaded, weights: str) -> OwnModel:
+def native_model(loaded: Loaded, weights: str) -> NativeModel:
     """The run's model with its live or its averaged weights."""
     if weights == "ema":
         set_weights(loaded.model, loaded.ema_weights)
     data = loaded.config.data
-    return OwnModel(
+    return NativeModel(
         loaded.model,
         loaded.tokenizer(),
         name=str(loaded.file),

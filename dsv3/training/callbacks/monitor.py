@@ -114,8 +114,8 @@ class Monitor(lightning.Callback):
         before, tokens = batch.tokens_before, pl_module.tokens_seen
         long = pl_module.finished or crossed(self.long_tokens, before, tokens)
         with self._timed():
-            for layer, load_E in pl_module.record.loads.items():
-                self.statistics[layer].add_step(load_E)
+            for layer, statistics in self.statistics.items():
+                statistics.add_step(pl_module.record.figures[f"max_violation/{layer}"])
             self.sampling = long or crossed(self.every_tokens, before, tokens)
             if self.sampling:
                 self._end_interval(trainer, tokens)

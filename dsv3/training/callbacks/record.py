@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning
+import numpy as np
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
 
 from dsv3.contracts import Step
 from dsv3.training.callbacks.phases import Phase
@@ -57,12 +57,12 @@ class Record(lightning.Callback):
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
 
-    def _log(self, trainer: lightning.Trainer, row: Mapping[str, float], loads: Mapping[str, Tensor]) -> None:
+    def _log(self, trainer: lightning.Trainer, row: Mapping[str, float], loads: Mapping[str, np.ndarray]) -> None:
         values = {(name if name == "tokens" or "/" in name else f"train/{name}"): v for name, v in row.items()}
         for logger in trainer.loggers:
             histograms: dict[str, Any] = {}
             if isinstance(logger, WandbLogger) and row["step"] % HISTOGRAM_STEPS == 0:
                 import wandb
 
-                histograms = {f"load/{name}": wandb.Histogram(list(c / c.float().mean())) for name, c in loads.items()}
+                histograms = {f"load/{name}": wandb.Histogram(list(c / c.mean())) for name, c in loads.items()}
             logger.log_metrics({**values, **histograms})

@@ -88,13 +88,13 @@ class Benchmarks(lightning.Callback):
 
     def _build(self, trainer: Any, pl_module: LanguageModel) -> Any:
         from dsv3.evaluation.benchmarks.adapter import Adapter
-        from dsv3.evaluation.benchmarks.models import OwnModel
+        from dsv3.evaluation.benchmarks.models import NativeModel
         from dsv3.evaluation.benchmarks.suite import Suite
         from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
         from dsv3.sandbox import Sandbox
 
         settings, data = self.config.benchmarks, trainer.datamodule
-        model = OwnModel(
+        model = NativeModel(
             pl_module.model,
             data.tokenizer,
             name=self.config.run.name,

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from data.tokenizer import train_bpe
 from dsv3.build import build_model
 from dsv3.evaluation.benchmarks.adapter import Adapter
-from dsv3.evaluation.benchmarks.models import OwnModel
+from dsv3.evaluation.benchmarks.models import NativeModel
 from dsv3.evaluation.benchmarks.suite import Suite
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
 from dsv3.sandbox import Sandbox
@@ -24,10 +24,10 @@ lm_eval_is_indexed_once()
 
 
 @pytest.fixture
-def own_model(composed: Callable[..., DictConfig]) -> OwnModel:
+def own_model(composed: Callable[..., DictConfig]) -> NativeModel:
     """Weights large enough that its likelihoods differ from text to text."""
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2")).eval()
-    return OwnModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
+    return NativeModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
 
 
 @pytest.fixture(scope="session")

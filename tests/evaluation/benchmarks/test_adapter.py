@@ -15,12 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from omegaconf import DictConfig
 
 from dsv3.build import build_model
-from dsv3.evaluation.benchmarks.adapter import Adapter, cut_at
+from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, parse_infilling
-from dsv3.evaluation.benchmarks.models import OwnModel, PublishedModel
+from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
 from dsv3.inference.generation import generate
 from dsv3.inference.prefixes import common_prefix, group_by_prefix
-from dsv3.inference.rows import Sampling, choose
+from dsv3.inference.sampling import Settings, choice_of
+from dsv3.inference.text import cut_at
 from dsv3.prompts.infilling import infilling_prompt
 from tests.evaluation.benchmarks.conftest import suite_of
 from tests.synthetic import ByteTokenizer
@@ -32,11 +33,11 @@ def request(kind: Any, *arguments: Any) -> Instance:
     return Instance(kind, {}, arguments, 0, ("task", 0, 1))
 
 
-def direct(model: OwnModel, context: str, continuation: str) -> tuple[float, bool]:
+def direct(model: NativeModel, context: str, continuation: str) -> tuple[float, bool]:
     """One row, one pass, FP64 sum."""
     before, after = model.encode(context, bos=True), model.encode(continuation, bos=False)
     ids = torch.tensor([before + after])
-    logits = model.model.decode(ids, model.model.new_caches(1, ids.shape[1]))[0, len(before) - 1 : -1]
+    logits = model.model.decode(ids, model.model.new_caches([0]))[0, len(before) - 1 : -1]
     logp = logits.double().log_softmax(-1)
     wanted = torch.tensor(after)
     return float(logp.gather(1, wanted[:, None]).sum()), bool((logp.argmax(-1) == wanted).all())
@@ -53,7 +54,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @torch.no_grad()
-def test_loglikelihood_equals_one_row_at_a_time(own_model: OwnModel, batch_size: int) -> None:
+def test_loglikelihood_equals_one_row_at_a_time(own_model: NativeModel, batch_size: int) -> None:
     adapter = Adapter(own_model, batch_size=batch_size, seed=0)
     scores = adapter.loglikelihood([request("loglikelihood", *pair) for pair in REQUESTS])
     for (logp, greedy), pair in zip(scores, REQUESTS, strict=True):
@@ -62,7 +63,7 @@ def test_loglikelihood_equals_one_row_at_a_time(own_model: OwnModel, batch_size:
         assert greedy == wanted_greedy
 
 
-def test_shared_prefixes_are_computed_once(own_model: OwnModel) -> None:
+def test_shared_prefixes_are_computed_once(own_model: NativeModel) -> None:
     """Tokens that go through the model: the shots once, not once for each of ten requests."""
     requests = [request("loglikelihood", f"{SHOTS}Q: {i}?\nA:", " yes") for i in range(10)]
     decoder, tokens = own_model.model, []
@@ -96,7 +97,7 @@ def test_groups_part_the_rows_and_share_what_they_say(heads: list[list[int]], sh
             assert shared <= common_prefix([heads[i] for i in members])
 
 
-def test_likelihood_of_too_long_a_text_is_scored_in_parts(own_model: OwnModel) -> None:
+def test_likelihood_of_too_long_a_text_is_scored_in_parts(own_model: NativeModel) -> None:
     """Windows of the model's length; each part sees what is before it, as far as the model reaches."""
     adapter = Adapter(own_model, batch_size=4, seed=0)
     text = "abcdefg hij " * 40
@@ -111,7 +112,7 @@ def test_likelihood_of_too_long_a_text_is_scored_in_parts(own_model: OwnModel) -
     assert logp == pytest.approx(wanted, rel=1e-5)
 
 
-def test_rolling_likelihood_counts_every_byte_once(own_model: OwnModel) -> None:
+def test_rolling_likelihood_counts_every_byte_once(own_model: NativeModel) -> None:
     """With uniform weights each byte costs log V, however many windows there are."""
     with torch.no_grad():
         own_model.model.get_parameter("lm_head.weight").zero_()
@@ -120,7 +121,7 @@ def test_rolling_likelihood_counts_every_byte_once(own_model: OwnModel) -> None:
     assert logp == pytest.approx(-len(text) * math.log(262), rel=1e-5)
 
 
-def test_generation_equals_one_prompt_at_a_time(own_model: OwnModel) -> None:
+def test_generation_equals_one_prompt_at_a_time(own_model: NativeModel) -> None:
     prompts = [*(SHOTS + question for question in ("Q: a", "Q: longer question", "Q: b")), "short", "another"]
     arguments = {"until": [], "max_gen_toks": 12, "do_sample": False}
     together = Adapter(own_model, batch_size=5, seed=0).generate_until(
@@ -128,11 +129,11 @@ def test_generation_equals_one_prompt_at_a_time(own_model: OwnModel) -> None:
     )
     for prompt, text in zip(prompts, together, strict=True):
         ids = own_model.encode(prompt, bos=True)
-        alone = list(generate(own_model.model, ids, max_tokens=12, stop=own_model.tokenizer.eos))
+        alone = list(generate(own_model.model, ids, Settings(max_tokens=12, eos=(own_model.tokenizer.eos,))))
         assert text == own_model.decode(alone)
 
 
-def test_sampling_depends_on_seed_and_request_not_on_the_batch(own_model: OwnModel) -> None:
+def test_sampling_depends_on_seed_and_request_not_on_the_batch(own_model: NativeModel) -> None:
     arguments = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     requests = [request("generate_until", prompt, arguments) for prompt in ("one", "two", "longer one", "one")]
     texts = [
@@ -143,7 +144,7 @@ def test_sampling_depends_on_seed_and_request_not_on_the_batch(own_model: OwnMod
     assert texts[0][0] != texts[0][3]
 
 
-def test_generation_ends_before_a_stop_sequence(own_model: OwnModel) -> None:
+def test_generation_ends_before_a_stop_sequence(own_model: NativeModel) -> None:
     free = {"until": [], "max_gen_toks": 30, "do_sample": False}
     (text,) = Adapter(own_model, batch_size=1, seed=0).generate_until([request("generate_until", "abc", free)])
     stop = text[4:6]
@@ -156,11 +157,12 @@ def test_generation_ends_before_a_stop_sequence(own_model: OwnModel) -> None:
 
 def test_top_p_cuts_the_unlikely_tail() -> None:
     logits = torch.tensor([[math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]])
-    drawn = {choose(logits, Sampling(1.0, 0.7), [torch.Generator().manual_seed(i)])[0] for i in range(200)}
+    settings = [Settings(max_tokens=1, temperature=1.0, top_p=0.7, seed=i) for i in range(200)]
+    drawn = {choice_of(one).verify(logits, [])[1] for one in settings}
     assert drawn == {0, 1}
 
 
-def test_infilling_prompts_are_those_of_training(own_model: OwnModel) -> None:
+def test_infilling_prompts_are_those_of_training(own_model: NativeModel) -> None:
     """From the written form to ids; too long a prompt loses its far ends and keeps what is next to the gap."""
     tokenizer = ByteTokenizer()
     written = f"{BEGIN}def f(x):\n    {HOLE}\n    return y{END}"
@@ -177,7 +179,7 @@ def test_infilling_prompts_are_those_of_training(own_model: OwnModel) -> None:
     assert own_model.encode_infilling("plain text", 100) is None
 
 
-def test_infilling_answers_are_scored_after_the_prompt(own_model: OwnModel) -> None:
+def test_infilling_answers_are_scored_after_the_prompt(own_model: NativeModel) -> None:
     written = f"{BEGIN}ab{HOLE}ef{END}"
     ((logp, _),) = Adapter(own_model, batch_size=1, seed=0).loglikelihood([request("loglikelihood", written, "cd")])
     ids = [*infilling_prompt(ByteTokenizer(), "ab", "ef", "psm"), *b"cd"]
@@ -185,7 +187,7 @@ def test_infilling_answers_are_scored_after_the_prompt(own_model: OwnModel) -> N
     assert logp == pytest.approx(float(logits[0, ord("c")] + logits[1, ord("d")]), abs=1e-4)
 
 
-def test_what_is_kept_of_a_prefix_goes_with_the_weights_it_was_made_by(own_model: OwnModel) -> None:
+def test_what_is_kept_of_a_prefix_goes_with_the_weights_it_was_made_by(own_model: NativeModel) -> None:
     """As in training: scored, trained further, scored again."""
     shared = "".join(chr(97 + i % 26) for i in range(80))
     requests = [request("loglikelihood", shared, ending) for ending in ("abc", "xyz", "mno")]
@@ -202,7 +204,7 @@ def test_what_is_kept_of_a_prefix_goes_with_the_weights_it_was_made_by(own_model
     assert [score for score, _ in after] == pytest.approx(alone, rel=1e-4)
 
 
-def test_a_failed_task_leaves_nothing_of_its_prefix(own_model: OwnModel) -> None:
+def test_a_failed_task_leaves_nothing_of_its_prefix(own_model: NativeModel) -> None:
     requests = [request("loglikelihood", "a" * 80, ending) for ending in ("abc", "xyz")]
 
     def fail() -> None:
@@ -220,7 +222,7 @@ def test_a_failed_task_leaves_nothing_of_its_prefix(own_model: OwnModel) -> None
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_every_attentions_cache_can_be_widened(composed: Callable[..., DictConfig], attention: str) -> None:
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2", f"attention={attention}")).eval()
-    model = OwnModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
+    model = NativeModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
     rows = [model.encode(SHOTS + question, bos=True) for question in ("Q: one?", "Q: another?", "Q: 3")]
     together = model.logits(rows, [2, 2, 2], len(SHOTS))
     for row, logits in zip(rows, together, strict=True):
@@ -240,7 +242,7 @@ def test_scores_equal_lm_evals_own_to_the_last_digit(hugging_face_folder: Path, 
         "metric_list:\n  - {metric: bits_per_byte}\n"
     )
     models = [
-        Adapter(PublishedModel(hugging_face_folder), batch_size=4, seed=0),
+        Adapter(HFModel(hugging_face_folder), batch_size=4, seed=0),
         HFLM(pretrained=str(hugging_face_folder), batch_size=4, device="cpu"),
     ]
     outcomes: list[Any] = []

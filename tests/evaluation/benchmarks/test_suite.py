@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dsv3.evaluation.benchmarks.compare import comparison
-from dsv3.evaluation.benchmarks.models import OwnModel
+from dsv3.evaluation.benchmarks.models import NativeModel
 from dsv3.evaluation.benchmarks.results import ResultsFolder, scores, settings_key
 from dsv3.evaluation.benchmarks.suite import Entry
 from dsv3.evaluation.benchmarks.tasks import UnavailableError
@@ -47,7 +47,7 @@ def capitals(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_users_yaml_is_a_benchmark_with_bits_per_byte(own_model: OwnModel, capitals: Path) -> None:
+def test_a_users_yaml_is_a_benchmark_with_bits_per_byte(own_model: NativeModel, capitals: Path) -> None:
     outcome = suite_of(own_model, str(capitals)).run("capitals", Entry())
     samples = outcome.samples["capitals"]
     assert [sample["target"] for sample in samples] == [capital for _, capital in ROWS]
@@ -65,7 +65,7 @@ def test_a_users_yaml_is_a_benchmark_with_bits_per_byte(own_model: OwnModel, cap
 
 @pytest.mark.parametrize(("length", "fit"), [(256, 4), (105, 2), (40, 0)])
 def test_examples_that_do_not_fit_are_dropped_from_the_left(
-    own_model: OwnModel, capitals: Path, length: int, fit: int
+    own_model: NativeModel, capitals: Path, length: int, fit: int
 ) -> None:
     """Of four examples (26 to 32 bytes each, line breaks included) the last few stay, whole."""
     own_model.max_length = length
@@ -76,7 +76,7 @@ def test_examples_that_do_not_fit_are_dropped_from_the_left(
     assert outcome.shots_used == {"capitals": fit}
 
 
-def test_choices_and_likelihoods_give_bits_without_further_passes(own_model: OwnModel) -> None:
+def test_choices_and_likelihoods_give_bits_without_further_passes(own_model: NativeModel) -> None:
     outcome = suite_of(own_model).run("hellaswag_100", Entry(limit=3))
     for sample in outcome.samples["hellaswag_100"]:
         gold = int(sample["target"])
@@ -84,7 +84,7 @@ def test_choices_and_likelihoods_give_bits_without_further_passes(own_model: Own
         assert sample["answer_bytes"] == len(f" {sample['doc']['choices'][gold]}".encode())
 
 
-def test_groups_pool_their_documents(own_model: OwnModel) -> None:
+def test_groups_pool_their_documents(own_model: NativeModel) -> None:
     outcome = suite_of(own_model).run("rg_bbh", Entry(limit=2, shots=0))
     pooled = [sample for samples in outcome.samples.values() for sample in samples]
     assert len(pooled) == 10
@@ -92,7 +92,7 @@ def test_groups_pool_their_documents(own_model: OwnModel) -> None:
     assert outcome.results["results"]["rg_bbh"]["answer_bpb,none"] == pytest.approx(bpb)
 
 
-def test_random_states_are_left_as_they_were(own_model: OwnModel, capitals: Path) -> None:
+def test_random_states_are_left_as_they_were(own_model: NativeModel, capitals: Path) -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     suite_of(own_model, str(capitals)).run("capitals", Entry(temperature=1.0, shots=2))
     assert random.getstate() == before[0]
@@ -100,7 +100,7 @@ def test_random_states_are_left_as_they_were(own_model: OwnModel, capitals: Path
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_several_samples_of_a_program_give_pass_at_k(own_model: OwnModel) -> None:
+def test_several_samples_of_a_program_give_pass_at_k(own_model: NativeModel) -> None:
     suite = suite_of(own_model)
     if not suite.sandbox.usable:
         pytest.skip(str(suite.sandbox.refusal))
@@ -110,7 +110,7 @@ def test_several_samples_of_a_program_give_pass_at_k(own_model: OwnModel) -> Non
     assert len(set(sample["resps"][0])) > 1
 
 
-def test_a_task_that_fails_says_why(own_model: OwnModel, capitals: Path) -> None:
+def test_a_task_that_fails_says_why(own_model: NativeModel, capitals: Path) -> None:
     (capitals / "bad.py").write_text("def score(doc, results):\n    raise KeyError('no such thing')\n")
     text = (capitals / "capitals.yaml").read_text().replace("task: capitals", "task: bad")
     (capitals / "bad.yaml").write_text(text + "process_results: !function bad.score\n")
@@ -118,7 +118,9 @@ def test_a_task_that_fails_says_why(own_model: OwnModel, capitals: Path) -> None
         suite_of(own_model, str(capitals)).run("bad", Entry())
 
 
-def test_results_are_lm_evals_and_are_not_computed_twice(own_model: OwnModel, capitals: Path, tmp_path: Path) -> None:
+def test_results_are_lm_evals_and_are_not_computed_twice(
+    own_model: NativeModel, capitals: Path, tmp_path: Path
+) -> None:
     folder = ResultsFolder(tmp_path / "results")
     suite = suite_of(own_model, str(capitals), data=Texts())
     for name in ("capitals", "stdlib_infilling"):
@@ -137,7 +139,7 @@ def test_results_are_lm_evals_and_are_not_computed_twice(own_model: OwnModel, ca
     assert [sample["doc"]["country"] for sample in folder.samples("capitals")] == ["France", "Peru"]
 
 
-def test_models_are_compared_document_by_document(own_model: OwnModel, capitals: Path, tmp_path: Path) -> None:
+def test_models_are_compared_document_by_document(own_model: NativeModel, capitals: Path, tmp_path: Path) -> None:
     folders = [ResultsFolder(tmp_path / name) for name in ("first", "second")]
     for folder in folders:
         folder.write("capitals", "key", suite_of(own_model, str(capitals)).run("capitals", Entry()))

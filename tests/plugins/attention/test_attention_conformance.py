@@ -1,5 +1,6 @@
 """Every shipped attention passes `check_attention`; attentions with one fault each do not."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -87,33 +88,56 @@ class PositionsFromZero(Good):
 
 
 class Forgetful(PositionCache):
-    def rewind(self, length):
-        self.length = length
-        self.held[..., :length, :] = 0
+    def rewind(self, row, length):
+        super().rewind(row, length)
+        self.rows[row].first(length).zero_()
 
 
 class NoRewind(PositionCache):
-    def rewind(self, length):
+    def rewind(self, row, length):
         """Nothing."""
 
 
-class Rolling(PositionCache):
-    def append(self, new):
-        self.length = min(self.length, self.held.shape[-2] - new.shape[-2])
-        return super().append(new)
-
-
 class Doubled(PositionCache):
-    def __init__(self, *shape, **kinds):
-        super().__init__(*shape, **kinds)
-        self.copy = self.held.clone()
+    copies = ()
+
+    def append(self, new):
+        super().append(new)
+        self.copies = [row.held.clone() for row in self.rows.values()]
+
+
+class WholeLength(PositionCache):
+    """Room for the longest text from the beginning."""
+
+    def append(self, new):
+        for row in self.rows.values():
+            row.reserve(4096)
+        super().append(new)
+
+
+class CopiesRows(PositionCache):
+    def select(self, rows):
+        return copy.deepcopy(super().select(rows))
+
+
+class SharesCopies(PositionCache):
+    def copy(self, source, row, length):
+        self.rows[row] = self.rows[source]
+
+
+class EndsTogether(PositionCache):
+    """Reads shorter rows with zeros before them."""
+
+    def read(self):
+        together, longest = super().read(), max(self.lengths.values())
+        return torch.stack([x.roll(longest - n, -2) for x, n in zip(together, self.lengths.values(), strict=True)])
 
 
 def with_cache(cache):
     class Attention(Good):
-        def new_cache(self, batch, capacity):
-            shape = (2, batch, self.n_kv_heads, capacity, self.head_dim)
-            return cache(*shape, dtype=self.cache_dtype, device=torch.device("cpu"))
+        def new_cache(self, rows=()):
+            shape = (2, self.n_kv_heads, self.head_dim)
+            return cache(*shape, dtype=self.cache_dtype, device=torch.device("cpu"), rows=rows)
 
     return Attention
 
@@ -159,10 +183,13 @@ class OwnLinear(Good):
         (Unmasked, "its own document only"),
         (PaddingIsNaN, "padding"),
         (PositionsFromZero, "over a cache in chunks"),
-        (with_cache(Forgetful), r"after rewind\(4\) must be forgotten"),
+        (with_cache(Forgetful), r"after rewind\(row, 4\) must be forgotten"),
         (with_cache(NoRewind), r"must be 4 after rewind"),
-        (with_cache(Rolling), "must raise a ValueError"),
-        (with_cache(Doubled), "numbers a token"),
+        (with_cache(EndsTogether), "must give among others"),
+        (with_cache(CopiesRows), "its own positions and the new ones|must give among others"),
+        (with_cache(SharesCopies), "copy, add and drop"),
+        (with_cache(Doubled), "numbers for a row"),
+        (with_cache(WholeLength), "at most 64 more may be held"),
         (Counting, "must be causal|same output again"),
         (Frozen, "k_proj.weight must get a gradient"),
         (NoFlops, "counts the projections"),

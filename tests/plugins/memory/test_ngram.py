@@ -75,17 +75,34 @@ def test_decoding_in_pieces_equals_reading_at_once(orders, matches, pieces, seed
     assume(orders or matches)
     memory, length = made(orders, matches), sum(pieces)
     tokens_BT, x_BTD = drawn(3, length, vocabulary=4, seed=seed), torch.randn(3, length, 12)
-    cache = memory.new_cache(3, length)
+    cache = memory.new_cache(range(3))
     outputs, start = [], 0
     for piece in pieces:
         here = slice(start, start + piece)
         memory(x_BTD[:, here], tokens_BT[:, here] * 0, None, cache)  # drafts that are not kept
-        cache.rewind(start)
+        for row in range(3):
+            cache.rewind(row, start)
         outputs.append(memory(x_BTD[:, here], tokens_BT[:, here], None, cache))
         start += piece
     assert torch.equal(torch.cat(outputs, 1), memory(x_BTD, tokens_BT))
-    with pytest.raises(ValueError, match=f"holds {length} positions, {length + 1} are needed"):
-        memory(x_BTD[:, :1], tokens_BT[:, :1], None, cache)
+
+
+@few
+@given(ORDERS, MATCHES, st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(1, 3), st.integers(0, 99))
+def test_rows_of_unequal_length_read_as_each_alone(orders, matches, lengths, new, seed):
+    assume(orders or matches)
+    memory, rows = made(orders, matches), len(lengths)
+    tokens_BT, x_BTD = drawn(rows, max(lengths) + new, vocabulary=3, seed=seed), torch.randn(rows, new, 12)
+    cache = memory.new_cache(range(rows))
+    for row, length in enumerate(lengths):
+        if length:
+            memory(torch.zeros(1, length, 12), tokens_BT[row : row + 1, :length], None, cache.select([row]))
+    new_BT = torch.stack([tokens_BT[row, length : length + new] for row, length in enumerate(lengths)])
+    together = memory(x_BTD, new_BT, None, cache)
+    for row, length in enumerate(lengths):
+        whole_1TD = torch.cat((torch.zeros(1, length, 12), x_BTD[row : row + 1]), 1)
+        alone = memory(whole_1TD, tokens_BT[row : row + 1, : length + new])
+        assert torch.equal(together[row], alone[0, length:])
 
 
 @few
@@ -132,7 +149,7 @@ def test_adds_to_what_it_is_given_in_its_dtype():
     assert looked_up.abs().min() > 0
     assert torch.equal(memory(x_BTD, tokens_BT), x_BTD + looked_up.bfloat16())
     assert NoMemory()(x_BTD, tokens_BT) is x_BTD
-    assert NoMemory().new_cache(1, 4) is None
+    assert NoMemory().new_cache([0]) is None
 
 
 @pytest.mark.parametrize(

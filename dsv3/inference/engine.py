@@ -1,0 +1,251 @@
+"""The engine that writes all text: rows of tokens that join, are continued together and leave between steps.
+
+    add(prompt, settings) -> row      a row waits for the next step
+    step() -> events                  every row reads a piece of its prompt, or writes a token (with drafts, several)
+    cancel(row)                       a row leaves
+
+A step reads rows in at most three groups: prompts from their beginning, prompts that go on, and texts. Within a group
+shorter pieces are padded, and each row keeps a length, random numbers and drafts of its own: what it writes does not
+depend on the rows beside it, but for rounding. A prompt that begins like a row that is held already copies what that
+row holds, and one that begins like a prompt still being read waits for it.
+
+The weights must not change from the first row's beginning to the last one's end: an engine is used under
+`held_weights`.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv3.inference.backend import Backend
+from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
+from dsv3.inference.sampling import Choice, Settings, choice_of, penalised
+from dsv3.inference.speculation import Speculation
+from dsv3.inference.text import Decode, TextStream, cut_at
+
+PREFILL = 256
+"""Positions of a prompt that are read at once, which bounds the memory of their states and the wait of other rows."""
+
+Finish = Literal["eos", "stop", "length", "cancelled"]
+
+
+class Event(NamedTuple):
+    """News of a row."""
+
+    row: int
+    ids: list[int]  # new ones, as they were chosen: those of a stop string too, never an end of text
+    text: str  # new text to show: whole characters and no part of a stop string; empty without a `decode`
+    finished: Finish | None  # why the row ended: then it is gone
+
+
+class Completion(NamedTuple):
+    """A finished text."""
+
+    ids: list[int]  # as in `Event`
+    text: str  # before the first stop string
+    finished: Finish
+
+
+@dataclass
+class Row:
+    """A text that is being written."""
+
+    number: int
+    settings: Settings
+    choice: Choice
+    tokens: list[int]  # the prompt's, then those written
+    prompt: int  # how many are the prompt's
+    stream: TextStream | None
+    read: int = 0  # positions that the backend holds
+    drafts: list[int] = field(default_factory=list)  # after the tokens, not verified yet
+
+    @property
+    def written(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    @property
+    def unread(self) -> int:
+        return len(self.tokens) - self.read
+
+    def penalised(self, logits_V: Tensor, drafts: Sequence[int]) -> Tensor:
+        if not self.settings.penalises:
+            return logits_V
+        return penalised(logits_V, self.settings, self.tokens[: self.prompt], [*self.tokens[self.prompt :], *drafts])
+
+    def chooser(self) -> Callable[[Tensor], int]:
+        """Chooses drafts from logits in turn."""
+        drafted: list[int] = []
+
+        def choose(logits_V: Tensor) -> int:
+            drafted.append(self.choice.draft(self.penalised(logits_V, drafted)))
+            return drafted[-1]
+
+        return choose
+
+    def choose(self, logits_SV: Tensor) -> tuple[int, list[int]]:
+        """How many drafts are kept, and the tokens that follow the text."""
+        if self.settings.penalises:
+            logits_SV = torch.stack([self.penalised(row_V, self.drafts[:j]) for j, row_V in enumerate(logits_SV)])
+        kept, token = self.choice.verify(logits_SV, self.drafts)
+        return kept, [*self.drafts[:kept], token]
+
+    def write(self, chosen: Sequence[int]) -> Event:
+        """Add tokens, as far as the text goes."""
+        start, shown = len(self.tokens), ""
+        finished: Finish | None = None
+        for token in chosen:
+            if token in self.settings.eos:
+                finished = "eos"
+                break
+            self.tokens.append(token)
+            stopped = False
+            if self.stream is not None:
+                new, stopped = self.stream.push(token)
+                shown += new
+            if stopped or self.written == self.settings.max_tokens:
+                finished = "stop" if stopped else "length"
+                break
+        if self.stream is not None and finished in ("eos", "length"):
+            shown += self.stream.finish()
+        return Event(self.number, self.tokens[start:], shown, finished)
+
+
+class Engine:
+    """Continues rows over a backend."""
+
+    def __init__(
+        self, backend: Backend, *, decode: Decode | None = None, speculation: Speculation | None = None
+    ) -> None:
+        """`decode`: makes text of ids, for events and stop strings. `speculation`: what becomes of drafts is added to
+        it."""
+        self.backend, self.decode = backend, decode
+        self.speculation = speculation or Speculation()
+        self.rows: dict[int, Row] = {}
+        self._numbers = itertools.count()
+        self._cancelled: list[Event] = []
+
+    def add(self, prompt: Sequence[int], settings: Settings, *, choice: Choice | None = None) -> int:
+        """A new row that continues the prompt from the next step on. `choice`: instead of what the settings say.
+
+        Raises:
+            ValueError: the prompt is empty, there is nothing to draft with, or stop strings are given and no `decode`.
+        """
+        if not prompt:
+            raise ValueError("an empty prompt: at least one token is needed, such as the tokenizer's bos")
+        if settings.stop and self.decode is None:
+            raise ValueError(f"stop={settings.stop}: an engine without `decode` sees no text")
+        number = next(self._numbers)
+        self.backend.add(number, drafts=settings.drafts > 0)
+        stream = TextStream(self.decode, settings.stop) if self.decode is not None else None
+        self.rows[number] = Row(number, settings, choice or choice_of(settings), list(prompt), len(prompt), stream)
+        return number
+
+    def cancel(self, row: int) -> None:
+        """Let a row leave at once; the next step says so. One that has finished already stays finished."""
+        if row in self.rows:
+            self._drop(row)
+            self._cancelled.append(Event(row, [], "", "cancelled"))
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read a piece of every row; news of rows that wrote something or ended."""
+        events, self._cancelled = self._cancelled, []
+        for group in self._groups():
+            events += self._read(group)
+        return events
+
+    def _groups(self) -> Iterator[list[Row]]:
+        """Rows that are read together, as they stand before the step."""
+        begins = [row for row in self.rows.values() if not row.read and not self._reuses(row)]
+        goes_on = [row for row in self.rows.values() if row.read and row.unread > 1]
+        writes = [row for row in self.rows.values() if row.read and row.unread == 1]
+        yield from filter(None, (begins, goes_on, writes))
+
+    def _reuses(self, row: Row) -> bool:
+        """Whether a row that has read nothing takes its beginning from another one, now or once that has read it."""
+        if not self.backend.shares_prefixes or row.prompt <= SHORTEST_SHARED:
+            return False
+        source, shared = None, SHORTEST_SHARED - 1
+        for other in self.rows.values():
+            if other.number == row.number or (row.settings.drafts and not other.settings.drafts):
+                continue
+            alike = min(common_prefix([other.tokens, row.tokens]), row.prompt - 1)
+            if alike > shared and (other.read >= alike or (other.number < row.number and other.prompt >= alike)):
+                source, shared = other, alike
+        if source is not None and source.read >= shared:
+            self.backend.copy(source.number, row.number, shared)
+            row.read = shared
+        return source is not None
+
+    def _read(self, rows: list[Row]) -> list[Event]:
+        pieces = [row.tokens[row.read : row.read + PREFILL] for row in rows]
+        ends = [len(piece) == row.unread for row, piece in zip(rows, pieces, strict=True)]
+        given = [piece + row.drafts for row, piece in zip(rows, pieces, strict=True)]
+        wanted = [1 + len(row.drafts) if end else 0 for row, end in zip(rows, ends, strict=True)]
+        logits = self.backend.read([row.number for row in rows], given, wanted)
+        events = []
+        for row, piece, end, logits_SV in zip(rows, pieces, ends, logits, strict=True):
+            row.read += len(piece)
+            if end:
+                events.append(self._write(row, logits_SV))
+        self._draft([row for row in rows if row.number in self.rows and row.unread == 1])
+        return events
+
+    def _write(self, row: Row, logits_SV: Tensor) -> Event:
+        kept, chosen = row.choose(logits_SV)
+        self.speculation.passes += 1
+        self.speculation.made += len(row.drafts)
+        self.speculation.kept += kept
+        event = row.write(chosen)
+        row.read += kept
+        if event.finished is not None:
+            self._drop(row.number)
+        elif row.drafts:
+            self.backend.rewind(row.number, row.read)
+        row.drafts = []
+        return event
+
+    def _draft(self, rows: list[Row]) -> None:
+        """Let drafts be made for rows that want them, none beyond the end of a text."""
+        counts = {row.number: min(row.settings.drafts, row.settings.max_tokens - row.written - 1) for row in rows}
+        rows = [row for row in rows if counts[row.number] > 0]
+        if not rows:
+            return
+        numbers = [row.number for row in rows]
+        texts, choosers = [row.tokens for row in rows], [row.chooser() for row in rows]
+        drafts = self.backend.draft(numbers, texts, [counts[number] for number in numbers], choosers)
+        for row, made in zip(rows, drafts, strict=True):
+            row.drafts = made
+
+    def _drop(self, row: int) -> None:
+        del self.rows[row]
+        self.backend.drop(row)
+
+
+def complete(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    settings: Sequence[Settings],
+    *,
+    decode: Decode,
+    at_once: int,
+) -> list[Completion]:
+    """Each prompt's text, at most `at_once` rows together: where one ends the next prompt joins."""
+    engine = Engine(backend, decode=decode if any(one.stop for one in settings) else None)
+    waiting, of = iter(range(len(prompts))), dict[int, int]()
+    ids: list[list[int]] = [[] for _ in prompts]
+    completions: dict[int, Completion] = {}
+    while len(completions) < len(prompts):
+        for index in itertools.islice(waiting, at_once - len(engine.rows)):
+            of[engine.add(prompts[index], settings[index])] = index
+        for event in engine.step():
+            index = of[event.row]
+            ids[index] += event.ids
+            if event.finished is not None:
+                text = cut_at(settings[index].stop, decode(ids[index]))
+                completions[index] = Completion(ids[index], text, event.finished)
+    return [completions[index] for index in range(len(prompts))]
