@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-    "run.tokens=20480", "run.checkpoint_tokens=4096", "run.validation_tokens=6144", "balancing=v3", "precision=fp32",
-    "benchmarks=none", "callbacks.monitor.every_tokens=3072",
+    "run.tokens=12288", "run.checkpoint_tokens=3072", "run.validation_tokens=4608", "balancing=v3", "precision=fp32",
+    "benchmarks=none", "callbacks.monitor.every_tokens=1536",
 ]  # fmt: skip
 
 
@@ -72,10 +72,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_at_a_random_moment_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    for after in (4096, 12288):
+    for after in (3072, 6144):
         process = begin(folder)
         wait_for_tokens(process, folder, after)
-        time.sleep(random.random() / 2)
+        time.sleep(random.random() / 4)
         process.kill()
         process.communicate()
     finish(folder)
@@ -88,7 +88,7 @@ def test_signal_writes_a_checkpoint_exits_and_continues(
 ) -> None:
     folder = tmp_path / "stopped"
     process = begin(folder)
-    wait_for_tokens(process, folder, 4096)
+    wait_for_tokens(process, folder, 3072)
     with pytest.raises(ValueError, match="another process is training there"):
         RunFolder(folder).hold()
     process.send_signal(number)
@@ -103,7 +103,7 @@ def test_signal_writes_a_checkpoint_exits_and_continues(
 def test_damaged_checkpoint_is_passed_over(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     process = begin(folder)
-    wait_for_tokens(process, folder, 8192)
+    wait_for_tokens(process, folder, 6144)
     process.kill()
     process.communicate()
     newest = RunFolder(folder).checkpoints()[-1]
@@ -157,4 +157,4 @@ def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Pat
     assert parts[0] == parts[1] != []
     for part in parts[0]:
         assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
-    assert len(RunFolder(folders[0]).read("metrics/train")) == 80
+    assert len(RunFolder(folders[0]).read("metrics/train")) == 48
