@@ -23,6 +23,7 @@ SHARED = "DSV3_TESTS_SHARED"
 """The environment variable that names a folder for all processes of the session."""
 
 
+@functools.cache  # a conftest.py may be imported twice
 def configs_are_read_once() -> None:
     load, read = ConfigRepository.load_config, {}
 
@@ -40,6 +41,7 @@ def configs_are_read_once() -> None:
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
 
 
+@functools.cache
 def lm_eval_is_indexed_once() -> None:
     import lm_eval.tasks
     from filelock import FileLock

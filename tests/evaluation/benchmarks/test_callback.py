@@ -13,7 +13,7 @@ from dsv3.training.run import build_run
 from dsv3.training.summary import benchmark_scores
 from tests.smoke.test_resume import differences
 
-SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_logic={limit: 3, temperature: 1.0}"]
+SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_algorithmic={limit: 3, temperature: 1.0}"]
 
 
 def train(compose: Callable[..., DictConfig], folder: Path, *more: str) -> tuple[Any, RunFolder]:
@@ -42,7 +42,7 @@ def test_training_is_bitwise_the_same_with_and_without(
     assert not differences(*(end["callbacks"]["EMA"] for end in ends))
     table = observed.read("metrics/benchmarks")
     assert sorted(set(table.tokens)) == [0, 512, 1024, 1536, 2048]
-    assert set(table.task) == {"rg_arithmetic", "rg_logic"}
+    assert set(table.task) == {"rg_arithmetic", "rg_algorithmic"}
     assert {"exact_match", "answer_bpb"} <= set(table.metric)
     assert observed.read("timing/benchmarks").tokens.tolist() == [0, 512, 1024, 1536, 2048]
     assert plain.read("metrics/benchmarks").empty
