@@ -1,5 +1,6 @@
 """What train.py, evaluate.py and the tools import and read, once, for the processes that tests/commands.py forks."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
@@ -21,3 +22,5 @@ configs_are_read_once()
 lm_eval_is_indexed_once()
 with initialize_config_dir(str(CONF), version_base="1.3"):
     compose("train")
+gc.collect()
+gc.freeze()  # or each process would look at all of it, and copy it

@@ -70,7 +70,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_at_a_random_moment_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_with_a_damaged_checkpoint_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
+    """The second time the newest checkpoint is damaged too: the one before it is taken."""
     folder = tmp_path / "killed"
     for after in (3072, 6144):
         process = begin(folder)
@@ -78,39 +79,27 @@ def test_killed_at_a_random_moment_and_continued(uninterrupted: Path, tmp_path: 
         time.sleep(random.random() / 4)
         process.kill()
         process.communicate()
-    finish(folder)
-    assert_same_run(uninterrupted, folder)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_writes_a_checkpoint_exits_and_continues(
-    uninterrupted: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    folder = tmp_path / "stopped"
-    process = begin(folder)
-    wait_for_tokens(process, folder, 3072)
-    with pytest.raises(ValueError, match="another process is training there"):
-        RunFolder(folder).hold()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
-    assert not (folder / "summary.json").exists()
-    finish(folder)
-    assert_same_run(uninterrupted, folder)
-
-
-def test_damaged_checkpoint_is_passed_over(uninterrupted: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "damaged"
-    process = begin(folder)
-    wait_for_tokens(process, folder, 6144)
-    process.kill()
-    process.communicate()
     newest = RunFolder(folder).checkpoints()[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    assert RunFolder(folder).newest_valid_checkpoint() != newest
+    assert RunFolder(folder).newest_valid_checkpoint() == RunFolder(folder).checkpoints()[-2]
+    finish(folder)
+    assert_same_run(uninterrupted, folder)
+
+
+def test_signals_write_a_checkpoint_exit_and_continue(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    for number, after in ((signal.SIGINT, 3072), (signal.SIGTERM, 6144)):
+        process = begin(folder)
+        wait_for_tokens(process, folder, after)
+        with pytest.raises(ValueError, match="another process is training there"):
+            RunFolder(folder).hold()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, errors
+        assert "Traceback" not in errors
+        assert not (folder / "summary.json").exists()
     finish(folder)
     assert_same_run(uninterrupted, folder)
 
