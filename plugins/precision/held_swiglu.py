@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from plugins.precision.plain import swiglu
 from plugins.precision.quantised_linear import Origin, set_origin
 from plugins.precision.quantiser import Held, Quantiser, run
 
@@ -45,12 +45,6 @@ def decoded(quantiser: Quantiser, held: Held, shape: tuple[int, ...]) -> Tensor:
     """[g ; u] in FP32, of y with `shape` [..., I]."""
     *rows, width = shape
     return quantiser.decoded(held, (2 * math.prod(rows), width), torch.float32).reshape(*rows, 2 * width)
-
-
-def swiglu(gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    y = F.silu(gate).mul_(up)
-    return y if row_weights is None else y.mul_(row_weights.unsqueeze(-1).to(y.dtype))
 
 
 def gradients(dy: Tensor, gate_up: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
