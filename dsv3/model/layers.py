@@ -1,6 +1,6 @@
-"""What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
+"""Shared layers: modules refusing casts, RMSNorm, SwiGLU, hashes, decoding caches, held weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,18 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+def hashed(keys: Tensor, rounds: Sequence[tuple[int, int]], last_shift: int, *, mask: int | None = None) -> Tensor:
+    """Multiply-xorshift hash: int64 of any shape -> int64, every bit of the result depending on many of the key's.
+
+    For each (shift, odd multiplier) of `rounds`, x becomes (x ^ x >> shift) * multiplier; at the end it becomes
+    x ^ x >> last_shift. Products wrap around; `mask`: the bits kept of each, None: all 64. Shifts copy the sign bit.
+    """
+    for shift, multiplier in rounds:
+        keys = (keys ^ (keys >> shift)) * multiplier
+        keys = keys if mask is None else keys & mask
+    return keys ^ (keys >> last_shift)
 
 
 class PositionCache:
