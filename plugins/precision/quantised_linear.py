@@ -9,7 +9,7 @@ FP32 (code * scale, rounded once). Sums are FP32. y and dx leave in the activati
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dsv3.contracts import GroupedMM, Role
+from plugins.precision.formats import Format
 from plugins.precision.held_swiglu import Origin, origin_of
 from plugins.precision.measurement import Measurement
 from plugins.precision.quantiser import Groups, Held, Quantiser
@@ -39,6 +40,21 @@ class Recipe:
     w_dgrad: Quantiser
     x_wgrad: Quantiser
     dy_wgrad: Quantiser
+
+
+def row_and_column_recipe(row: Quantiser, column: Quantiser, gradient_format: Format) -> Recipe:
+    """`row` for the factors of which a product sums along the rows (x and w of Fprop, dy of Dgrad), `column` for those
+    of which it sums along the columns (w of Dgrad, x and dy of Wgrad); dy in `gradient_format`."""
+    return Recipe(
+        x_held=row,
+        x_fprop=row,
+        w_fprop=row,
+        dy_held=None,
+        dy_dgrad=replace(row, format=gradient_format),
+        w_dgrad=column,
+        x_wgrad=column,
+        dy_wgrad=replace(column, format=gradient_format),
+    )
 
 
 class _Products(torch.autograd.Function):
