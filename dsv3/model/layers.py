@@ -25,6 +25,18 @@ class KeepsDtype(nn.Module):
         return super()._apply(moved, recurse)
 
 
+def hashed(keys: Tensor, rounds: Sequence[tuple[int, int]], last_shift: int, *, mask: int | None = None) -> Tensor:
+    """Multiply-xorshift hash: int64 of any shape -> int64, every bit of the result depending on many of the key's.
+
+    For each (shift, odd multiplier) of `rounds`, x becomes (x ^ x >> shift) * multiplier; at the end it becomes
+    x ^ x >> last_shift. Products wrap around; `mask`: the bits kept of each, None: all 64. Shifts copy the sign bit.
+    """
+    for shift, multiplier in rounds:
+        keys = (keys ^ (keys >> shift)) * multiplier
+        keys = keys if mask is None else keys & mask
+    return keys ^ (keys >> last_shift)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y = x r weight in x's dtype, and r = (mean(x^2) + eps)^-1/2, [..., 1], in FP32 (FP64 stays)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -86,18 +98,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
-
-
-def hashed(keys: Tensor, rounds: Sequence[tuple[int, int]], last_shift: int, *, mask: int | None = None) -> Tensor:
-    """Multiply-xorshift hash: int64 of any shape -> int64, every bit of the result depending on many of the key's.
-
-    For each (shift, odd multiplier) of `rounds`, x becomes (x ^ x >> shift) * multiplier; at the end it becomes
-    x ^ x >> last_shift. Products wrap around; `mask`: the bits kept of each, None: all 64. Shifts copy the sign bit.
-    """
-    for shift, multiplier in rounds:
-        keys = (keys ^ (keys >> shift)) * multiplier
-        keys = keys if mask is None else keys & mask
-    return keys ^ (keys >> last_shift)
 
 
 class PositionCache:
