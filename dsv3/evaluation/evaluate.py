@@ -99,6 +99,9 @@ def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
     for column in ("layer", *domains):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer, of_domains in load.items():
-        fullest = {domain: max(range(len(loads)), key=loads.__getitem__) for domain, loads in of_domains.items()}
-        table.add_row(layer, *(f"{of_domains[d][e]:.2f} (expert {e})" for d, e in fullest.items()))
+        cells = []
+        for loads in of_domains.values():
+            peak = max(loads)
+            cells.append(f"{peak:.2f} (expert {loads.index(peak)})")
+        table.add_row(layer, *cells)
     return table
