@@ -1,7 +1,7 @@
 """A run, its checkpoint and its export from before the packages were in layers still open.
 
-`tests/golden/run_of_before.tar.gz` was made at commit 1fc46de: six steps of a tiny model on twelve small files, with the
-texts and scores that this commit gave.
+`tests/golden/run_of_before.tar.gz` was made at commit 1fc46de: six steps of a tiny model on twelve small files, and the
+texts and scores that it gave there.
 """
 
 import json

@@ -22,7 +22,7 @@ def run_script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[s
         "import atexit, sys\n"
         "slow = ('torch', 'lightning', 'transformers', 'datasets')\n"
         "atexit.register(lambda: print('slow:', [name for name in slow if name in sys.modules]))\n"
-        "from dsv3 import preflight\n"
+        "from dsv3.config import preflight\n"
         "preflight.check_or_exit('train', sys.argv[1:])\n"
         "print('started')\n"
     )
