@@ -388,6 +388,17 @@ class FollowsSteps(Protocol):
     def end_step(self) -> None: ...
 
 
+@runtime_checkable
+class Settles(Protocol):
+    """What a part may offer beside its contract: a choice that is made once, when training begins."""
+
+    def settle(self, device: torch.device) -> tuple[Mapping[str, Any], str]:
+        """Values for keys of its YAML that are null, and why they are so, in words.
+
+        They are written into the run's config.yaml, which a resumed run keeps, and into every job of a study.
+        """
+
+
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 """Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step.
 
