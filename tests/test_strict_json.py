@@ -1,4 +1,4 @@
-"""What JSON cannot hold is replaced, and everything else comes back as it was."""
+"""Strict JSON: infinite values and NaN are replaced, everything else comes back as it was."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What the conformance checks share."""
+"""Helpers of the conformance checks."""
 
 import torch
 from torch import Tensor, nn

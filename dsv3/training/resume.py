@@ -1,4 +1,4 @@
-"""What becomes of a run folder that already holds something.
+"""Resume policy for an existing run folder.
 
 `resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
 `resume=never` moves the old folder aside; a path continues from that checkpoint.

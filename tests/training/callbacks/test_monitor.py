@@ -1,4 +1,4 @@
-"""What training writes down of the experts: planted faults are found by name, and the tables continue exactly."""
+"""Expert monitoring: planted faults are found by name, and the tables continue exactly."""
 
 from collections.abc import Callable
 from pathlib import Path
