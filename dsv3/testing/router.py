@@ -32,6 +32,8 @@ def check_router(
         torch.manual_seed(0)
         router = factory()
         require(isinstance(router, nn.Module), "a router is an nn.Module")
+        found = getattr(router, "top_k", None)
+        require(found == top_k, f"`top_k` must be {top_k}, the experts per token that others read; it is {found}")
         x_ND, tokens_N = torch.randn(TOKENS, dim), torch.randint(VOCABULARY, (TOKENS,))
         bias_E = torch.zeros(n_experts)
         _shapes(router, x_ND, bias_E, tokens_N, n_experts, top_k)
