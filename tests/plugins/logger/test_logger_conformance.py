@@ -15,6 +15,7 @@ def test_no_logger_conforms():
     check_logger(no_logger)
 
 
+@pytest.mark.filterwarnings("ignore:There is a wandb run already")
 def test_weights_and_biases_conforms(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     import wandb
