@@ -95,15 +95,15 @@ def _micro_batch(micro: MicroBatch, data: Any, where: str) -> None:
         "domains_BT": (micro.domains_BT, len(data.domains)),
     }
     for name, (tensor, end) in within.items():
-        require(((tensor >= 0) & (tensor < end)).all(), f"{where}: {name} must lie in 0..{end - 1} (targets: or IGNORE)")
+        require(
+            ((tensor >= 0) & (tensor < end)).all(), f"{where}: {name} must lie in 0..{end - 1} (targets: or IGNORE)"
+        )
     of_documents_BT = ids_BT > 0
     require((ids_BT >= 0).all() and (ids_BT[:, :1] <= 1).all(), f"{where}: document ids count from 1 in each row")
     rise_BT = ids_BT[:, 1:] - ids_BT[:, :-1]
     both_BT = of_documents_BT[:, 1:] & of_documents_BT[:, :-1]
     require(((rise_BT == 0) | (rise_BT == 1) | ~both_BT).all(), f"{where}: document ids must count up by 1 in a row")
-    require(
-        not (real_BT & ~of_documents_BT).any(), f"{where}: padding (document id 0) must have IGNORE for its target"
-    )
+    require(not (real_BT & ~of_documents_BT).any(), f"{where}: padding (document id 0) must have IGNORE for its target")
 
 
 def _chained(micro: MicroBatch) -> None:

@@ -121,9 +121,7 @@ def _rewinding(memory: Any, x_BTD: Tensor, tokens_BT: Tensor) -> None:
     for row in range(ROWS):
         cache.rewind(row, 4)
     again = memory(x_BTD[:, 4:], tokens_BT[:, 4:], None, cache)
-    require(
-        error(again, memory(x_BTD, tokens_BT)[:, 4:]) <= ROUNDING, "tokens after rewind(row, 4) must be forgotten"
-    )
+    require(error(again, memory(x_BTD, tokens_BT)[:, 4:]) <= ROUNDING, "tokens after rewind(row, 4) must be forgotten")
 
 
 def _unequal_rows(memory: Any, x_BTD: Tensor, tokens_BT: Tensor) -> None:

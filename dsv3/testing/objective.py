@@ -166,6 +166,4 @@ def _ignored(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tens
     other = _outcome(objective, [rows], other_BTD, weight_VD)
     for name, expected in {"the loss": whole.loss, **whole.sums}.items():
         found = other.loss if name == "the loss" else other.sums[name]
-        require(
-            error(found, expected) <= ROUNDING, f"positions without a target (IGNORE) must have no part in {name}"
-        )
+        require(error(found, expected) <= ROUNDING, f"positions without a target (IGNORE) must have no part in {name}")

@@ -1,6 +1,6 @@
 """A small decoder of the simplest parts of every kind, for checks of what works on a whole model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ class NoMTP(nn.Module):
 class NextToken(nn.Module):
     """The mean cross-entropy of a step's targets."""
 
-    statistics = (Statistic("loss", "nats per token", "nll", over="targets"),)
+    statistics: Sequence[Statistic] = (Statistic("loss", "nats per token", "nll", over="targets"),)
 
     def prepare(self, step: Step, models: Models) -> Step:
         return step
@@ -189,9 +189,7 @@ def small_model() -> Decoder:
             router: Any = SoftmaxRouter()
             balancing: Any = NoBalancing()
             experts: Any = LoopExperts(precision=precision)
-            made.mlp = MoE(
-                router=router, balancing=balancing, dispatch=dispatch, experts=experts, shared_experts=None
-            )
+            made.mlp = MoE(router=router, balancing=balancing, dispatch=dispatch, experts=experts, shared_experts=None)
         return made
 
     model = Decoder(

@@ -96,7 +96,9 @@ class NeverTheSame(Changed):
 
     def changed(self, step):
         return step._replace(
-            micro_batches=[micro._replace(domains_BT=micro.domains_BT * (next(self.calls) % 3 > 0)) for micro in step[0]]
+            micro_batches=[
+                micro._replace(domains_BT=micro.domains_BT * (next(self.calls) % 3 > 0)) for micro in step[0]
+            ]
         )
 
 

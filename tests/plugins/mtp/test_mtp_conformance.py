@@ -63,7 +63,9 @@ class OnePrediction(Good):
 class Padded(Good):
     def forward(self, *given):
         pad = torch.nn.functional.pad
-        return [p._replace(hidden_BSD=pad(p.hidden_BSD, (0, 0, 0, k + 1))) for k, p in enumerate(super().forward(*given))]
+        return [
+            p._replace(hidden_BSD=pad(p.hidden_BSD, (0, 0, 0, k + 1))) for k, p in enumerate(super().forward(*given))
+        ]
 
 
 class Unshifted(Good):
@@ -96,7 +98,7 @@ class Crosses(Good):
 
 class NormedTwice(Good):
     def extend(self, depth, *given):
-        h_BTD, hidden_BTD = super().extend(depth, *given)
+        _, hidden_BTD = super().extend(depth, *given)
         return hidden_BTD, hidden_BTD * 1.5
 
 
@@ -120,7 +122,7 @@ class Unsummed(Good):
 class KeepsGraph(Good):
     def auxiliary_loss(self, *given):
         term = super().auxiliary_loss(*given)
-        return term._replace(sums={name: term.loss for name in term.sums})
+        return term._replace(sums=dict.fromkeys(term.sums, term.loss))
 
 
 class Frozen(Good):

@@ -18,9 +18,7 @@ TOTAL = 1000
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "schedule").glob("*.yaml")))
 def test_shipped_schedules_conform(name):
-    root = OmegaConf.create(
-        {"run": {"tokens": TOTAL}, "schedule": OmegaConf.load(CONF / "schedule" / f"{name}.yaml")}
-    )
+    root = OmegaConf.create({"run": {"tokens": TOTAL}, "schedule": OmegaConf.load(CONF / "schedule" / f"{name}.yaml")})
     check_schedule(lambda: instantiate(root.schedule, _convert_="all"), total_tokens=TOTAL)
 
 
