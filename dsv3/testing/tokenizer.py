@@ -5,6 +5,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from dsv3.build import part
+from dsv3.paths import CONF
 from dsv3.testing.requirement import require
 
 SPECIAL = ("bos", "eos", "pad", "fim_begin", "fim_hole", "fim_end")
@@ -36,6 +40,7 @@ def check_tokenizer(factory: Callable[..., Any]) -> None:
         _vocabulary(tokenizer, special)
         _identity(factory, tokenizer, f"{folder}/cache")
         _saved(tokenizer, f"{folder}/saved")
+        _read_back(tokenizer, f"{folder}/saved", special)
 
 
 def _drawn_texts() -> Iterator[str]:
@@ -144,3 +149,19 @@ def _saved(tokenizer: Any, folder: str) -> None:
     for name in ("bos", "eos", "pad"):
         found, expected = getattr(loaded, f"{name}_token_id"), getattr(tokenizer, name)
         require(found == expected, f"AutoTokenizer's {name} must be id {expected}, not {found}: name it in the config")
+
+
+def _read_back(tokenizer: Any, folder: str, special: dict[str, int]) -> None:
+    """As `generate`, `evaluate.py` and `export` read the tokenizer of a run."""
+    try:
+        loaded = part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=folder)
+    except Exception as error:
+        raise AssertionError(
+            f"what save() wrote must be read by what conf/saved_tokenizer.yaml names, and fails: {error}"
+        ) from error
+    for name, index in special.items():
+        found = getattr(loaded, name)
+        require(found == index, f"read back from a run folder, `{name}` is {found} instead of {index}")
+    for text in TEXTS:
+        found, expected = loaded.encode(text), tokenizer.encode(text)
+        require(found == expected, f"read back from a run folder, {text!r} has ids {found} instead of {expected}")

@@ -111,6 +111,21 @@ class NoSpecialNames(ByteLevelBPE):
         path.write_text(json.dumps({key: value for key, value in config.items() if key != "pad_token"}))
 
 
+class OtherNames(ByteLevelBPE):
+    """Special tokens that another project's files would have."""
+
+    def save(self, directory):
+        super().save(directory)
+        path = Path(directory) / "tokenizer.json"
+        path.write_text(path.read_text().replace(SPECIAL["fim_end"], "<fim_suffix>"))
+
+
+class SwappedMarks(ByteLevelBPE):
+    def __init__(self, *, content):
+        super().__init__(content=content)
+        self.fim_begin, self.fim_end = self.fim_end, self.fim_begin
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -128,6 +143,8 @@ class NoSpecialNames(ByteLevelBPE):
         (Unsaved, "must read what save"),
         (SavedWithPrefix, "saved and read by AutoTokenizer"),
         (NoSpecialNames, "AutoTokenizer's pad"),
+        (OtherNames, "must be read by what conf/saved_tokenizer.yaml names"),
+        (SwappedMarks, "read back from a run folder, `fim_begin`"),
     ],
 )
 def test_faulty_tokenizers_are_found(kind, words):
