@@ -3,6 +3,10 @@
 A plugin is a class with keyword-only, typed arguments that satisfies one of these Protocols. Nothing is
 registered: a YAML file under `conf/` (or any user's file) names the class in `_target_`.
 
+Parts of the model are built on torch's meta device first, so that mistakes are found before any work: a constructor
+reads no values of tensors. The core then draws every parameter with two or more dimensions from normal(0,
+model.init_std) and leaves vectors as their modules set them. `dsv3.testing` has a check for every kind.
+
 Shape legend, used in the names of tensors everywhere:
     B rows of a micro-batch      T positions of a row        N = B*T tokens
     D model width                V vocabulary                H attention heads
@@ -265,14 +269,17 @@ class Balancing(Protocol):
 
 
 class Dispatch(Protocol):
-    """Takes tokens to their experts and their outputs back. No token is dropped."""
+    """Takes tokens to their experts and their outputs back. No token is dropped.
+
+    It calls `experts` by position, as `experts(x_MD, counts_E, gates_M)`: the monitor looks on by a forward hook.
+    """
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: "Experts") -> Tensor:
         """Return sum_k gates_NK * expert_k(x_ND), shape [N, D]."""
 
 
 class Experts(Protocol):
-    """E SwiGLU experts: down(silu(gate(x)) * up(x))."""
+    """E SwiGLU experts: down(silu(gate(x)) * up(x)). An nn.Module; every expert has an equal part of its parameters."""
 
     def __call__(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
         """Each row's expert applied to it, times the row's gate (float32).
@@ -294,7 +301,9 @@ class MTPPrediction(NamedTuple):
 class MTP(Protocol):
     """Multi-token prediction (eq. 21-25): an nn.Module that predicts further tokens from the hidden states.
 
-    Its loss is an auxiliary loss (`HasAuxiliaryLoss`), which MTP of depth 1 or more has.
+    Its loss is an auxiliary loss (`HasAuxiliaryLoss`), which MTP of depth 1 or more has. Made with `block=`, which
+    makes a block of the model's own kind (`dsv3.model.decoder.Block`) at each call, and `precision=`. The modules of the
+    depths are in one nn.ModuleList: its index k - 1 names the MoE layer of depth k, `mtp.<k-1>`.
     """
 
     depth: int  # D, the number of further tokens; 0: none

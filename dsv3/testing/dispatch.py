@@ -31,7 +31,13 @@ class _Experts:
     def __init__(self) -> None:
         self.weight_EDD = torch.randn(EXPERTS, DIM, DIM, requires_grad=True)
 
-    def __call__(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
+    def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
+        require(
+            len(given) == 3 and not named,
+            "experts must be called by position, experts(x_MD, counts_E, gates_M): the monitor looks on by a forward "
+            "hook, which sees no others",
+        )
+        x_MD, counts_E, gates_M = given
         require(
             counts_E.shape == (EXPERTS,) and counts_E.dtype == torch.int64,
             f"experts must be given counts_E int64 [{EXPERTS}], not {counts_E.dtype} {list(counts_E.shape)}",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.testing.plain import drawn, error
-from dsv3.testing.requirement import require, require_reloadable
+from dsv3.testing.requirement import require, require_meta, require_reloadable
 
 ROWS, LENGTH = 3, 12
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
@@ -21,6 +21,7 @@ def check_memory(factory: Callable[[], nn.Module], *, dim: int, vocab_size: int)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        require_meta(factory)
         memory = factory()
         require(isinstance(memory, nn.Module), "a memory is an nn.Module")
         drawn(memory)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, Forward, HasAuxiliaryLoss, Head, LossTerm, MicroBatch, MTPPrediction, Statistic
+from dsv3.model.decoder import moe_name
+from dsv3.model.moe import MoE
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_reloadable
+from dsv3.testing.requirement import require, require_meta, require_reloadable
 from dsv3.testing.small_model import block, micro_batch
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 50
@@ -25,12 +27,14 @@ def check_mtp(factory: Callable[..., nn.Module], *, dim: int) -> None:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        require_meta(lambda: _made(factory, dim))
         mtp = _made(factory, dim)
         embed = nn.Embedding(VOCABULARY, dim)
         _attributes(mtp)
         h_BTD, batch = torch.randn(ROWS, LENGTH, dim), micro_batch(ROWS, LENGTH, seed=0, vocab_size=VOCABULARY)
         with torch.no_grad():
             _predictions(mtp, h_BTD, batch, embed)
+            _routings(mtp, h_BTD, batch, embed)
             _targets(mtp, h_BTD, batch, embed)
             _causal(mtp, h_BTD, batch, embed)
             _documents(mtp, h_BTD, batch, embed)
@@ -41,7 +45,7 @@ def check_mtp(factory: Callable[..., nn.Module], *, dim: int) -> None:
 
 def _made(factory: Callable[..., nn.Module], dim: int) -> Any:
     precision = Plain(torch.float32)
-    mtp = factory(block=lambda: block(dim=dim, precision=precision), precision=precision)
+    mtp = factory(block=lambda: block(dim=dim, precision=precision, moe=True), precision=precision)
     require(isinstance(mtp, nn.Module), "multi-token prediction is an nn.Module")
     return drawn(mtp)
 
@@ -80,6 +84,25 @@ def _predictions(mtp: Any, h_BTD: Tensor, batch: MicroBatch, embed: Any) -> list
             f"depth {k}: targets_BS must be int64 {list(left)}, not {targets.dtype} {list(targets.shape)}",
         )
     return found
+
+
+def _routings(mtp: Any, h_BTD: Tensor, batch: MicroBatch, embed: Any) -> None:
+    """The given block has a MoE: its load is counted, and its balance loss taken, from what a prediction returns."""
+    predictions = mtp(h_BTD, batch, embed, False)
+    for k, prediction in enumerate(predictions, start=1):
+        tokens, routing = ROWS * (LENGTH - k), prediction.routing
+        require(
+            routing is not None and len(routing.experts_NK) == tokens,
+            f"depth {k}: `routing` must be that of the block's MoE for its {tokens} positions, which load is counted "
+            "from",
+        )
+    named = [moe_name(f"mtp.{name}") for name, module in mtp.named_modules() if isinstance(module, MoE)]
+    expected = [f"mtp.{k}" for k in range(len(predictions))]
+    require(
+        named == expected,
+        f"the MoE layers must be known as {expected}, and are {named}: keep the modules of the depths in one "
+        "nn.ModuleList, whose index names the depth",
+    )
 
 
 def _targets(mtp: Any, h_BTD: Tensor, batch: MicroBatch, embed: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
-from dsv3.testing.requirement import require, require_reloadable, require_uncast
+from dsv3.testing.requirement import require, require_meta, require_reloadable, require_uncast
 
 TOKENS = 96
 VOCABULARY = 1000
@@ -30,6 +30,7 @@ def check_router(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        require_meta(factory)
         router = factory()
         require(isinstance(router, nn.Module), "a router is an nn.Module")
         found = getattr(router, "top_k", None)

@@ -74,9 +74,9 @@ class SoftmaxRouter(KeepsDtype):
 
     top_k = TOP_K
 
-    def __init__(self) -> None:
+    def __init__(self, *, dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(EXPERTS, DIM))
+        self.weight = nn.Parameter(torch.randn(EXPERTS, dim))
 
     def forward(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
         affinities_NE = (x_ND.float() @ self.weight.T).softmax(-1)
@@ -104,11 +104,10 @@ class NoBalancing(KeepsDtype):
 
 
 class LoopExperts(nn.Module):
-    def __init__(self, *, precision: Any) -> None:
+    def __init__(self, *, dim: int, precision: Any) -> None:
         super().__init__()
-        sizes = {"grouped_mm": loop_mm}
-        self.gate_up_proj = precision.grouped_linear(EXPERTS, DIM, 2 * DIM, role="expert_gate_up", **sizes)
-        self.down_proj = precision.grouped_linear(EXPERTS, DIM, DIM, role="expert_down", **sizes)
+        self.gate_up_proj = precision.grouped_linear(EXPERTS, dim, 2 * dim, role="expert_gate_up", grouped_mm=loop_mm)
+        self.down_proj = precision.grouped_linear(EXPERTS, dim, dim, role="expert_down", grouped_mm=loop_mm)
         self.swiglu = precision.swiglu
 
     def forward(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
@@ -173,9 +172,14 @@ class NextToken(nn.Module):
         return LossTerm(nll / denominators["targets"], {"nll": nll.detach()})
 
 
-def block(*, dim: int, precision: Any) -> Block:
-    """A block with a dense FFN."""
-    mlp = SwiGLU(dim=dim, inter_dim=dim, precision=precision)
+def block(*, dim: int, precision: Any, moe: bool) -> Block:
+    """A block with a dense FFN or a MoE of 4 experts, top-2."""
+    mlp: Any = SwiGLU(dim=dim, inter_dim=dim, precision=precision)
+    if moe:
+        router: Any = SoftmaxRouter(dim=dim)
+        balancing: Any = NoBalancing()
+        experts: Any = LoopExperts(dim=dim, precision=precision)
+        mlp = MoE(router=router, balancing=balancing, dispatch=dispatch, experts=experts, shared_experts=mlp)
     return Block(dim=dim, norm_eps=EPS, attention=MeanAttention(dim=dim, precision=precision), mlp=mlp)
 
 
@@ -184,13 +188,7 @@ def small_model() -> Decoder:
     precision: Any = Plain(torch.float32)
 
     def layer(number: int) -> Block:
-        made = block(dim=DIM, precision=precision)
-        if number == 1:
-            router: Any = SoftmaxRouter()
-            balancing: Any = NoBalancing()
-            experts: Any = LoopExperts(precision=precision)
-            made.mlp = MoE(router=router, balancing=balancing, dispatch=dispatch, experts=experts, shared_experts=None)
-        return made
+        return block(dim=DIM, precision=precision, moe=number == 1)
 
     model = Decoder(
         vocab_size=VOCABULARY, dim=DIM, n_layers=2, norm_eps=EPS, tie_embeddings=False, isolate_documents=False,

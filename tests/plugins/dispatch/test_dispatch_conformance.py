@@ -42,6 +42,10 @@ def ungated_padding(x_ND, routing, experts):
     return local(x_ND, routing, lambda x, counts_E, gates: experts(x, counts_E, gates[:-1]))
 
 
+def by_name(x_ND, routing, experts):
+    return local(x_ND, routing, lambda x, counts_E, gates: experts(x, counts_E=counts_E, gates_M=gates))
+
+
 def wide(x_ND, routing, experts):
     return local(x_ND, routing, experts).float()
 
@@ -59,6 +63,7 @@ def wrong_when_decoding(x_ND, routing, experts):
         (detached_input, "no gradient arrives at the input"),
         (float_counts, "counts_E int64"),
         (ungated_padding, "a row and a gate for each count"),
+        (by_name, "must be called by position"),
         (wide, "must be bfloat16"),
         (wrong_when_decoding, "without gradients"),
     ],

@@ -60,6 +60,31 @@ class OnePrediction(Good):
         return super().forward(*given)[:1]
 
 
+class Unrouted(Good):
+    def forward(self, *given):
+        return [prediction._replace(routing=None) for prediction in super().forward(*given)]
+
+
+class Unnumbered(Good):
+    """The second depth is another attribute, and has no number of its own."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        first, second = self.depths
+        del self.depths
+        self.first, self.second = torch.nn.ModuleList([first]), torch.nn.ModuleList([second])
+
+    @property
+    def depths(self):
+        return [*self.first, *self.second]
+
+
+class ReadsValues(Good):
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.scale = float(self.depths[0].norm.weight.detach().mean())
+
+
 class Padded(Good):
     def forward(self, *given):
         pad = torch.nn.functional.pad
@@ -139,6 +164,9 @@ class Frozen(Good):
         (NoLoss, "HasAuxiliaryLoss"),
         (OnePrediction, "one prediction must be given for each of 2"),
         (Padded, "are cut off"),
+        (Unrouted, "`routing` must be that of the block's MoE"),
+        (Unnumbered, r"are \['mtp.0', 'mtp.0'\]"),
+        (ReadsValues, "on torch's meta device"),
         (Unshifted, r"the target of position i must be t_\(i\+1\+1\)"),
         (LearnsPadding, "IGNORE where the batch has none"),
         (Cheats, "tokens up to i . 1"),
