@@ -302,8 +302,8 @@ class MTP(Protocol):
     """Multi-token prediction (eq. 21-25): an nn.Module that predicts further tokens from the hidden states.
 
     Its loss is an auxiliary loss (`HasAuxiliaryLoss`), which MTP of depth 1 or more has. Made with `block=`, which
-    makes a block of the model's own kind (`dsv3.model.decoder.Block`) at each call, and `precision=`. The modules of the
-    depths are in one nn.ModuleList: its index k - 1 names the MoE layer of depth k, `mtp.<k-1>`.
+    makes a block of the model's own kind (`dsv3.model.decoder.Block`) at each call, and `precision=`. The modules of
+    the depths are in one nn.ModuleList: its index k - 1 names the MoE layer of depth k, `mtp.<k-1>`.
     """
 
     depth: int  # D, the number of further tokens; 0: none
