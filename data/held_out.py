@@ -1,4 +1,4 @@
-"""What is measured on held-out texts: validation rows with their bytes, and questions with exact answers."""
+"""Held-out texts: validation rows with their bytes, and questions with exact answers."""
 
 import re
 from collections import Counter, defaultdict

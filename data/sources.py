@@ -1,4 +1,4 @@
-"""Where texts come from. A source gives a Hugging Face `Dataset` with the columns `name` and `text`.
+"""Sources of text. A source gives a Hugging Face `Dataset` with the columns `name` and `text`.
 
 Optional columns more: `group` (documents of one group are held out together), `held_out` (bool: the source itself says
 which documents are kept from training), and `family`, `question`, `answer` of documents that ask a question with one

@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +37,7 @@ from yaml import YAMLError
 from dsv3.config.compose import make_importable
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
+from dsv3.strict_json import finite
 
 REQUIRED: Any = MISSING
 """In place of the default of an option that must be given."""
@@ -115,7 +115,7 @@ def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
     with user_errors(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = call()
     if as_json:
-        print(json.dumps(_finite(result or {}), allow_nan=False))
+        print(json.dumps(finite(result or {}), allow_nan=False))
     return 0
 
 
@@ -130,15 +130,6 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(1)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for a number that is not finite: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fields(tool: ModuleType) -> dict[str, dataclasses.Field[Any]]:

@@ -3,13 +3,17 @@
 A plugin is a class with keyword-only, typed arguments that satisfies one of these Protocols. Nothing is
 registered: a YAML file under `conf/` (or any user's file) names the class in `_target_`.
 
+Parts of the model are built on torch's meta device first, so that mistakes are found before any work: a constructor
+reads no values of tensors. The core then draws every parameter with two or more dimensions from normal(0,
+model.init_std) and leaves vectors as their modules set them. `dsv3.testing` has a check for every kind.
+
 Shape legend, used in the names of tensors everywhere:
     B rows of a micro-batch      T positions of a row        N = B*T tokens
     D model width                V vocabulary                H attention heads
     E routed experts             K experts per token         M = N*K rows handed to experts
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -32,7 +36,7 @@ Role = Literal[
 """What a linear layer is for. A precision plugin decides by role which layers run in which format."""
 
 Schedule = Callable[[int], float]
-"""A value as a pure function of the number of tokens trained on so far."""
+"""A value as a pure function of the number of tokens trained on so far: finite, at least 0, without state."""
 
 
 class MicroBatch(NamedTuple):
@@ -186,6 +190,7 @@ class Models(NamedTuple):
 class Objective(Protocol):
     """What training minimises: an nn.Module without parameters, whose buffers move with the model.
 
+    Made with `token_bytes_V=`: bytes that each token stands for, int64 [V], 0 for special tokens.
     Router bias, balance losses, guard, averaged weights, monitoring and resume are the same under every objective.
     """
 
@@ -218,7 +223,7 @@ class HasAuxiliaryLoss(Protocol):
 class Memory(Protocol):
     """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones."""
 
-    active_parameters: int  # that one token reads
+    active_parameters: int  # parameters that one token reads, at least 0
 
     def __call__(
         self,
@@ -237,9 +242,9 @@ class Memory(Protocol):
 
 
 class Router(Protocol):
-    """Chooses K of E experts for each token, in FP32."""
+    """Chooses K of E experts for each token, in FP32: an nn.Module."""
 
-    top_k: int  # K
+    top_k: int  # K; parameter counts, the plan and the monitor read it
 
     def __call__(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
         """`bias_E` moves the selection only, never a gate value. `tokens_N` are the token ids (hash routing)."""
@@ -251,7 +256,7 @@ class Balancing(Protocol):
     An `nn.Module`; its state (FP32 bias, int64 counts) lives in buffers that are never cast, averaged or decayed.
     """
 
-    bias: Tensor  # float32 [E], added to the affinities for selection
+    bias: Tensor  # float32 [E], added to the affinities for selection; its length is the number of experts
 
     def loss(self, routing: Routing, batch_shape: tuple[int, int], mask_BT: Tensor, tokens_seen: int) -> Tensor:
         """Return the weighted auxiliary loss of a micro-batch (a scalar; zero where there is none)."""
@@ -264,14 +269,17 @@ class Balancing(Protocol):
 
 
 class Dispatch(Protocol):
-    """Takes tokens to their experts and their outputs back. No token is dropped."""
+    """Takes tokens to their experts and their outputs back. No token is dropped.
+
+    It calls `experts` by position, as `experts(x_MD, counts_E, gates_M)`: the monitor looks on by a forward hook.
+    """
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: "Experts") -> Tensor:
         """Return sum_k gates_NK * expert_k(x_ND), shape [N, D]."""
 
 
 class Experts(Protocol):
-    """E SwiGLU experts: down(silu(gate(x)) * up(x))."""
+    """E SwiGLU experts: down(silu(gate(x)) * up(x)). An nn.Module; every expert has an equal part of its parameters."""
 
     def __call__(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:
         """Each row's expert applied to it, times the row's gate (float32).
@@ -291,16 +299,25 @@ class MTPPrediction(NamedTuple):
 
 
 class MTP(Protocol):
-    """Multi-token prediction (eq. 21-25): an nn.Module that predicts further tokens from the hidden states."""
+    """Multi-token prediction (eq. 21-25): an nn.Module that predicts further tokens from the hidden states.
 
-    depth: int
+    Its loss is an auxiliary loss (`HasAuxiliaryLoss`), which MTP of depth 1 or more has. Made with `block=`, which
+    makes a block of the model's own kind (`dsv3.model.decoder.Block`) at each call, and `precision=`. The modules of
+    the depths are in one nn.ModuleList: its index k - 1 names the MoE layer of depth k, `mtp.<k-1>`.
+    """
+
+    depth: int  # D, the number of further tokens; 0: none
     weight: Schedule  # lambda
-    after_final_norm: bool
+    after_final_norm: bool  # whether it takes the main model's states after the final norm, or before it
 
     def __call__(
         self, h_BTD: Tensor, batch: MicroBatch, embed: Callable[[Tensor], Tensor], isolate: bool
     ) -> list[MTPPrediction]:
-        """`h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it."""
+        """Return one prediction for each depth k = 1..D, of the positions that have a token t_(i+k) in the row.
+
+        `h_BTD` are the main model's states after its final norm if `after_final_norm`, else before it. `isolate`:
+        attention stays within documents. Position i may read tokens up to t_(i+k) and predicts t_(i+k+1).
+        """
 
     def new_caches(self, rows: Iterable[int] = ()) -> list[Cache]:
         """One for each depth, with these rows, all empty."""
@@ -388,17 +405,32 @@ class FollowsSteps(Protocol):
     def end_step(self) -> None: ...
 
 
-OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-"""Named trainable parameters -> one optimiser. Its groups' learning rates are set by the schedule before each step.
+@runtime_checkable
+class Settles(Protocol):
+    """What a part may offer beside its contract: a choice that is made once, when training begins."""
 
-A memory's tables may have sparse gradients."""
+    def settle(self, device: torch.device) -> tuple[Mapping[str, Any], str]:
+        """Values for keys of its YAML that are null, and why they are so, in words.
+
+        They are written into the run's config.yaml, which a resumed run keeps, and into every job of a study.
+        """
+
+
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+"""Named trainable parameters -> one optimiser, in whose groups every parameter is exactly once.
+
+Before each step the core sets every group's `lr` to the schedule's value, times the group's `lr_scale` if it has one;
+a step with `lr` 0 changes no parameter. `state_dict` and `load_state_dict` continue a run bit for bit; what is saved
+are tensors and plain containers. Parameters without a gradient are left alone. Gradients are FP32, and sparse for the
+tables of a memory.
+"""
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back, without loss on any string of bytes."""
+    """Text to token ids and back, without loss on any string of bytes. Ids lie in 0..vocab_size - 1."""
 
     vocab_size: int
-    bos: int
+    bos: int  # the special tokens have different ids, which `encode` never gives
     eos: int
     pad: int
     fim_begin: int
@@ -408,7 +440,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special tokens; text that looks like a special token is not one."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes, UTF-8 or not: `decode_bytes` gives them back. Where they are UTF-8, as `encode`."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
@@ -416,29 +452,79 @@ class Tokenizer(Protocol):
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Exactly the bytes that the ids stand for; none for special tokens."""
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token of the vocabulary, in the order of ids; none for special tokens."""
+
+    def identity(self) -> str:
+        """Equal for tokenizers that encode alike, in every process: caches of token ids are named by it."""
+
     def save(self, directory: str) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` that transformers' AutoTokenizer reads."""
+        """Write `tokenizer.json` and `tokenizer_config.json` that transformers' AutoTokenizer reads.
+
+        A run's tokenizer is read back from these by what conf/saved_tokenizer.yaml names (byte-level BPE with
+        DeepSeek's special tokens), so that a run of any tokenizer can be evaluated and exported.
+        """
+
+
+TokenizerFactory = Callable[..., Tokenizer]
+"""(texts=, cache_dir=) -> tokenizer. `texts`: training texts of each domain, in a fixed order."""
 
 
 class Data(Protocol):
-    """The datamodule as the core sees it (a LightningDataModule as well)."""
+    """The datamodule as the core sees it: a LightningDataModule.
 
-    domains: list[str]
-    tokenizer: Tokenizer
+    A datamodule may also have `held_out_documents(domain) -> list[str]`: all held-out texts of a domain, which some
+    benchmarks are made of.
+    """
 
-    def train_dataloader(self) -> Iterator[Step]:
+    domains: Sequence[str]  # names; `MicroBatch.domains_BT` are indices into it
+    tokenizer: Tokenizer  # from `setup` on
+
+    def setup(self, stage: str) -> None:
+        """Load what is needed. Called with "fit" before anything else is read; a second call changes nothing."""
+
+    def train_dataloader(self) -> Iterable[Step]:
         """Steps from the restored state (or the beginning) until the token budget is spent."""
 
-    def validation_batches(self) -> Iterator[MicroBatch]:
-        """The fixed held-out set; every token of it is a target once."""
+    def validation_batches(self) -> Iterable[MicroBatch]:
+        """The fixed held-out set, the same at every call; every token of it is a target once."""
 
     def validation_bytes(self) -> Mapping[str, int]:
         """UTF-8 bytes of each domain's held-out text, what bits per byte are counted over."""
 
-    def questions(self) -> list[Question]: ...
+    def questions(self) -> list[Question]:
+        """Held-out questions, the same at every call; may be empty."""
 
     def samples(self) -> "list[Sample]":
         """Prompts whose continuations the summary of a run shows; may be empty."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the step whose `state_after` this is."""
+
+
+LoggerFactory = Callable[..., Any]
+"""(save_dir=<run folder>) -> what lightning.Trainer takes as `logger`: a Lightning Logger, a list of them, or False.
+
+A logger is sent `log_metrics({name: number})` with `tokens` among the names, and no `step`. What it writes lies in
+`save_dir` or on a server. Called again for a resumed run, it continues the same one.
+"""
+
+
+class Callback(Protocol):
+    """A `lightning.Callback`, added under a name of its own in `conf/callbacks/`. Its hooks are Lightning's.
+
+    `training_step` is a whole optimiser step: at `on_train_batch_end` the weights are updated, `pl_module.record` is
+    the step's `StepRecord`, `pl_module.folder.table("metrics/<name>")` takes rows, and `trainer.datamodule` is the
+    data. What a callback does leaves weights, routing state and random numbers as they are. It may have
+
+        phase           when it acts within a step (`dsv3.training.callbacks.phases`); else it observes
+        check_model     a check before the run folder is touched (`dsv3.training.callbacks.phases.ChecksModel`)
+    """
+
+    state_key: str  # names the state in a checkpoint; Lightning's is the class's name
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain containers."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""

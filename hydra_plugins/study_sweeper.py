@@ -6,15 +6,40 @@ one is done, the study's report is written.
 """
 
 import logging
+from functools import cache
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
 from dsv3.config.arms import expanded
+from dsv3.paths import CONF
+from dsv3.process import device_named
 from dsv3.tools import report
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The option of `precision` that probes the machine."""
+
+
+def settled(job: list[str], config: DictConfig) -> list[str]:
+    """The job with the choice that `precision=auto` makes on this machine, wherever the job then runs."""
+    chosen = [override.partition("=")[2] for override in job if override.startswith("precision=")]
+    named = chosen[-1] if chosen else config.hydra.runtime.choices.get("precision")
+    given = any(override.startswith("precision.choice=") for override in job)
+    return job if named != AUTO or given else [*job, *_probed(config.trainer.accelerator)]
+
+
+@cache
+def _probed(accelerator: str) -> list[str]:
+    from dsv3.build import part  # torch, which Hydra's start does not wait for
+
+    device = device_named(accelerator, key="trainer.accelerator")
+    choices, why = part(OmegaConf.load(CONF / "precision" / f"{AUTO}.yaml")).settle(device)
+    log.info("precision of every job: %s", why)
+    return [f"precision.{key}={value}" for key, value in choices.items()]
 
 
 class StudySweeper(BasicSweeper):
@@ -23,7 +48,7 @@ class StudySweeper(BasicSweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         assert self.config is not None
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
-        jobs = [arm for job in jobs for arm in expanded(job, self.config.get("study"))]
+        jobs = [settled(arm, self.config) for job in jobs for arm in expanded(job, self.config.get("study"))]
         return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -42,6 +42,7 @@ def composed() -> Callable[..., DictConfig]:
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     base = [f"hydra.searchpath=[file://{ROOT}/tests/conf]", "model=tiny", "data=synthetic", "tokenizer=bytes"]
+    base.append("precision=bf16")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", overrides=[*base, "logger=none", "benchmarks=none", "run.tokens=5120", *overrides])
 

@@ -2,6 +2,10 @@
 
 import gc
 import os
+import sys
+
+PATH = [entry for entry in sys.path if entry]
+"""Where a new interpreter looks for modules, its script's folder left out."""
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 

@@ -1,6 +1,7 @@
-"""A plugin that lives outside the project: found by `_target_` alone, checked, and trained with."""
+"""Plugins that live outside the project: found by `_target_` alone, checked, and trained with."""
 
 import json
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -8,24 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsv3.testing import check_precision, check_router
+from dsv3.checkpoint.loading import load_run
+from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.testing import check_callback, check_objective, check_precision, check_router, check_tokenizer
 from tests.commands import attempt
 from tests.conftest import ROOT
 
-EXAMPLE = ROOT / "tests" / "examples" / "softplus_router"
-PRECISION = ROOT / "tests" / "examples" / "wide_head"
+EXAMPLES = ROOT / "tests" / "examples"
 
 
-def test_it_keeps_to_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLE))
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for example in EXAMPLES.iterdir():
+        monkeypatch.syspath_prepend(str(example))
+
+
+def test_the_router_keeps_to_its_contract() -> None:
     from softplus_router import SoftplusRouter
 
     factory = partial(SoftplusRouter, dim=32, n_experts=8, top_k=2, route_scale=1.0)
     check_router(factory, dim=32, n_experts=8, top_k=2)
 
 
-def test_the_precision_keeps_to_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PRECISION))
+def test_the_precision_keeps_to_its_contract() -> None:
     from wide_head import WideHead
 
     check_precision(partial(WideHead, body="bfloat16"), tolerance=0.01)
@@ -34,25 +40,74 @@ def test_the_precision_keeps_to_its_contract(monkeypatch: pytest.MonkeyPatch) ->
         WideHead(body="float16")
 
 
-def train(folder: Path, *arguments: str, example: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
-    return attempt(folder, "train.py", "--config-dir", str(example / "conf"), *arguments, path=[example])
+def test_the_objective_keeps_to_its_contract() -> None:
+    from smoothed_loss import SmoothedLoss
+
+    check_objective(partial(SmoothedLoss, smoothing=0.1))
+    with pytest.raises(ValueError, match="smoothing=1"):
+        SmoothedLoss(smoothing=1.0, token_bytes_V=torch.zeros(4))
 
 
-@pytest.mark.parametrize(("example", "key"), [(EXAMPLE, "router=softplus"), (PRECISION, "precision=wide_head")])
-def test_it_trains_through_one_key(example: Path, key: str, tmp_path: Path) -> None:
-    searchpath = f"hydra.searchpath=[file://{ROOT}/tests/conf]"
+def test_the_callback_keeps_to_its_contract() -> None:
+    from token_counts import TokenCounts
+
+    check_callback(partial(TokenCounts, every_tokens=32))
+    with pytest.raises(ValueError, match="every_tokens=0"):
+        TokenCounts(every_tokens=0)
+
+
+def test_the_tokenizer_keeps_to_its_contract() -> None:
+    from plain_bytes import plain_bytes
+
+    check_tokenizer(partial(plain_bytes, vocab_size=264))
+    with pytest.raises(ValueError, match="vocab_size=300"):
+        plain_bytes(vocab_size=300, texts={}, cache_dir="")
+
+
+def train(folder: Path, conf: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py --config-dir conf ...` from another folder, where modules are found by --config-dir alone."""
+    return attempt(folder, "train.py", "--config-dir", str(conf), *arguments)
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Path:
+    """The conf/ of one folder that holds all examples."""
+    for example in EXAMPLES.iterdir():
+        shutil.copytree(example, tmp_path / "mine", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "mine" / "conf"
+
+
+CHOSEN = [
+    "router=softplus", "precision=wide_head", "objective=smoothed", "tokenizer=plain_bytes",
+    "+callbacks@callbacks.mine=mine",
+]  # fmt: skip
+
+
+def test_they_train_through_one_key_each(together: Path, tmp_path: Path) -> None:
+    source = f"{{_target_: data.sources.local_files, path: {ROOT}/dsv3/config, text_column: text, weight: 1.0}}"
     done = train(
-        tmp_path, searchpath, key, "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-        "trainer.max_steps=5", "benchmarks=none", f"run.dir={tmp_path}/run",
-        example=example,
+        tmp_path, together, f"hydra.searchpath=[file://{ROOT}/tests/conf]", *CHOSEN, "model=tiny",
+        "model.vocab_size=264", "callbacks.mine.every_tokens=512", "data=files", f"+data.sources.code={source}",
+        f"data.cache_dir={tmp_path}/cache", "logger=none", "benchmarks=none", "trainer.max_steps=5",
+        f"run.dir={tmp_path}/run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 5
+    folder = RunFolder(tmp_path / "run")
+    assert json.loads(folder.summary_path.read_text())["steps"] == 5
+    steps, counts = folder.read("metrics/train"), folder.read("metrics/token_counts")
+    assert (steps["loss"] != steps["nll"]).all(), "the objective that was chosen is trained on"
+    assert counts["tokens"].tolist() == [512, 1024]
+    assert counts["distinct"].is_monotonic_increasing
+    tokenizer = load_run(tmp_path / "run").tokenizer()
+    assert tokenizer.encode("ab") == [8 + ord("a"), 8 + ord("b")]
+    assert tokenizer.vocab_size == 264
 
 
-def test_its_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
-    done = train(tmp_path, "router=softplus", "router.rute_scale=2", f"run.dir={tmp_path}/run")
+def test_mistakes_are_found_before_any_work(together: Path, tmp_path: Path) -> None:
+    mistakes = ["router.rute_scale=2", "callbacks.mine.every=2", "objective.smoothing=much"]
+    done = train(tmp_path, together, *CHOSEN, *mistakes, f"run.dir={tmp_path}/run")
     assert done.returncode == 2
-    assert "router.rute_scale=2" in done.stderr
-    assert "route_scale" in done.stderr
+    assert done.stderr.startswith("3 problems")
+    for part in (*mistakes, "route_scale", "every_tokens"):
+        assert part in done.stderr
     assert not (tmp_path / "run").exists()

@@ -34,13 +34,14 @@ def configured(*overrides: str) -> DictConfig:
         return compose("train", [*SHAPES, *overrides])
 
 
-def ours(*overrides: str) -> tuple[DictConfig, Decoder]:
-    config = configured(*overrides)
-    return config, build_model(config)
+def ours(*overrides: str, device: torch.device) -> tuple[DictConfig, Decoder]:
+    unpadded = ["dispatch.row_multiple=1"] if device.type == "cuda" else []
+    config = configured(*unpadded, *overrides)
+    return config, build_model(config).to(device)
 
 
 def theirs(config: DictConfig, model: Decoder, *, dtype: torch.dtype, experts: str) -> Any:
-    """transformers' DeepseekV3 with the weights of `model`, without its MTP modules, for SDPA."""
+    """transformers' DeepseekV3 with the weights of `model`, on its device, without its MTP modules, for SDPA."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     fields = config_to_hf(config, {}, mtp=False)
@@ -54,7 +55,7 @@ def theirs(config: DictConfig, model: Decoder, *, dtype: torch.dtype, experts: s
     )
     for name, tensor in wanted.items():
         tensor.copy_(stacked(name, given, config.model.n_routed_experts))
-    return twin.to(dtype)
+    return twin.to(model.device, dtype)
 
 
 def stacked(name: str, given: dict[str, torch.Tensor], n_experts: int) -> torch.Tensor:
@@ -67,11 +68,12 @@ def stacked(name: str, given: dict[str, torch.Tensor], n_experts: int) -> torch.
     return torch.stack(matrices)
 
 
-def batches(vocab_size: int, *, seed: int = 0) -> Iterator[MicroBatch]:
+def batches(vocab_size: int, *, device: torch.device, seed: int = 0) -> Iterator[MicroBatch]:
     """Endless micro-batches of random tokens; as in training, none comes twice, and so no expert's load does."""
     generator = torch.Generator().manual_seed(seed)
     positions_BT = torch.arange(LENGTH).expand(ROWS, -1)
     ones_BT = torch.ones(ROWS, LENGTH, dtype=torch.int64)
     while True:
         row = torch.randint(0, vocab_size, (ROWS, LENGTH + 1), generator=generator)
-        yield MicroBatch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), positions_BT, ones_BT, ones_BT - 1)
+        batch = (row[:, :-1].contiguous(), row[:, 1:].contiguous(), positions_BT, ones_BT, ones_BT - 1)
+        yield MicroBatch(*(tensor.to(device) for tensor in batch))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from dsv3.bench.compared import LENGTH, ROWS, configured, ours
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.bench.step import our_step
@@ -10,11 +12,11 @@ from dsv3.build import build_data
 STEPS = 2048  # so many that the windows in which rows are shuffled are filled and filled again
 
 
-def data(repeats: int) -> Iterator[Figure]:
+def data(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Tokens per second that the datamodule gives from its start, packing, fill-in-the-middle and shuffling included,
     and that training takes."""
-    config, model = ours("mtp=none")
-    training = our_step(model, config.model.vocab_size)
+    config, model = ours("mtp=none", device=device)
+    training = our_step(model, config)
     tokens = ROWS * LENGTH
     loader = build_data(configured(f"run.tokens={STEPS * tokens}")).train_dataloader()
 

@@ -13,11 +13,12 @@ from dsv3.model.layers import held_weights
 CONTEXT, TOKENS = 4096, 16
 
 
-def decode(repeats: int) -> Iterator[Figure]:
+def decode(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Greedy decoding at a context of 4096: the time of 16 further tokens, without that of the prompt."""
     for precision, goal in (("bf16", 8.0), ("fp32", None)):
-        config, model = ours(f"precision={precision}", "mtp=none")
-        prompt = torch.randint(0, config.model.vocab_size, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
+        config, model = ours(f"precision={precision}", "mtp=none", device=device)
+        generator = torch.Generator().manual_seed(0)
+        prompt = torch.randint(0, config.model.vocab_size, (1, CONTEXT), generator=generator).to(device)
         twins = {e: theirs(config, model, dtype=DTYPES[precision], experts=e).eval() for e in EXPERTS}
         rivals = {e: their_decoding(twin, prompt) for e, twin in twins.items()}
         rival = fastest(rivals)
@@ -41,7 +42,7 @@ def our_decoding(model: Any, prompt_1T: torch.Tensor) -> Callable[[], None]:
         caches.rewind(0, CONTEXT)
         token = first
         for _ in range(TOKENS):
-            token = int(model.decode(torch.tensor([[token]]), caches)[0, -1].argmax())
+            token = int(model.decode(torch.tensor([[token]], device=prompt_1T.device), caches)[0, -1].argmax())
 
     return program
 
@@ -57,7 +58,9 @@ def their_decoding(model: Any, prompt_1T: torch.Tensor) -> Callable[[], None]:
             cache.crop(-extra)
         token = first
         for _ in range(TOKENS):
-            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits
+            logits = model(
+                input_ids=torch.tensor([[token]], device=prompt_1T.device), past_key_values=cache, use_cache=True
+            ).logits
             token = int(logits[0, -1].argmax())
 
     return program

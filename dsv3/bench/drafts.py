@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.build import build_data
 from dsv3.checkpoint.loading import load_run
@@ -18,9 +20,9 @@ FINISHED = RUN / "summary.json"
 PROMPTS, PROMPT_TOKENS, TOKENS, DRAFTS = 64, 64, 64, 2
 
 
-def speculation(repeats: int, run: Path = RUN) -> Iterator[Figure]:
+def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator[Figure]:
     """Greedy text after the beginnings of held-out rows of all domains; prompts and the first token included."""
-    loaded = load_run(run)
+    loaded = load_run(run, device=device)
     counts, seconds, same = Speculation(), {"plain": 0.0, "drafted": 0.0}, 0
     rows = prompts(build_data(loaded.config, tokenizer=loaded.tokenizer()))
     with held_weights(loaded.model):

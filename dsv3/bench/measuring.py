@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
 
 class Figure(NamedTuple):
     """One line of the table."""
@@ -36,6 +38,8 @@ def interleaved(programs: Mapping[str, Callable[[], object]], *, repeats: int, w
         for name, program in programs.items():
             started = time.perf_counter()
             program()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}

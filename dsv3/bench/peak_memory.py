@@ -1,7 +1,7 @@
 """Peak memory of training steps, each side in a process of its own.
 
-The figure is the growth of the resident set from before the model is built to its peak over two steps: weights,
-gradients, optimiser state, activations and logits.
+On a CPU the figure is the growth of the resident set from before the model is built to its peak in two steps: weights,
+gradients, optimiser state, activations and logits. On a GPU it is the peak of what torch allocated there.
 """
 
 import multiprocessing
@@ -10,33 +10,35 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from dsv3.bench.measuring import Figure
 
 STEPS = 2
 
 
-def memory(repeats: int) -> Iterator[Figure]:
+def memory(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Peak memory of training steps against transformers' fastest way. (Not a matter of repeats.)"""
     kept: dict[str, int] = {}
     for precision, goal in (("bf16", 0.6), ("fp32", 0.6)):
-        ours, theirs = (in_a_process(side, precision) for side in ("ours", "theirs"))
+        ours, theirs = (in_a_process(side, precision, device) for side in ("ours", "theirs"))
         kept[precision] = ours
         note = f"{ours / 2**20:,.0f} MiB against {theirs / 2**20:,.0f} MiB"
         yield Figure(
             "memory", f"peak of a training step, {precision}", ours / theirs, "x", goal, at_most=True, note=note
         )
 
-    recomputed = in_a_process("recomputed", "bf16")
+    recomputed = in_a_process("recomputed", "bf16", device)
     note = f"{recomputed / 2**20:,.0f} MiB against {kept['bf16'] / 2**20:,.0f} MiB; norm, attention_up, swiglu"
     what = "peak of a training step, bf16: recomputed against kept"
     yield Figure("memory", what, recomputed / kept["bf16"], "x", note=note)
 
 
-def in_a_process(side: str, precision: str) -> int:
+def in_a_process(side: str, precision: str, device: torch.device) -> int:
     """Bytes that the training of one side (ours, the same recomputed, theirs) adds to a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(side, precision, sender))
+    process = context.Process(target=measured, args=(side, precision, device, sender))
     process.start()
     sender.close()
     try:
@@ -47,7 +49,7 @@ def in_a_process(side: str, precision: str) -> int:
         process.join()
 
 
-def measured(side: str, precision: str, sender: Connection) -> None:
+def measured(side: str, precision: str, device: torch.device, sender: Connection) -> None:
     from transformers import DeepseekV3ForCausalLM  # noqa: F401  (loaded by neither side while it is measured)
 
     from dsv3.bench.compared import EXPERTS, ours, theirs
@@ -57,16 +59,17 @@ def measured(side: str, precision: str, sender: Connection) -> None:
 
     set_up_process()
     before = resident("VmRSS")
-    config, model = ours(f"precision={precision}", "mtp=none")
+    config, model = ours(f"precision={precision}", "mtp=none", device=device)
     if side != "theirs":
-        step = our_step(model, config.model.vocab_size, recompute=get_args(Part) if side == "recomputed" else ())
+        step = our_step(model, config, recompute=get_args(Part) if side == "recomputed" else ())
     else:
         twin = theirs(config, model, dtype=DTYPES[precision], experts=EXPERTS[-1])
         del model
         step = their_step(twin, config.model.vocab_size)
     for _ in range(STEPS):
         step()
-    sender.send(resident("VmHWM") - before)
+    on_gpu = device.type == "cuda"
+    sender.send(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before)
 
 
 def resident(field: str) -> int:

@@ -5,17 +5,18 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from dsv3.bench.compared import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
+from dsv3.build import part
+from dsv3.contracts import Step
 from dsv3.model.compile import compile_parts
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import held_weights
-from dsv3.model.losses import linear_cross_entropy
-from dsv3.model.recompute import recomputing
 from dsv3.planning.flops import training_flops
 from dsv3.planning.skeleton import read_skeleton
+from dsv3.training.step import Losses, balance, take_gradients
 
 TOKENS = ROWS * LENGTH
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,11 +24,11 @@ GOALS = {"bf16": (3.0, 0.40), "fp32": (2.2, 0.60)}
 PEAK_SIZE = 4096
 
 
-def train(repeats: int) -> Iterator[Figure]:
+def train(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Tokens per second against transformers' fastest way, and the share of the measured peak of matrix products."""
     for precision, dtype in DTYPES.items():
-        config, model = ours(f"precision={precision}", "mtp=none")
-        step = our_step(model, config.model.vocab_size)
+        config, model = ours(f"precision={precision}", "mtp=none", device=device)
+        step = our_step(model, config)
         twins = {e: theirs(config, model, dtype=dtype, experts=e) for e in EXPERTS}
         rivals = {e: their_step(twin, config.model.vocab_size) for e, twin in twins.items()}
         rival = fastest(rivals)
@@ -36,7 +37,7 @@ def train(repeats: int) -> Iterator[Figure]:
         note = f"{TOKENS / seconds['ours']:,.0f} tokens/s, transformers ({rival}) {TOKENS / seconds['theirs']:,.0f}"
         ratio = seconds["theirs"] / seconds["ours"]
         yield Figure("train", f"step, {precision}: tokens/s against transformers", ratio, "x", ratio_goal, note=note)
-        peak, flops = gemm_peak(dtype), step_flops(f"precision={precision}", "mtp=none")
+        peak, flops = gemm_peak(dtype, device), step_flops(f"precision={precision}", "mtp=none")
         for side, goal in (("ours", share_goal), ("theirs", None)):
             share = flops / seconds[side] / peak
             who = "" if side == "ours" else ", transformers"
@@ -44,26 +45,26 @@ def train(repeats: int) -> Iterator[Figure]:
             yield Figure("train", f"share of the GEMM peak, {precision}{who}", share, "", goal, note=note)
 
 
-def experts(repeats: int) -> Iterator[Figure]:
+def experts(repeats: int, device: torch.device) -> Iterator[Figure]:
     """What many experts cost at equal active parameters."""
-    few, many = (our_step(*sized(n)) for n in (8, 256))
+    few, many = (our_step(*sized(n, device)) for n in (8, 256))
     seconds = interleaved({"8": few, "256": many}, repeats=repeats)
     note = f"{seconds['8']:.3f} s and {seconds['256']:.3f} s a step"
     ratio = seconds["256"] / seconds["8"]
     yield Figure("experts", "step with 256 routed experts against 8, bf16", ratio, "x", 1.3, at_most=True, note=note)
 
 
-def sized(n_experts: int) -> tuple[Decoder, int]:
-    config, model = ours(f"model.n_routed_experts={n_experts}", "mtp=none")
-    return model, config.model.vocab_size
+def sized(n_experts: int, device: torch.device) -> tuple[Decoder, DictConfig]:
+    config, model = ours(f"model.n_routed_experts={n_experts}", "mtp=none", device=device)
+    return model, config
 
 
-def fp8(repeats: int) -> Iterator[Figure]:
+def fp8(repeats: int, device: torch.device) -> Iterator[Figure]:
     """What emulating FP8 costs, with the quantiser compiled and not."""
     steps = {}
     for name in ("bf16", "fp8_blockwise", "fp8_blockwise precision.compile_quantiser=true"):
-        config, model = ours("mtp=none", *f"precision={name}".split())
-        steps[name] = our_step(model, config.model.vocab_size)
+        config, model = ours("mtp=none", *f"precision={name}".split(), device=device)
+        steps[name] = our_step(model, config)
     plain, *emulated = interleaved(steps, repeats=repeats).values()
     for seconds, how, goal in zip(emulated, ("eager", "compiled"), (None, 2.0), strict=True):
         note = f"{seconds:.3f} s against {plain:.3f} s"
@@ -71,14 +72,14 @@ def fp8(repeats: int) -> Iterator[Figure]:
         yield Figure("fp8", what, seconds / plain, "x", goal, at_most=True, note=note)
 
 
-def compiled(repeats: int) -> Iterator[Figure]:
+def compiled(repeats: int, device: torch.device) -> Iterator[Figure]:
     """What torch.compile gives (`compile=true`) and takes."""
     steps = {}
     for name in ("eager", "compiled"):
-        config, model = ours("precision=bf16", "mtp=none")
+        config, model = ours("precision=bf16", "mtp=none", device=device)
         if name == "compiled":
             compile_parts(model)
-        steps[name] = our_step(model, config.model.vocab_size)
+        steps[name] = our_step(model, config)
     started = time.perf_counter()
     steps["compiled"]()
     first = time.perf_counter() - started
@@ -87,24 +88,24 @@ def compiled(repeats: int) -> Iterator[Figure]:
     yield Figure("compile", "step, bf16: compiled", seconds["eager"] / seconds["compiled"], "x", note=note)
 
 
-def our_step(model: Decoder, vocab_size: int, *, recompute: Collection[str] = ()) -> Callable[[], None]:
-    stream, optimizer = batches(vocab_size), adamw(model)
+def our_step(model: Decoder, config: DictConfig, *, recompute: Collection[str] = ()) -> Callable[[], None]:
+    """The training step of `dsv3.training.step`, with one micro-batch and AdamW."""
+    vocab_size = config.model.vocab_size
+    stream, optimizer = batches(vocab_size, device=model.device), adamw(model)
+    objective = part(config.objective)(token_bytes_V=torch.ones(vocab_size, dtype=torch.int64)).to(model.device)
+    losses = Losses(model, objective)
 
     def step() -> None:
-        batch = next(stream)
-        with held_weights(model):  # as a training step does
-            with recomputing(recompute):
-                hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-                loss = linear_cross_entropy(hidden_ND, model.head_weight, batch.targets_BT.flatten())
-            (loss.total / loss.targets).backward()
+        sums = take_gradients(losses, Step([next(stream)], 0, {}), recompute=recompute)
         optimizer.step()
         optimizer.zero_grad()
+        balance(model, sums.loads, 0)
 
     return step
 
 
 def their_step(model: Any, vocab_size: int) -> Callable[[], None]:
-    stream, optimizer = batches(vocab_size), adamw(model)
+    stream, optimizer = batches(vocab_size, device=model.device), adamw(model)
 
     def step() -> None:
         batch = next(stream)
@@ -126,9 +127,9 @@ def step_flops(*overrides: str) -> int:
     return TOKENS * training_flops(read_skeleton(configured(*overrides)), LENGTH)["total"]
 
 
-def gemm_peak(dtype: torch.dtype, repeats: int = 5) -> float:
+def gemm_peak(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
     """Operations per second of one large square product: the most that this machine shows."""
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
     seconds = interleaved({"": lambda: torch.mm(a, b, out=out)}, repeats=repeats)[""]
     return 2 * PEAK_SIZE**3 / seconds

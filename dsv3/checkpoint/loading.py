@@ -23,7 +23,18 @@ class Loaded:
     file: Path
     model: Decoder
     tokens: int
-    ema_weights: dict[str, Tensor]
+    ema_weights: dict[str, Tensor] | None  # None: the run averaged none
+
+    def use(self, weights: str) -> None:
+        """Put the `live` or the `ema` weights into the model.
+
+        Raises:
+            ValueError: the run has no averaged weights.
+        """
+        if weights == "ema":
+            if self.ema_weights is None:
+                raise ValueError("weights=ema: the run averaged no weights (it had no callbacks.ema); use weights=live")
+            set_weights(self.model, self.ema_weights)
 
     def tokenizer(self) -> Tokenizer:
         """The one that the run was trained with, from its folder."""
@@ -31,8 +42,13 @@ class Loaded:
         return part(loader, directory=str(self.folder.tokenizer_path))
 
 
-def load_run(checkpoint: str | Path) -> Loaded:
-    """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference."""
+def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Loaded:
+    """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference.
+
+    Raises:
+        FileNotFoundError: there is no valid checkpoint.
+        ValueError: the run's precision does not compute on `device`.
+    """
     folder, file = find_run(checkpoint)
     config = OmegaConf.load(folder.config_path)
     assert isinstance(config, DictConfig)
@@ -40,9 +56,10 @@ def load_run(checkpoint: str | Path) -> Loaded:
     model = build_model(config, init=False)
     prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
-    return Loaded(
-        config, folder, file, model.eval(), state["dsv3"]["tokens_seen"], state["callbacks"]["EMA"]["weights"]
-    )
+    if problems := model.precision.check(torch.device(device)):
+        raise ValueError("; ".join(problems))
+    ema = state["callbacks"].get("EMA", {}).get("weights")
+    return Loaded(config, folder, file, model.to(device).eval(), state["dsv3"]["tokens_seen"], ema)
 
 
 def begin_with(model: Decoder, start: Loaded) -> None:

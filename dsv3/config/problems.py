@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and how it is told."""
+"""Configuration problems and how they are printed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

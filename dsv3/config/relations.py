@@ -80,6 +80,7 @@ NOT_NEGATIVE = (
 )
 CHOICES = {  # of a value, or of each of a list
     "trainer.accelerator": ("auto", "cpu", "cuda"),
+    "device": ("auto", "cpu", "cuda"),
     "data.fim.order": ("psm", "spm"),
     "format": ("text", "json"),
     "weights": ("live", "ema"),

@@ -14,6 +14,7 @@ from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Data
 from dsv3.evaluation.held_out import answer_questions, domain_scores
 from dsv3.monitoring.expert_load import ExpertLoad
+from dsv3.process import device_named
 
 
 def evaluate(config: DictConfig) -> None:
@@ -33,7 +34,7 @@ def evaluate(config: DictConfig) -> None:
             raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
     else:
-        loaded = load_run(config.checkpoint)
+        loaded = load_run(config.checkpoint, device=device_named(config.device))
         data = build_data(loaded.config, tokenizer=loaded.tokenizer())
         result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
         show(result, console)
@@ -62,6 +63,8 @@ def score(loaded: Loaded, data: Data) -> dict[str, Any]:
     result: dict[str, Any] = {"checkpoint": str(loaded.file), "tokens": loaded.tokens, "weights": {}}
     live = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
     for weights, values in (("ema", loaded.ema_weights), ("live", live)):
+        if values is None:
+            continue
         set_weights(loaded.model, values)
         load = ExpertLoad(data.domains)
         domains = domain_scores(loaded.model, data.validation_batches(), data.domains, data.validation_bytes(), load)
@@ -75,7 +78,8 @@ def score(loaded: Loaded, data: Data) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    live, ema = result["weights"]["live"], result["weights"]["ema"]
+    live = result["weights"]["live"]
+    ema = result["weights"].get("ema", live)  # a run without averaged weights
     table = Table(title=f"{result['checkpoint']} after {result['tokens']:,} tokens", title_justify="left")
     for column in ("held out", "loss", "loss, EMA", "bits per byte", "bits per byte, EMA"):
         table.add_column(column, justify="left" if column == "held out" else "right")
@@ -99,6 +103,9 @@ def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
     for column in ("layer", *domains):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer, of_domains in load.items():
-        fullest = {domain: max(range(len(loads)), key=loads.__getitem__) for domain, loads in of_domains.items()}
-        table.add_row(layer, *(f"{of_domains[d][e]:.2f} (expert {e})" for d, e in fullest.items()))
+        cells = []
+        for loads in of_domains.values():
+            peak = max(loads)
+            cells.append(f"{peak:.2f} (expert {loads.index(peak)})")
+        table.add_row(layer, *cells)
     return table

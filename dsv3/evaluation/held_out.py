@@ -58,6 +58,7 @@ def domain_scores(
     metric, head_VD = DomainLoss(len(domains)).to(model.device), model.cast_head()
     with held_weights(model):
         for batch in batches:
+            batch = MicroBatch(*(tensor.to(model.device) for tensor in batch))
             output = model(batch, with_mtp=False)
             if load is not None:
                 load.observe(batch, output.routings)

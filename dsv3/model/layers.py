@@ -1,4 +1,4 @@
-"""What both the core and plugins build on: modules refusing casts, RMSNorm, SwiGLU, decoding caches, held weights."""
+"""Shared layers: modules refusing casts, RMSNorm, SwiGLU, hashes, decoding caches, held weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,32 +25,37 @@ class KeepsDtype(nn.Module):
         return super()._apply(moved, recurse)
 
 
-class _NoContext:
-    """Stands in for a Function's context where there will be no backward pass."""
+def hashed(keys: Tensor, rounds: Sequence[tuple[int, int]], last_shift: int, *, mask: int | None = None) -> Tensor:
+    """Multiply-xorshift hash: int64 of any shape -> int64, every bit of the result depending on many of the key's.
 
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        pass
+    For each (shift, odd multiplier) of `rounds`, x becomes (x ^ x >> shift) * multiplier; at the end it becomes
+    x ^ x >> last_shift. Products wrap around; `mask`: the bits kept of each, None: all 64. Shifts copy the sign bit.
+    """
+    for shift, multiplier in rounds:
+        keys = (keys ^ (keys >> shift)) * multiplier
+        keys = keys if mask is None else keys & mask
+    return keys ^ (keys >> last_shift)
 
 
-def run(function: Any, *arguments: Any) -> Any:
-    """A torch.autograd.Function of the arguments: where no gradient is asked for, its forward pass and nothing else,
-    because registering a small operation costs more than the operation."""
-    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(_NoContext(), *arguments)
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y = x r weight in x's dtype, and r = (mean(x^2) + eps)^-1/2, [..., 1], in FP32 (FP64 stays)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = x.to(dtype)
+    r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * r).mul_(weight).to(x.dtype), r
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With r = (mean(x^2) + eps)^-1/2, z = x r and g = dy * weight, over rows of width D:
+    """`rms_norm` with its gradient. With z = x r and g = dy * weight, over rows of width D:
 
-    y = z * weight        dx = r (g - z * mean(g z))        dweight = sum over rows of dy * z
+    dx = r (g - z * mean(g z))        dweight = sum over rows of dy * z
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        wide = x.to(dtype)
-        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, r = rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, r)
-        return (wide * r).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -76,7 +81,9 @@ class RMSNorm(nn.Module):
         return normalised
 
     def _normalised(self, x: Tensor) -> Tensor:
-        normalised: Tensor = run(_RMSNorm, x, self.weight, self.eps)
+        if not torch.is_grad_enabled():  # decoding: an autograd function costs more than so small an operation
+            return rms_norm(x, self.weight, self.eps)[0]
+        normalised: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normalised
 
 

@@ -1,4 +1,4 @@
-"""How many numbers a model has, and how many of them a token meets.
+"""Parameter counts: total, active per token, MTP.
 
 Published sizes count the routing biases of the main model and of the MTP modules in, as the published checkpoint
 stores them, but not among the active parameters. A router without a bias that is saved has none to count.

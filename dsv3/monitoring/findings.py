@@ -1,4 +1,4 @@
-"""What the figures of an interval say that someone should know: dead experts and collapsed layers, by name.
+"""Alerts about experts: dead experts and routing collapse, by name.
 
 dead expert     its load over the interval is below 1% of an even share
 collapse        the load is spread over fewer than a quarter of the layer's experts (or hardly more than the K that one

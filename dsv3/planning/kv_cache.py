@@ -1,4 +1,4 @@
-"""What decoding keeps per token: keys and values, or the latents that they are made from.
+"""KV-cache size per token: keys and values, or MLA latents.
 
 The tokens that `memory=ngram` keeps, 8 bytes each, are not counted.
 

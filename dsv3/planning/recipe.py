@@ -1,4 +1,4 @@
-"""How a model is trained: cluster, parallelism, number formats, length. And what DeepSeek-V3's report says of its."""
+"""Training recipes: cluster, parallelism, numeric formats, length; and the one that DeepSeek-V3's report gives."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Which part of the model stands on which GPU of a pipeline.
+"""Pipeline stages: the parts of the model on each GPU.
 
 The blocks (the layers in order, then MTP's) are cut into PP stages as evenly as whole blocks allow. The embedding is on
 the first stage; the final norm, the head and what MTP has outside its blocks are on the last. A GPU holds one

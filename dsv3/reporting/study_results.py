@@ -1,4 +1,4 @@
-"""What the runs of a study measured, arm by arm and seed by seed.
+"""Results of a study, arm by arm and seed by seed.
 
 Arms are compared where they have had as much of something: tokens, floating-point operations, or seconds. That point is
 the end of the run that got least of it; the others are read there from their validation curves, straight between two

@@ -1,4 +1,4 @@
-"""How every picture looks: colours that the colour-blind can tell apart, a unit on every axis, room on a phone."""
+"""Plot style: colours that the colour-blind can tell apart, a unit on every axis, room on a phone."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsv3.model.layers import CACHE_BLOCK
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_reloadable
+from dsv3.testing.requirement import require, require_meta, require_reloadable
 
 ROWS, LENGTH = 2, 12
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
@@ -23,6 +23,7 @@ def check_attention(factory: Callable[..., nn.Module], *, dim: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         precision = Plain(torch.float32)
+        require_meta(lambda: factory(precision=precision))
         attention = factory(precision=precision)
         require(isinstance(attention, nn.Module), "an attention is an nn.Module")
         require(

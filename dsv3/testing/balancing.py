@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
-from dsv3.testing.requirement import require, require_reloadable, require_uncast, tensors
+from dsv3.testing.requirement import require, require_meta, require_reloadable, require_uncast, tensors
 
 ROWS, LENGTH = 3, 16
 
@@ -16,6 +16,7 @@ def check_balancing(factory: Callable[[], nn.Module], *, n_experts: int, top_k: 
     """Raise AssertionError, saying what is wrong, unless `factory()` is a balancing method that the core can use."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        require_meta(factory)
         balancing = factory()
         require(isinstance(balancing, nn.Module), "a balancing method is an nn.Module")
         require(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_reloadable
+from dsv3.testing.requirement import require, require_meta, require_reloadable
 
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
 
@@ -20,8 +20,15 @@ def check_experts(factory: Callable[..., nn.Module], *, dim: int, n_experts: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         precision = Plain(torch.float32)
+        require_meta(lambda: factory(precision=precision))
         experts = factory(precision=precision)
         require(isinstance(experts, nn.Module), "experts are an nn.Module")
+        numbers = sum(parameter.numel() for parameter in experts.parameters())
+        require(
+            numbers > 0 and numbers % n_experts == 0,
+            f"each of {n_experts} experts must have an equal part of the parameters, and there are {numbers}: active "
+            "parameters are counted so",
+        )
         require(
             bool(precision.roles) and set(precision.roles) <= {"expert_gate_up", "expert_down"},
             "the layers must be made by the `grouped_linear` of the precision that is given, with the roles "

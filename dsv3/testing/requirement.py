@@ -1,4 +1,7 @@
-"""What the conformance checks share."""
+"""Helpers of the conformance checks."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,18 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters and buffers by name, those left out of checkpoints included."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def require_meta(make: Callable[[], Any]) -> None:
+    """Parts are built on the meta device first, where tensors have shapes and no values."""
+    try:
+        with torch.device("meta"):
+            make()
+    except Exception as error:
+        raise AssertionError(
+            f"it must be possible to build it on torch's meta device, where mistakes are found before any work; its "
+            f"constructor may not read values of tensors ({type(error).__name__}: {error})"
+        ) from error
 
 
 def require_uncast(module: nn.Module) -> None:

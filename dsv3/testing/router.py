@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
-from dsv3.testing.requirement import require, require_reloadable, require_uncast
+from dsv3.testing.requirement import require, require_meta, require_reloadable, require_uncast
 
 TOKENS = 96
 VOCABULARY = 1000
@@ -30,8 +30,11 @@ def check_router(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        require_meta(factory)
         router = factory()
         require(isinstance(router, nn.Module), "a router is an nn.Module")
+        found = getattr(router, "top_k", None)
+        require(found == top_k, f"`top_k` must be {top_k}, the experts per token that others read; it is {found}")
         x_ND, tokens_N = torch.randn(TOKENS, dim), torch.randint(VOCABULARY, (TOKENS,))
         bias_E = torch.zeros(n_experts)
         _shapes(router, x_ND, bias_E, tokens_N, n_experts, top_k)

@@ -19,6 +19,7 @@ CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "spec
 class Options:
     only: str = option("", f"cases to run, separated by commas, of {', '.join(CASES)}; empty: all")
     repeats: int = option(5, "timed repetitions per implementation")
+    device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def run(options: Options) -> dict[str, Any]:
     from rich.console import Console
 
     from dsv3.bench.measuring import Figure
-    from dsv3.process import set_up_process
+    from dsv3.process import device_named, set_up_process
 
     wanted = [name for name in options.only.split(",") if name] or list(CASES)
     unknown = [name for name in wanted if name not in CASES]
@@ -36,6 +37,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.repeats < 1:
         raise ValueError(f"repeats={options.repeats}: at least 1")
     set_up_process()
+    device = device_named(options.device)
     from dsv3.bench.drafts import FINISHED  # imports the model
 
     if "speculation" in wanted and not FINISHED.exists():
@@ -43,15 +45,27 @@ def run(options: Options) -> dict[str, Any]:
     figures: list[Figure] = []
     for name in wanted:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        for figure in case(name)(options.repeats):
+        for figure in case(name)(options.repeats, device):
             print(f"  {figure.what}: {figure.value:.2f}{figure.unit} {figure.note}", file=sys.stderr, flush=True)
             figures.append(figure)
     Console(highlight=False).print(table(figures))
-    return {"figures": [figure._asdict() | {"reached": figure.reached} for figure in figures]}
+    return {
+        "device": described(device),
+        "figures": [figure._asdict() | {"reached": figure.reached} for figure in figures],
+    }
+
+
+def described(device: Any) -> str:
+    """The device by its name, as figures are quoted with it."""
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}"
 
 
 def case(name: str) -> Any:
-    """The function of a case: repeats -> figures."""
+    """The function of a case: repeats and device -> figures."""
     from dsv3.bench import data_pipeline, decoding, drafts, peak_memory, step
 
     return {

@@ -29,6 +29,7 @@ class Options:
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
     )
+    device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     drafts: int = option(2, "tokens drafted for each pass of the model, with speculative=true")
 
 
@@ -39,10 +40,11 @@ def run(options: Options) -> dict[str, Any]:
         ValueError: an option is out of its range.
         FileNotFoundError: `checkpoint` is not a run's.
     """
-    from dsv3.checkpoint.loading import load_run, set_weights
+    from dsv3.checkpoint.loading import load_run
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
+    from dsv3.process import device_named
     from dsv3.prompts.infilling import infilling_prompt
 
     if options.drafts < 1:
@@ -60,9 +62,8 @@ def run(options: Options) -> dict[str, Any]:
         seed=options.seed,
         drafts=options.drafts if options.speculative else 0,
     )
-    loaded = load_run(options.checkpoint)
-    if options.weights == "ema":
-        set_weights(loaded.model, loaded.ema_weights)
+    loaded = load_run(options.checkpoint, device=device_named(options.device))
+    loaded.use(options.weights)
     tokenizer = loaded.tokenizer()
     if options.suffix:
         prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)

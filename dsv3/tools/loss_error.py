@@ -49,8 +49,9 @@ def run(options: Options) -> dict[str, Any]:
 
 def relative_error(one: str, other: str) -> Any:
     """The error of `one` against `other` as a pandas Series over tokens."""
-    for key, values in config_differences(one, other).items():
-        raise ValueError(f"{one} and {other} differ in {key}: {values[0]} and {values[1]}")
+    differ = [f"{key}: {values[0]} and {values[1]}" for key, values in config_differences(one, other).items()]
+    if differ:
+        raise ValueError(f"{one} and {other} differ in {'; '.join(differ)}")
     if None not in (streams := [stream(folder) for folder in (one, other)]) and streams[0] != streams[1]:
         raise ValueError(f"{one} and {other} read other texts, or in another order: their differences are not paired")
     smooth = [losses(folder).ewm(alpha=1 - SMOOTHING, adjust=False).mean() for folder in (one, other)]

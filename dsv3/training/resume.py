@@ -1,4 +1,4 @@
-"""What becomes of a run folder that already holds something.
+"""Resume policy for an existing run folder.
 
 `resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
 `resume=never` moves the old folder aside; a path continues from that checkpoint.
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
 from dsv3.config.moved import upgraded
+from dsv3.training.settle import kept_choices
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
     summary = folder.summary()
     if config.resume != "auto" or summary is None or not folder.config_path.exists():
         return False
-    refuse_other_settings(config, folder)
+    refuse_other_settings(kept_choices(config, folder), folder)
     cap = config.trainer.max_steps
     return summary["tokens"] >= config.run.tokens or (cap != -1 and summary["steps"] >= cap)
 

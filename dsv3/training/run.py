@@ -5,19 +5,20 @@ from pathlib import Path
 
 import lightning
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model, part, token_bytes
 from dsv3.checkpoint.loading import begin_with, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.contracts import Data
 from dsv3.model.compile import compile_parts
-from dsv3.process import device_named, set_up_process
+from dsv3.process import set_up_process
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.facts import write_facts
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare
+from dsv3.training.settle import kept_choices, settled
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Run:
 def build_run(config: DictConfig) -> Run:
     """Prepare the run folder (see `dsv3.training.resume`) and assemble data, model, callbacks and Trainer."""
     set_up_process()
-    config = with_device(config)
+    folder = RunFolder(config.run.dir)
+    config = settled(kept_choices(config, folder))
     problems = part(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
@@ -51,7 +53,6 @@ def build_run(config: DictConfig) -> Run:
     for callback in callbacks:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
-    folder = RunFolder(config.run.dir)
     resume_from = prepare(config, folder)
     start = load_run(config.run.weights_from) if config.run.weights_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
@@ -101,15 +102,3 @@ def build_callbacks(config: DictConfig) -> list[lightning.Callback]:
             kind = type(callback).__name__
             raise ValueError(f"callbacks.{name}._target_: must give a lightning.Callback, and gives a {kind}")
     return in_order(callbacks.values())
-
-
-def with_device(config: DictConfig) -> DictConfig:
-    """The config with `trainer.accelerator=auto` resolved: cuda where torch sees a GPU, else cpu.
-
-    Raises:
-        ValueError: cuda is asked for and torch sees no GPU.
-    """
-    device = device_named(config.trainer.accelerator, key="trainer.accelerator")
-    merged = OmegaConf.merge(config, {"trainer": {"accelerator": device.type}})
-    assert isinstance(merged, DictConfig)
-    return merged

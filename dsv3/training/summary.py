@@ -1,6 +1,5 @@
 """Run summary: builds and prints `summary.json`."""
 
-import math
 import platform
 import subprocess
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from dsv3.inference.sampling import Settings
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
 from dsv3.prompts.infilling import infilling_prompt
+from dsv3.strict_json import finite
 from dsv3.training.run import Run
 
 SAMPLE_TOKENS = 48
@@ -77,17 +77,13 @@ def benchmark_scores(folder: RunFolder) -> list[dict[str, Any]]:
                 "metric": metric,
                 "n": int(after.n),
                 "shots": float(after.shots),
-                "before": None if before is None else finite(before.value),
-                "before_stderr": None if before is None else finite(before.stderr),
-                "after": finite(after.value),
-                "after_stderr": finite(after.stderr),
+                "before": None if before is None else finite(float(before.value)),
+                "before_stderr": None if before is None else finite(float(before.stderr)),
+                "after": finite(float(after.value)),
+                "after_stderr": finite(float(after.stderr)),
             }
         )
     return rows
-
-
-def finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def last_tenth(train: Any, prefix: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which positions a query may see."""
+"""Attention masks: causal, and within documents."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What balancing methods share: the contract's methods doing nothing, buffers that keep their dtype, a load product."""
+"""Base of balancing methods: the contract's methods doing nothing, buffers that keep their dtype, a load product."""
 
 import torch
 from torch import Tensor

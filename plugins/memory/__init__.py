@@ -1,1 +1,1 @@
-"""What is looked up by the latest tokens and added to their embeddings; one module each."""
+"""Lookup memories: tables addressed by the latest tokens, added to the embeddings."""

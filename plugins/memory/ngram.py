@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Cache
-from dsv3.model.layers import PositionCache, next_positions
+from dsv3.model.layers import PositionCache, hashed, next_positions
 
 MULTIPLIER = 0x5851F42D4C957F2D
 """Of Knuth's linear congruential generator (MMIX): odd, and its bits are well mixed."""
@@ -117,6 +117,5 @@ def shifted(x_BS: Tensor, by: int, *, fill: int) -> Tensor:
 
 
 def mixed(key: Tensor) -> Tensor:
-    """int64 -> int64 from 0 on, every bit of the result depending on many of the key's; products wrap around."""
-    key = (key ^ (key >> 29)) * MULTIPLIER
-    return key ^ (key >> 32)
+    """int64 -> int64, none below 0: the last shift copies a sign bit onto itself, which clears it."""
+    return hashed(key, ((29, MULTIPLIER),), 32)

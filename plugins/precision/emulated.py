@@ -1,4 +1,4 @@
-"""What the emulated FP8 precisions share: roles in FP8 by a recipe, all others in BF16, and measurement."""
+"""Base of the emulated FP8 precisions: roles in FP8 by a recipe, all others in BF16, and measurement."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -3,34 +3,46 @@
     y = silu(g) u w        dg = c u s (1 + g (1 - s)),  du = c g s,  dw = sum over the row of dy g s u
 
 with s = sigmoid(g), row weights w (the experts' gates; 1 if there are none) and c = dy w. Forward, y comes from g and u
-as they are; backward, from what their codes stand for, in FP32. The layer that takes y next finds the codes with it
-(`set_origin`), keeps those, and computes y again when it needs it for its weight's gradient.
+as they are; backward, from what their codes stand for, in FP32. The layer that takes y next keeps the same codes and
+computes y again when it needs it for its weight's gradient. It is given y as any other tensor and asks autograd for
+the function that made it (`origin_of`), which holds the codes: y changed, or a copy of it, has another origin.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plugins.precision.quantised_linear import Origin, set_origin
-from plugins.precision.quantiser import Held, Quantiser, run
+from plugins.precision.plain import swiglu
+from plugins.precision.quantiser import Held, Quantiser, run_kernel
+
+
+class Origin(NamedTuple):
+    """What a tensor can be computed from again in the backward pass, so that it need not be kept itself."""
+
+    tensors: tuple[Tensor | None, ...]
+    restore: Callable[..., Tensor]  # of the tensors
+
+
+def origin_of(x: Tensor) -> Origin | None:
+    """The codes that x was computed with, if it is what `held_swiglu` returned and a gradient is asked for."""
+    made_by: Any = x.grad_fn
+    restore = getattr(made_by, "restore_swiglu", None)
+    return None if restore is None else Origin(made_by.saved_tensors, restore)
 
 
 class _HeldSwiGLU(torch.autograd.Function):
-    """(y, codes, scales). Gates and up-projections are quantised as rows of their own: no tile spans both."""
+    """Gates and up-projections are quantised as rows of their own: no tile spans both."""
 
     @staticmethod
-    def forward(
-        ctx: Any, gate_up: Tensor, row_weights: Tensor | None, quantiser: Quantiser
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        held = quantiser.held(gate_up.reshape(-1, gate_up.shape[-1] // 2))
-        ctx.save_for_backward(row_weights, *held)
-        ctx.quantiser = quantiser
-        ctx.mark_non_differentiable(*held)
-        return swiglu(gate_up, row_weights), *held
+    def forward(ctx: Any, gate_up: Tensor, row_weights: Tensor | None, quantiser: Quantiser) -> Tensor:
+        ctx.save_for_backward(row_weights, *quantiser.held(gate_up.reshape(-1, gate_up.shape[-1] // 2)))
+        y = swiglu(gate_up, row_weights)
+        ctx.quantiser, ctx.restore_swiglu = quantiser, _restoring(quantiser, tuple(y.shape), y.dtype)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -38,19 +50,13 @@ class _HeldSwiGLU(torch.autograd.Function):
         row_weights, *held = ctx.saved_tensors
         dy = grads[0]
         gate_up = decoded(ctx.quantiser, Held(*held), dy.shape)
-        return *run(gradients, dy, gate_up, row_weights, compiled=ctx.quantiser.compiled), None
+        return *run_kernel(gradients, dy, gate_up, row_weights, compiled=ctx.quantiser.compiled), None
 
 
 def decoded(quantiser: Quantiser, held: Held, shape: tuple[int, ...]) -> Tensor:
     """[g ; u] in FP32, of y with `shape` [..., I]."""
     *rows, width = shape
     return quantiser.decoded(held, (2 * math.prod(rows), width), torch.float32).reshape(*rows, 2 * width)
-
-
-def swiglu(gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    y = F.silu(gate).mul_(up)
-    return y if row_weights is None else y.mul_(row_weights.unsqueeze(-1).to(y.dtype))
 
 
 def gradients(dy: Tensor, gate_up: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -65,12 +71,15 @@ def gradients(dy: Tensor, gate_up: Tensor, row_weights: Tensor | None) -> tuple[
 
 def held_swiglu(gate_up: Tensor, row_weights: Tensor | None, quantiser: Quantiser) -> Tensor:
     """silu(gate) * up of gate_up [..., 2 I], gates first, times row weights [...]."""
-    y, codes, scales = _HeldSwiGLU.apply(gate_up, row_weights, quantiser)
-    shape, dtype = y.shape, y.dtype  # what follows must not hold y itself
+    y: Tensor = _HeldSwiGLU.apply(gate_up, row_weights, quantiser)
+    return y
+
+
+def _restoring(quantiser: Quantiser, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """What computes y, as a matrix, of row weights, codes and scales; it must not hold y itself."""
 
     def restore(row_weights: Tensor | None, codes: Tensor, scales: Tensor) -> Tensor:
-        y = run(swiglu, decoded(quantiser, Held(codes, scales), shape), row_weights, compiled=quantiser.compiled)
-        return y.to(dtype).flatten(0, -2)
+        gate_up = decoded(quantiser, Held(codes, scales), shape)
+        return run_kernel(swiglu, gate_up, row_weights, compiled=quantiser.compiled).to(dtype).flatten(0, -2)
 
-    set_origin(y, Origin((row_weights, codes, scales), restore))
-    return y
+    return restore

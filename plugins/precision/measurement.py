@@ -1,4 +1,4 @@
-"""What quantisation loses, measured while it happens: signal-to-noise ratio, underflow, saturation, amax."""
+"""Quantisation-error metrics, collected during training: signal-to-noise ratio, underflow, saturation, amax."""
 
 import math
 from dataclasses import dataclass, field

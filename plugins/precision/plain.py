@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import GroupedMM, Role
-from dsv3.model.layers import run
 from dsv3.model.recompute import recomputed
 
 
@@ -58,8 +57,15 @@ class CastGroupedLinear(CastWeight):
         return self.grouped_mm(x_MK.to(self.dtype), self.cast_weight(), counts_E)
 
 
+def swiglu(gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
+    """silu(a) * b * w, [..., I], of `gate_up` = [a ; b] and row weights w [...]; in place, so not for autograd."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    h = F.silu(gate).mul_(up)
+    return h if row_weights is None else h.mul_(row_weights.unsqueeze(-1).to(h.dtype))
+
+
 class _SwiGLU(torch.autograd.Function):
-    """h = silu(a) * b * w for `gate_up` = [a ; b] and row weights w. Only the arguments are kept; with c = dh * w,
+    """h = `swiglu` with its gradient, for which only the arguments are kept. With c = dh * w,
 
     da = c * b * silu'(a)        db = c * silu(a)        dw = sum over the row of dh * silu(a) * b
     """
@@ -67,9 +73,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate_up, row_weights)
-        gate, up = gate_up.chunk(2, dim=-1)
-        h = F.silu(gate).mul_(up)
-        return h if row_weights is None else h.mul_(row_weights.unsqueeze(-1).to(h.dtype))
+        return swiglu(gate_up, row_weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +107,9 @@ class OneFormat:
         )
 
     def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        activated: Tensor = recomputed("swiglu", run, _SwiGLU, gate_up, row_weights)
+        if not torch.is_grad_enabled():  # decoding: an autograd function costs more than so small an operation
+            return swiglu(gate_up, row_weights)
+        activated: Tensor = recomputed("swiglu", _SwiGLU.apply, gate_up, row_weights)
         return activated
 
     def check(self, device: torch.device) -> list[str]:

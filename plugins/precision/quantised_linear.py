@@ -9,8 +9,8 @@ FP32 (code * scale, rounded once). Sums are FP32. y and dx leave in the activati
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from dsv3.contracts import GroupedMM, Role
 from dsv3.model.layers import on_host
+from plugins.precision.formats import Format
+from plugins.precision.held_swiglu import Origin, origin_of
 from plugins.precision.measurement import Measurement
 from plugins.precision.quantiser import Groups, Held, Quantiser
 from plugins.precision.tensor_scales import TensorScales
@@ -41,16 +43,19 @@ class Recipe:
     dy_wgrad: Quantiser
 
 
-class Origin(NamedTuple):
-    """What a layer's input can be computed from again in the backward pass, so that it need not be kept itself."""
-
-    tensors: tuple[Tensor | None, ...]
-    restore: Callable[..., Tensor]  # of the tensors
-
-
-def set_origin(x: Tensor, origin: Origin) -> None:
-    """Tell the layer that takes x next. (An attribute of this one Python object: a view or copy of x has none.)"""
-    x.origin = origin  # type: ignore[attr-defined]
+def row_and_column_recipe(row: Quantiser, column: Quantiser, gradient_format: Format) -> Recipe:
+    """`row` for the factors of which a product sums along the rows (x and w of Fprop, dy of Dgrad), `column` for those
+    of which it sums along the columns (w of Dgrad, x and dy of Wgrad); dy in `gradient_format`."""
+    return Recipe(
+        x_held=row,
+        x_fprop=row,
+        w_fprop=row,
+        dy_held=None,
+        dy_dgrad=replace(row, format=gradient_format),
+        w_dgrad=column,
+        x_wgrad=column,
+        dy_wgrad=replace(column, format=gradient_format),
+    )
 
 
 class _Products(torch.autograd.Function):
@@ -136,8 +141,8 @@ class QuantisedLinear(nn.Module):
         x_NK = x.to(self.activation_dtype).flatten(0, -2)
         if not x.numel():
             return self.product(x_NK, self.weight.to(x_NK.dtype), counts_E)
-        origin, recorded = getattr(x, "origin", None), torch.is_grad_enabled()
-        y_NO = _Products.apply(x_NK, self.weight, self, counts_E, origin, recorded)
+        recorded = torch.is_grad_enabled()
+        y_NO = _Products.apply(x_NK, self.weight, self, counts_E, origin_of(x) if recorded else None, recorded)
         return y_NO.view(*x.shape[:-1], -1)
 
     def factor(self, name: Factor, x: Tensor, dtype: torch.dtype, groups: Groups | None = None) -> Tensor:

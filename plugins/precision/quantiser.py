@@ -95,7 +95,7 @@ class Quantiser:
         return tiles.reshape(-1, 1, 1, tiles.shape[-1]) if self.rows == 1 else tiles
 
     def _run(self, function: Callable[..., Any], *tensors: Tensor | None, **settings: Any) -> Any:
-        return run(function, *tensors, compiled=self.compiled, quantiser=self, **settings)
+        return run_kernel(function, *tensors, compiled=self.compiled, quantiser=self, **settings)
 
 
 def tiles_of(x: Tensor, rows: int | None, columns: int | None) -> Tensor:
@@ -159,7 +159,7 @@ def decode(codes: Tensor, scales: Tensor, *, quantiser: Quantiser, dtype: torch.
     return (codes.float() * scales).to(dtype)
 
 
-def run(function: Callable[..., Any], *tensors: Tensor | None, compiled: bool, **settings: Any) -> Any:
+def run_kernel(function: Callable[..., Any], *tensors: Tensor | None, compiled: bool, **settings: Any) -> Any:
     """function(*tensors, **settings); if `compiled`, as one kernel for each shape of the tensors but their first axis.
 
     The first call of each kernel takes seconds.

@@ -12,7 +12,7 @@ from typing import Literal
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
 from plugins.precision.formats import E4M3, FORMATS
-from plugins.precision.quantised_linear import Recipe
+from plugins.precision.quantised_linear import Recipe, row_and_column_recipe
 from plugins.precision.quantiser import Quantiser
 
 
@@ -33,14 +33,4 @@ class FP8Rowwise(EmulatedFP8):
         self.gradient_format = FORMATS[gradient_format]
 
     def recipe(self, role: Role) -> Recipe:
-        row, column = self.row, replace(self.row, rows=None, columns=1)
-        return Recipe(
-            x_held=row,
-            x_fprop=row,
-            w_fprop=row,
-            dy_held=None,
-            dy_dgrad=replace(row, format=self.gradient_format),
-            w_dgrad=column,
-            x_wgrad=column,
-            dy_wgrad=replace(column, format=self.gradient_format),
-        )
+        return row_and_column_recipe(self.row, replace(self.row, rows=None, columns=1), self.gradient_format)

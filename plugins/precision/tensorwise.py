@@ -1,13 +1,12 @@
 """FP8 with one scale for each tensor: x, w and dy of a layer (all experts' together)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
 from plugins.precision.formats import E4M3, FORMATS
-from plugins.precision.quantised_linear import Recipe
+from plugins.precision.quantised_linear import Recipe, row_and_column_recipe
 from plugins.precision.quantiser import Quantiser
 from plugins.precision.tensor_scales import TensorScales
 
@@ -34,17 +33,7 @@ class FP8Tensorwise(EmulatedFP8):
         self.layers: list[TensorScales] = []
 
     def recipe(self, role: Role) -> Recipe:
-        whole, gradient = self.whole, replace(self.whole, format=self.gradient_format)
-        return Recipe(
-            x_held=whole,
-            x_fprop=whole,
-            w_fprop=whole,
-            dy_held=None,
-            dy_dgrad=gradient,
-            w_dgrad=whole,
-            x_wgrad=whole,
-            dy_wgrad=gradient,
-        )
+        return row_and_column_recipe(self.whole, self.whole, self.gradient_format)
 
     def scales(self) -> TensorScales:
         self.layers.append(TensorScales(history=self.amax_history))

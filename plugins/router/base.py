@@ -1,4 +1,4 @@
-"""What routers share: an FP32 projection that nothing casts, and selection with a stated rule for ties."""
+"""Base of routers: an FP32 projection that nothing casts, and selection with a stated rule for ties."""
 
 import torch
 from torch import Tensor, nn

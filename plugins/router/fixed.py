@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
+from dsv3.model.layers import hashed
 from plugins.router.base import top
 
 MASK = 0xFFFFFFFF
@@ -61,11 +62,5 @@ class RandomRouter(HashRouter):
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit integers that changes about half of the bits for any change of x; held in int64.
-
-    Two rounds of xor-shift and multiplication by an odd constant; products wrap, and only their low half is kept.
-    """
-    x = x & MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
-    return x ^ (x >> 16)
+    """A bijection of 32-bit integers, held in int64, that changes about half of the bits for any change of x."""
+    return hashed(x & MASK, ((16, 0x7FEB352D), (15, 0x846CA68B)), 16, mask=MASK)

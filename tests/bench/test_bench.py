@@ -14,6 +14,8 @@ from dsv3.checkpoint.loading import Loaded
 from dsv3.cli import main
 from dsv3.training.run import build_run
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +33,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("experts", compared.EXPERTS)
 def test_both_sides_are_the_same_function(experts: str) -> None:
-    config, model = compared.ours("precision=fp32", "mtp=none")
+    config, model = compared.ours("precision=fp32", "mtp=none", device=CPU)
     twin = compared.theirs(config, model, dtype=torch.float32, experts=experts)
-    batch = next(compared.batches(config.model.vocab_size))
+    batch = next(compared.batches(config.model.vocab_size, device=CPU))
     with torch.no_grad():
         mine = model.lm_head(model(batch, with_mtp=False).hidden_BTD)
         other = twin(input_ids=batch.tokens_BT).logits
@@ -42,7 +44,7 @@ def test_both_sides_are_the_same_function(experts: str) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_every_case_gives_its_figures() -> None:
-    figures = [*step.train(1), *decoding.decode(1), *step.experts(1)]
+    figures = [*step.train(1, CPU), *decoding.decode(1, CPU), *step.experts(1, CPU)]
     assert {figure.case for figure in figures} == {"train", "decode", "experts"}
     assert all(figure.value > 0 for figure in figures)
     shares = [figure for figure in figures if figure.what.startswith("share")]
@@ -58,7 +60,7 @@ def test_speculation_compares_the_same_texts(
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
     monkeypatch.setattr(drafts, "PROMPTS", 3)
     monkeypatch.setattr(drafts, "TOKENS", 6)
-    (figure,) = drafts.speculation(1, tmp_path)
+    (figure,) = drafts.speculation(1, CPU, tmp_path)
     assert figure.value > 0
     assert "3 of 3 texts the same" in figure.note
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dsv3.checkpoint.run_folder import RunFolder, find_run, is_intact, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, Table, find_run, is_intact, write_atomically
 
 
 def test_tables_come_back_in_order_and_forget_what_is_past_a_checkpoint(tmp_path: Path) -> None:
@@ -21,6 +21,15 @@ def test_tables_come_back_in_order_and_forget_what_is_past_a_checkpoint(tmp_path
     folder.drop_after(4)
     assert folder.read("metrics/train").tokens.tolist() == [1, 2, 3, 4]
     assert folder.read("metrics/nothing").equals(pd.DataFrame())
+
+
+def test_the_table_that_tells_how_far_a_run_is_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, written = RunFolder(tmp_path), list[str]()
+    monkeypatch.setattr(Table, "flush", lambda table, tokens: written.append(table.folder.name))
+    for name in ("timing/seconds", "metrics/train", "metrics/validation", "metrics/a"):
+        folder.table(name).append({"tokens": 1})
+    folder.flush(1)
+    assert written == ["seconds", "validation", "a", "train"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of preflight share: the shipped options, and how problems are looked at."""
+"""Helpers of the preflight tests: the shipped options, and views of problems."""
 
 from omegaconf import OmegaConf
 

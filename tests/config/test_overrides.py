@@ -40,8 +40,8 @@ def test_every_shipped_option_is_sound(
         ["data.fim={rate: 0.5}"],
         ["+model.extra=3", "model.extra=4"],
         ["++model.dim=32"],
-        ["~ema"],
-        ["~callbacks.ema.decay=0.99"],
+        ["~callbacks.ema"],
+        ["~compile=false"],
         ["~logger"],
         ["trainer.devices=auto"],
         ["trainer.devices=[0,1]"],
@@ -91,9 +91,16 @@ def test_three_mistakes_are_reported_together() -> None:
         ("+model=tiny", "+model", "chosen already"),
         ("model@other=tiny", "model@other", "write +model@other=tiny"),
         ("+model.dim=3", "+model.dim", "there is already such a key"),
-        ("~emaa", "~emaa", "Did you mean 'ema'?"),
+        ("~seedd", "~seedd", "Did you mean 'seed'?"),
+        ("guard.window=32", "guard.window", "this key has moved: write callbacks.guard.window=32"),
+        ("ema.decay=0.9", "ema.decay", "write callbacks.ema.decay=0.9"),
+        (
+            "diagnostics.quantisation_tokens=5",
+            "diagnostics.quantisation_tokens",
+            "callbacks.quantisation.every_tokens=5",
+        ),
         ("~callbacks.ema.decay=0.5", "~callbacks.ema.decay", "Could not delete"),
-        ("model.top_k=[1,", "model.top_k", "not an override that Hydra can read"),
+        ("model.top_k=[1,", "model.top_k", "invalid Hydra override"),
         ("model.top_k", "model.top_k", "Write key=value"),
         ("model.top_k=1,2", "model.top_k", "--multirun"),
         ("hydra/launcher=nothing", "hydra/launcher", "one of"),
@@ -134,7 +141,7 @@ def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
     arguments = ["checkpoint=runs", "precision=fp8_blockwise", "+router=softmax", "benchmarks=quick", "format=xml"]
     found = check("evaluate", arguments)
     assert [problem.key for problem in found] == ["precision", "+router", "format"]
-    assert "those that it was trained with" in found[0].message
+    assert "a checkpoint fixes its components" in found[0].message
     assert check("evaluate", ["checkpoint=runs", "hydra/launcher=joblib"]) == []
 
 

@@ -1,4 +1,4 @@
-"""What holds of the whole model: causality, documents, rows, caches; for every attention and router that fits."""
+"""The whole model: causality, documents, rows, caches; for every attention and router that fits."""
 
 import pytest
 import torch

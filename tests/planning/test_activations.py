@@ -1,4 +1,4 @@
-"""What a block keeps for its backward pass, against what autograd keeps of a real one."""
+"""Activation memory of a block, against what autograd keeps of a real one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where parameters stand, and what a GPU holds."""
+"""Placement of parameters, and memory of a GPU."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a study's runs come to: which runs count, which layers are compared, and known values of its figures."""
+"""Results of a study: which runs count, which layers are compared, and known values of its figures."""
 
 import json
 from pathlib import Path

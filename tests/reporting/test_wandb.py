@@ -1,4 +1,4 @@
-"""What wandb is given: maps and tables with each checkpoint, and a workspace of panels."""
+"""W&B media: maps and tables with each checkpoint, and a workspace of panels."""
 
 import json
 from pathlib import Path

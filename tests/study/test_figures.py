@@ -1,4 +1,4 @@
-"""Where curves of a study are compared, and what its differences are there."""
+"""Figures of a study: where its curves are compared, and its differences there."""
 
 import numpy as np
 import pytest

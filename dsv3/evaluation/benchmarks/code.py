@@ -1,4 +1,4 @@
-"""How tasks reach the sandbox.
+"""Code tasks: lm-eval's way to the sandbox.
 
 A task of ours builds `Program`s' fields in a filter and passes them on to the filter `run_in_sandbox`:
 

@@ -104,7 +104,9 @@ class HFModel:
     shares_prefixes = False
     scores_bos = True
 
-    def __init__(self, folder: str | Path, *, model: Any = None, tokenizer: Any = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, model: Any = None, tokenizer: Any = None, device: torch.device | str = "cpu"
+    ) -> None:
         """`model`, `tokenizer`: already opened ones, instead of those in `folder`.
 
         Raises:
@@ -113,7 +115,8 @@ class HFModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.name = str(folder)
-        self.model = (model or AutoModelForCausalLM.from_pretrained(folder, dtype="auto")).eval()
+        opened: Any = model or AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.model: Any = opened.to(device).eval()
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
         self.device = self.model.device
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 2048))

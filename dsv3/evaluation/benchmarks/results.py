@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.evaluation.benchmarks.suite import Outcome
+from dsv3.strict_json import finite
 
 
 class Score(NamedTuple):
@@ -120,15 +121,4 @@ def score_table(rows: Sequence[Score], title: str) -> Table:
 
 
 def _json(value: Any, indent: int | None = 2) -> str:
-    return json.dumps(_finite(value), indent=indent, default=str, ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for a number that is not finite: null stands for it."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    return json.dumps(finite(value), indent=indent, default=str, ensure_ascii=False)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.build import build_data
-from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
+from dsv3.checkpoint.loading import Loaded, is_published, load_run
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
@@ -19,6 +19,7 @@ from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, score
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.inference.scored_model import ScoredModel
+from dsv3.process import device_named
 from dsv3.sandbox import Sandbox
 
 
@@ -27,6 +28,7 @@ class Session:
 
     def __init__(self, config: DictConfig, console: Console) -> None:
         self.config, self.console = config, console
+        self.device = device_named(config.device)
         self.sandbox = Sandbox(unsafe=config.allow_unsafe_code)
         chosen = entries(config.benchmarks) | {name: Entry() for name in config.tasks}
         changes = {key: config[key] for key in ("limit", "shots", "num_samples")}
@@ -35,7 +37,7 @@ class Session:
 
     def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
-        model = native_model(loaded, self.config.weights) if loaded else HFModel(checkpoint)
+        model = native_model(loaded, self.config.weights) if loaded else HFModel(checkpoint, device=self.device)
         identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
         folder = ResultsFolder(self.folder(checkpoint))
         finder = TaskFinder(
@@ -74,7 +76,7 @@ class Session:
         if is_published(other):
             self.run(other, None, None)
         else:
-            loaded = load_run(other)
+            loaded = load_run(other, device=self.device)
             self.run(other, loaded, build_data(loaded.config, tokenizer=loaded.tokenizer()))
         both = [name for name in self.finished[checkpoint] if name in self.finished[other]]
         first, second = (ResultsFolder(self.folder(name)) for name in (checkpoint, other))
@@ -96,8 +98,7 @@ class Session:
 
 def native_model(loaded: Loaded, weights: str) -> NativeModel:
     """The run's model with its live or its averaged weights."""
-    if weights == "ema":
-        set_weights(loaded.model, loaded.ema_weights)
+    loaded.use(weights)
     data = loaded.config.data
     return NativeModel(
         loaded.model,

@@ -32,6 +32,7 @@ from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
 from dsv3.model.losses import token_losses
 from dsv3.monitoring.findings import Finding
+from dsv3.strict_json import finite
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.step import StepRecord
@@ -142,7 +143,7 @@ class Guard(lightning.Callback):
                 for layer, load_E in record.loads.items()
             },
         }
-        text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / f"tokens-{step.tokens_before:015d}.json", lambda path: path.write_text(text))
 
     @torch.no_grad()
@@ -191,12 +192,3 @@ def left_out_steps(folder: Path) -> list[int]:
 
 def leave_out(folder: Path, steps: list[int]) -> None:
     write_atomically(folder / "left_out.json", lambda path: path.write_text(json.dumps(steps)))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for a number that is not finite: its name stands for it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

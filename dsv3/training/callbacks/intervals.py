@@ -1,4 +1,4 @@
-"""What is due every so many tokens: steps seldom end on a multiple."""
+"""Intervals in tokens: steps seldom end on a multiple."""
 
 
 def crossed(every: int, before: int, after: int) -> bool:

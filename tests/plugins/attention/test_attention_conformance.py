@@ -213,7 +213,7 @@ def test_shared_parameters_are_found():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"n_kv_heads": 3}, "n_kv_heads=3: it must divide"), ({"head_dim": 7}, "head_dim=7")]
+    ("changes", "words"), [({"n_kv_heads": 3}, "n_kv_heads=3: must divide"), ({"head_dim": 7}, "head_dim=7")]
 )
 def test_impossible_shapes(changes, words):
     with pytest.raises(ValueError, match=words):

@@ -100,6 +100,12 @@ def test_good_experts_conform():
     check_experts(Good, dim=16, n_experts=4)
 
 
+class SharedScale(Good):
+    def __init__(self, *, precision):
+        super().__init__(precision=precision)
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+
 class Misplaced(Good):
     def forward(self, x, counts, gates):
         return super().forward(x, counts.flip(0), gates)
@@ -179,6 +185,7 @@ class Forgetful(Good):
     [
         (OwnLayers, "must be made by the `grouped_linear`"),
         (WrongRole, "must be made by the `grouped_linear`"),
+        (SharedScale, "an equal part of the parameters"),
         (Upcast, "the output for"),
         (NothingForNone, "the output for 0 rows"),
         (Misplaced, "rows of the others"),

@@ -16,6 +16,7 @@ from dsv3.model.layers import SwiGLU, held_weights
 from dsv3.testing import check_precision
 from dsv3.testing.plain import drawn, loop_mm
 from plugins.experts.grouped import GroupedExperts, grouped_mm
+from plugins.precision.held_swiglu import origin_of
 from plugins.precision.plain import CastGroupedLinear, CastLinear
 from tests.plugins.precision import reference
 
@@ -251,8 +252,11 @@ def test_roles_left_out_compute_in_bf16():
 def test_swiglu_inputs_are_held_for_the_roles_in_fp8_alone():
     gate_up, gates = inputs((8, 2 * TILE), 1).requires_grad_(), torch.rand(8)
     precision = made(roles=["expert_down"])
-    assert not hasattr(precision.swiglu(gate_up), "origin"), "of a dense feed-forward, in BF16"
-    assert hasattr(precision.swiglu(gate_up, gates), "origin")
+    assert origin_of(precision.swiglu(gate_up)) is None, "of a dense feed-forward, in BF16"
+    y = precision.swiglu(gate_up, gates)
+    assert origin_of(y) is not None
+    assert origin_of(2 * y) is None
+    assert origin_of(y.mul_(2)) is None, "the codes no longer stand for it"
 
 
 def test_a_held_weight_is_quantised_once_and_gives_the_same(monkeypatch):

@@ -1,4 +1,4 @@
-"""What is measured of a quantised layer, by hand; measuring changes nothing."""
+"""Quantisation error of a layer, by hand; measuring changes nothing."""
 
 import math
 

@@ -94,6 +94,16 @@ class Centred(Good):
         return super().logits(x_ND.float() + torch.arange(len(x_ND)).unsqueeze(1))
 
 
+class Silent(Good):
+    def __getattr__(self, name):
+        if name == "top_k":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name, value):
+        super().__setattr__("k" if name == "top_k" else name, value)
+
+
 class Drifting(Good):
     calls = 0
 
@@ -106,6 +116,7 @@ class Drifting(Good):
 @pytest.mark.parametrize(
     ("router", "words"),
     [
+        (Silent, "`top_k` must be 4"),
         (BiasInGate, "selection only"),
         (BiasInAffinity, "must not enter affinities"),
         (BiasIgnored, "must send it more tokens"),

@@ -1,4 +1,4 @@
-"""What training writes down of the experts: planted faults are found by name, and the tables continue exactly."""
+"""Expert monitoring: planted faults are found by name, and the tables continue exactly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
     findings = folder.read("metrics/findings")
     (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
     assert (found["kind"], found["tokens"], found["value"]) == ("dead expert", 2560, 0.0)
-    assert found["text"] == "layers.2 expert 5 is dead: 0.00% of an even share"
+    assert found["text"] == "layers.2 expert 5 is dead: 0.00% of the balanced load"
     assert found["text"] in write_run_report(folder.path).read_text()
 
 
@@ -83,7 +83,7 @@ def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) 
     row = found[found.layer == "layers.1"].iloc[0]
     assert row.tokens == 2560
     assert row.value == pytest.approx(2.0)
-    assert row.text == "layers.1 collapsed: its load is spread over 2.0 effective experts of 16"
+    assert row.text == "layers.1: routing collapse, 2.0 of 16 experts effective"
 
 
 def unwatched(run: Any) -> None:

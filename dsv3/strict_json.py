@@ -1,0 +1,20 @@
+"""Values as standard JSON can hold them: numbers that are not finite are replaced."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def finite(value: Any, *, instead: Callable[[float], Any] = lambda value: None) -> Any:
+    """`value` in dicts, lists and Python numbers, with `instead(x)` for every x that is infinite or NaN.
+
+    instead: `str` keeps their names ("inf", "nan"); by default they become null. Keys become text; tuples become lists;
+    scalars of numpy and torch become Python's. What else is not JSON is returned as it is.
+    """
+    if isinstance(value, dict):
+        return {str(key): finite(item, instead=instead) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item, instead=instead) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return instead(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,169 @@
+"""Does an objective keep to `dsv3.contracts.Objective`?"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Models, Statistic, Step
+from dsv3.testing.plain import error
+from dsv3.testing.requirement import require
+from dsv3.testing.small_model import DIM, VOCABULARY, micro_batch, small_model
+
+ROWS, LENGTH = 8, 6
+ROUNDING = 1e-4  # relative, of FP32 sums in another order
+
+
+class _Outcome(NamedTuple):
+    """A step's loss and its gradients; what is summed, with the denominators."""
+
+    loss: Tensor
+    hidden_BTD: Tensor
+    weight_VD: Tensor
+    sums: Mapping[str, Tensor]
+
+
+def check_objective(factory: Callable[..., nn.Module]) -> None:
+    """Raise AssertionError, saying what is wrong, unless `factory(token_bytes_V=)` is an objective for the core.
+
+    It is asked about rows of tokens like those of pretraining, of one vocabulary of 262 tokens.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        objective = factory(token_bytes_V=torch.randint(0, 9, (VOCABULARY,)))
+        require(isinstance(objective, nn.Module), "an objective is an nn.Module, whose buffers move with the model")
+        require(not list(objective.parameters()), "an objective has no parameters: none would be trained")
+        _statistics(objective)
+        rows = micro_batch(ROWS, LENGTH, seed=0)
+        step = _prepared(objective, rows)
+        _denominators(objective, step)
+        hidden_BTD, weight_VD = torch.randn(ROWS, LENGTH, DIM), torch.randn(VOCABULARY, DIM)
+        whole = _outcome(objective, step.micro_batches, hidden_BTD, weight_VD)
+        _gradients(whole)
+        _shares(objective, step.micro_batches[0], whole, hidden_BTD, weight_VD)
+        _ignored(objective, step.micro_batches[0], whole, hidden_BTD, weight_VD)
+
+
+def _statistics(objective: Any) -> None:
+    statistics = list(objective.statistics)
+    require(
+        bool(statistics) and all(isinstance(figure, Statistic) for figure in statistics),
+        "`statistics` must be dsv3.contracts.Statistic, at least one",
+    )
+    names = [figure.name for figure in statistics]
+    require(
+        names[0] == "loss",
+        f"the first of `statistics` must be called loss, which the guard judges and studies compare; not {names[0]}",
+    )
+    require(len(set(names)) == len(names), f"`statistics` must have different names, not {names}")
+
+
+def _prepared(objective: Any, rows: MicroBatch) -> Step:
+    with torch.no_grad():
+        step = objective.prepare(Step([rows], 0, {}), Models(small_model()))
+    require(isinstance(step, Step), f"prepare() must return the Step to train on, not {type(step).__name__}")
+    return step
+
+
+def _denominators(objective: Any, step: Step) -> None:
+    found = objective.denominators(step)
+    for name in ("micro_batches", "mtp"):
+        require(
+            name in found,
+            f"denominators() must give `{name}`, which "
+            + ("balance losses" if name == "micro_batches" else "MTP's losses")
+            + f" are divided by; it gives {', '.join(found)}",
+        )
+    for name, value in found.items():
+        require(
+            isinstance(value, Tensor) and value.shape == () and not value.requires_grad,
+            f"denominators()[{name!r}] must be a scalar tensor without a gradient, not {value!r}",
+        )
+    count = found["micro_batches"]
+    require(int(count) == len(step.micro_batches), f"`micro_batches` must be their number, not {count.item()}")
+
+
+def _outcome(objective: Any, parts: list[MicroBatch], hidden_BTD: Tensor, weight_VD: Tensor) -> _Outcome:
+    """The step of these micro-batches, whose rows are those of `hidden_BTD` in order, as the core takes it."""
+    step = Step(parts, 0, {})
+    hidden_BTD, weight_VD = hidden_BTD.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+    denominators = {name: value.double() for name, value in objective.denominators(step).items()}
+    head, total, sums = Head(weight_VD, weight_VD.detach()), torch.zeros(()), dict(denominators)
+    hidden_of = hidden_BTD.split([len(micro.tokens_BT) for micro in parts])
+    for micro, hidden in zip(parts, hidden_of, strict=True):
+        term = objective.loss(Forward(hidden, [], {}), head, micro, denominators)
+        _term(objective, term, denominators)
+        total = total + term.loss
+        for name, value in term.sums.items():
+            sums[name] = sums.get(name, 0.0) + value.double()
+    gradients = torch.autograd.grad(total, [hidden_BTD, weight_VD], allow_unused=True)
+    for name, gradient in zip(("the hidden states", "the head's weight"), gradients, strict=True):
+        require(gradient is not None, f"no gradient of the loss arrives at {name}")
+    hidden_gradient, weight_gradient = gradients
+    return _Outcome(total.detach(), hidden_gradient, weight_gradient, sums)
+
+
+def _term(objective: Any, term: LossTerm, denominators: Mapping[str, Tensor]) -> None:
+    require(
+        isinstance(term, LossTerm) and term.loss.shape == () and term.loss.requires_grad,
+        "loss() must return a LossTerm whose `loss` is a scalar with a gradient",
+    )
+    require(term.loss.isfinite(), f"loss() is {term.loss.item()}")
+    for name, value in term.sums.items():
+        require(
+            isinstance(value, Tensor) and value.shape == () and not value.requires_grad,
+            f"`sums[{name!r}]` must be a scalar tensor without a gradient: it is kept for the whole step",
+        )
+        require(name not in denominators, f"`sums` and the denominators both have {name!r}: give them two names")
+    known = term.sums.keys() | denominators.keys()
+    for figure in objective.statistics:
+        for name in (figure.total, figure.over):
+            require(
+                name is None or name in known,
+                f"the statistic {figure.name} is made of {name!r}, and neither `sums` nor the denominators have it",
+            )
+
+
+def _gradients(whole: _Outcome) -> None:
+    for name, gradient in (("hidden states", whole.hidden_BTD), ("head's weight", whole.weight_VD)):
+        require(
+            gradient.isfinite().all() and gradient.any(),
+            f"the gradient of the {name} must be finite and not zero",
+        )
+
+
+def _shares(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tensor, weight_VD: Tensor) -> None:
+    """The same rows as micro-batches of two and of unequal numbers of rows."""
+    for sizes in ([2] * 4, [1, 5, 2]):
+        columns = [tensor.split(sizes) for tensor in rows]
+        parts = [MicroBatch(*tensors) for tensors in zip(*columns, strict=True)]
+        split = _outcome(objective, parts, hidden_BTD, weight_VD)
+        for name, found, expected in (
+            ("losses", split.loss, whole.loss),
+            ("gradients", split.hidden_BTD, whole.hidden_BTD),
+            ("gradients of the head", split.weight_VD, whole.weight_VD),
+        ):
+            require(
+                error(found, expected) <= ROUNDING,
+                f"cut into micro-batches of {sizes} rows, the {name} must add up to those of the rows together: divide "
+                "by the denominators that are given, which are of the whole step",
+            )
+        for name, expected in whole.sums.items():
+            if name != "micro_batches":
+                require(
+                    error(split.sums[name], expected) <= ROUNDING,
+                    f"cut into micro-batches of {sizes} rows, {name!r} must add up to that of the rows together",
+                )
+
+
+def _ignored(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tensor, weight_VD: Tensor) -> None:
+    """States at positions without a target, padding among them."""
+    ignored_BT = rows.targets_BT == IGNORE
+    require(not whole.hidden_BTD[ignored_BT].any(), "positions without a target (IGNORE) must get no gradient")
+    other_BTD = hidden_BTD.clone()
+    other_BTD[ignored_BT] = 3 * torch.randn(int(ignored_BT.sum()), DIM)
+    other = _outcome(objective, [rows], other_BTD, weight_VD)
+    for name, expected in {"the loss": whole.loss, **whole.sums}.items():
+        found = other.loss if name == "the loss" else other.sums[name]
+        require(error(found, expected) <= ROUNDING, f"positions without a target (IGNORE) must have no part in {name}")

@@ -1,0 +1,127 @@
+"""Every shipped objective passes `check_objective`; objectives with one fault each do not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from dsv3.contracts import IGNORE, Forward, LossTerm, Statistic
+from dsv3.testing.objective import check_objective
+from plugins.objective.pretraining import Pretraining
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "objective").glob("*.yaml")))
+def test_shipped_objectives_conform(name):
+    check_objective(instantiate(OmegaConf.load(CONF / "objective" / f"{name}.yaml"), _convert_="all"))
+
+
+class Trained(Pretraining):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+
+class Renamed(Pretraining):
+    statistics = (Statistic("nll", "nats per token", "nll", over="targets"),)
+
+
+class Twice(Pretraining):
+    statistics = (Pretraining.statistics[0], Pretraining.statistics[0])
+
+
+class Forgets(Pretraining):
+    def prepare(self, step, models):
+        return None
+
+
+class NoMTPShare(Pretraining):
+    def denominators(self, step):
+        return {name: value for name, value in super().denominators(step).items() if name != "mtp"}
+
+
+class Numbers(Pretraining):
+    def denominators(self, step):
+        return {name: value.item() for name, value in super().denominators(step).items()}
+
+
+class Miscounts(Pretraining):
+    def denominators(self, step):
+        return {**super().denominators(step), "micro_batches": torch.tensor(8)}
+
+
+class MeanOfMicroBatch(Pretraining):
+    """Divides by the targets of the micro-batch, as F.cross_entropy does by default."""
+
+    def loss(self, forward, head, micro, denominators):
+        term = super().loss(forward, head, micro, denominators)
+        real = (micro.targets_BT != IGNORE).sum()
+        return term._replace(loss=term.loss * denominators["targets"] / real / denominators["micro_batches"])
+
+
+class MeanSum(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        term = super().loss(forward, head, micro, denominators)
+        return term._replace(sums={"nll": term.sums["nll"] / len(micro.tokens_BT)})
+
+
+class KeepsGraph(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        term = super().loss(forward, head, micro, denominators)
+        return term._replace(sums={"nll": term.loss})
+
+
+class Unsummed(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        return LossTerm(super().loss(forward, head, micro, denominators).loss, {})
+
+
+class FrozenHead(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        return super().loss(forward, head._replace(weight_VD=head.copy_VD), micro, denominators)
+
+
+class FrozenModel(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        return super().loss(Forward(forward.hidden_BTD.detach(), [], {}), head, micro, denominators)
+
+
+class PenalisesPadding(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        term = super().loss(forward, head, micro, denominators)
+        return term._replace(loss=term.loss + forward.hidden_BTD.square().sum() / denominators["mtp"])
+
+
+class LooksAtPadding(Pretraining):
+    def loss(self, forward, head, micro, denominators):
+        term = super().loss(forward, head, micro, denominators)
+        return term._replace(sums={"nll": term.sums["nll"] + forward.hidden_BTD.detach().square().sum()})
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (Trained, "has no parameters"),
+        (Renamed, "must be called loss"),
+        (Twice, "different names"),
+        (Forgets, "the Step to train on, not NoneType"),
+        (NoMTPShare, "must give `mtp`"),
+        (Numbers, "scalar tensor without a gradient"),
+        (Miscounts, "must be their number, not 8"),
+        (MeanOfMicroBatch, "divide by the denominators that are given"),
+        (MeanSum, "'nll' must add up"),
+        (KeepsGraph, "kept for the whole step"),
+        (Unsummed, "the statistic loss is made of 'nll'"),
+        (FrozenHead, "arrives at the head's weight"),
+        (FrozenModel, "arrives at the hidden states"),
+        (PenalisesPadding, "must get no gradient"),
+        (LooksAtPadding, "must have no part in nll"),
+    ],
+)
+def test_faulty_objectives_are_found(objective, words):
+    with pytest.raises(AssertionError, match=words):
+        check_objective(objective)
