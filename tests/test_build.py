@@ -15,13 +15,19 @@ from tests.synthetic import ByteTokenizer
 YARN = "model.yarn={factor: 4.0, original_length: 32, beta_fast: 32.0, beta_slow: 1.0, mscale: 1.0}"
 
 
+@pytest.fixture(scope="module")
+def trained(composed: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    run = build_run(composed(f"run.dir={folder}", "trainer.max_steps=3"))
+    run.trainer.fit(run.module, run.data)
+    return folder
+
+
 @pytest.fixture
-def short_run(composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def short_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of three steps on 32 positions."""
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: ByteTokenizer())
-    run = build_run(composed(f"run.dir={tmp_path}/short", "trainer.max_steps=3"))
-    run.trainer.fit(run.module, run.data)
-    return tmp_path / "short"
+    return trained
 
 
 def test_a_longer_phase_begins_with_the_weights_of_a_shorter_one(

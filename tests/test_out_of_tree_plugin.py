@@ -1,10 +1,8 @@
 """Plugins that live outside the project: found by `_target_` alone, checked, and trained with."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.testing import check_callback, check_objective, check_precision, check_router, check_tokenizer
+from tests.commands import attempt
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "tests" / "examples"
@@ -67,9 +66,7 @@ def test_the_tokenizer_keeps_to_its_contract() -> None:
 
 def train(folder: Path, conf: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python train.py --config-dir conf ...` from another folder, where modules are found by --config-dir alone."""
-    command = [sys.executable, str(ROOT / "train.py"), "--config-dir", str(conf), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return attempt(folder, "train.py", "--config-dir", str(conf), *arguments)
 
 
 @pytest.fixture

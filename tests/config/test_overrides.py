@@ -10,12 +10,18 @@ from dsv3.paths import CONF
 from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
 
 
+@pytest.fixture(scope="module")
+def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    (folder / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
+    return folder
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_is_sound(
-    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: str, option: str, folder_with_a_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
+    monkeypatch.chdir(folder_with_a_run)
     if group in groups_of("train"):
         assert check("train", [f"{group}={option}"]) == []
     elif group in groups_of("evaluate"):

@@ -40,16 +40,22 @@ def is_external(url: str) -> bool:
 
 
 @contextmanager
-def opened(profile: Path, *, width: int = 1280, height: int = 900) -> Iterator[Tab]:
+def launched(profile: Path) -> Iterator[Any]:
+    """A browser, for tabs one after another."""
     executable = chromium()
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
-    size = {"width": width, "height": height}
     with playwright.sync_playwright() as p:
-        context = p.chromium.launch_persistent_context(
-            profile, executable_path=executable, headless=True, args=FLAGS, viewport=size
-        )
-        yield Tab(context.new_page())
-        context.close()
+        browser = p.chromium.launch_persistent_context(profile, executable_path=executable, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, *, width: int = 1280, height: int = 900) -> Iterator[Tab]:
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    yield Tab(page)
+    page.close()
 
 
 @contextmanager

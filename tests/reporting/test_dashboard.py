@@ -1,6 +1,7 @@
 """The live dashboard and the report of a run, driven in a browser as a researcher would."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from dsv3.reporting import experts
 from dsv3.reporting.dashboard import build_app
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.page import write_run_report
-from tests.reporting.browser import Tab, opened, served
+from tests.reporting.browser import Tab, launched, opened, served
 from tests.reporting.made_up import MadeUpRun
 
 PLOT = "document.getElementById('{\"picture\":\"%s\"}')?.querySelector('.js-plotly-plot')"
@@ -28,6 +29,12 @@ def wait_for(tab: Tab, picture: str, condition: str) -> None:
     tab.page.wait_for_function(f"(() => {{ const plot = {PLOT % picture}; return {drawn} && {condition}; }})()")
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with launched(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
 @pytest.fixture
 def made_up(tmp_path: Path) -> MadeUpRun:
     run = MadeUpRun(tmp_path / "runs" / "study" / "seed1", layers=4, experts=32)
@@ -36,11 +43,11 @@ def made_up(tmp_path: Path) -> MadeUpRun:
     return run
 
 
-def test_page_loads_slides_and_follows_a_running_job(made_up: MadeUpRun, tmp_path: Path) -> None:
+def test_page_loads_slides_and_follows_a_running_job(made_up: MadeUpRun, browser: Any, tmp_path: Path) -> None:
     made_up.find("layers.2", "dead expert", 7, "layers.2 expert 7 is dead: 0.00% of an even share")
     run = History(made_up.path, "x")
     times = experts.moments(run.table("metrics/routing"))
-    with served(build_app(tmp_path / "runs")) as url, opened(tmp_path / "profile") as tab:
+    with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
         tab.page.goto(url)
         wait_for(tab, "load", "plot._fullData.length == 1")
         size = data_of(tab, "load", "[plot._fullData[0].z.length, plot._fullData[0].z[0].length]")
@@ -69,10 +76,10 @@ def test_page_loads_slides_and_follows_a_running_job(made_up: MadeUpRun, tmp_pat
         assert tab.wrong == []
 
 
-def test_the_slider_follows_from_the_first_interval_on(tmp_path: Path) -> None:
+def test_the_slider_follows_from_the_first_interval_on(browser: Any, tmp_path: Path) -> None:
     run = MadeUpRun(tmp_path / "runs" / "seed1", layers=2, experts=8)
     run.interval()
-    with served(build_app(tmp_path / "runs")) as url, opened(tmp_path / "profile") as tab:
+    with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
         tab.page.goto(url)
         wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens:,}')")
         for _ in range(2):
@@ -115,9 +122,9 @@ def assert_readable(tab: Tab) -> None:
     assert unlabelled == 0
 
 
-def test_report_is_one_file_that_needs_nothing_else(made_up: MadeUpRun, tmp_path: Path) -> None:
+def test_report_is_one_file_that_needs_nothing_else(made_up: MadeUpRun, browser: Any, tmp_path: Path) -> None:
     out = write_run_report(made_up.path)
-    with opened(tmp_path / "profile", width=390, height=844) as tab:
+    with opened(browser, width=390, height=844) as tab:
         tab.page.goto(out.as_uri())
         tab.page.wait_for_selector(".heatmaplayer")
         plots = tab.page.evaluate("document.querySelectorAll('.js-plotly-plot').length")
@@ -126,13 +133,13 @@ def test_report_is_one_file_that_needs_nothing_else(made_up: MadeUpRun, tmp_path
         assert tab.wrong == []
 
 
-def test_256_experts_in_58_layers(tmp_path: Path) -> None:
+def test_256_experts_in_58_layers(browser: Any, tmp_path: Path) -> None:
     """Every layer and expert is there, and the report stays under 20 MB; the seconds to open are printed."""
     run = MadeUpRun(tmp_path / "runs" / "big", layers=58, experts=256, top_k=8)
     for _ in range(10):
         run.interval()
     assert write_run_report(run.path).stat().st_size < 20e6
-    with served(build_app(tmp_path / "runs")) as url, opened(tmp_path / "profile") as tab:
+    with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
         started = time.perf_counter()
         tab.page.goto(url)
         wait_for(tab, "load", "plot._fullData.length == 1 && plot._fullData[0].z.length == 58")
@@ -159,11 +166,11 @@ def test_runs_are_found_and_read_as_they_grow(made_up: MadeUpRun, tmp_path: Path
         find_runs(tmp_path / "nowhere")
 
 
-def test_empty_run_is_shown_as_one(tmp_path: Path) -> None:
+def test_empty_run_is_shown_as_one(browser: Any, tmp_path: Path) -> None:
     """A run that has just begun has a config and nothing else."""
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").write_text("{}")
-    with served(build_app(tmp_path)) as url, opened(tmp_path / "profile") as tab:
+    with served(build_app(tmp_path)) as url, opened(browser) as tab:
         tab.page.goto(url)
         tab.page.wait_for_selector("text=no training steps logged yet")
         assert tab.wrong == []

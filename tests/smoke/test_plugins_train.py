@@ -3,20 +3,21 @@
 import itertools
 import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-import dsv3.build
+import dsv3.training.run
 from dsv3.build import build_data, build_model
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import MicroBatch
 from dsv3.training.run import build_run
+from dsv3.training.settle import settled
 from tests.conftest import ROOT
 
 KINDS = (
@@ -30,6 +31,7 @@ KINDS = (
     "precision",
     "optimizer",
     "schedule",
+    "objective",
     "logger",
 )
 ELSEWHERE = {
@@ -39,7 +41,8 @@ ELSEWHERE = {
     "tokenizer": "here and below",
     "trainer": "here",
     "hydra": "tests/study: the sweeper of studies",
-    "benchmarks": "tests/benchmarks",
+    "benchmarks": "tests/evaluation/benchmarks",
+    "callbacks": "tests/training/callbacks",
 }
 """Kinds that are no part of a model, and where they are tried."""
 
@@ -47,6 +50,7 @@ SHORT = [
     "model=tiny", "trainer.max_steps=20", "run.validation_tokens=100000000", "data.sequence_length=64",
     "data.micro_batch_size=2", "data.batch_sequences.peak=2", "data.validation_tokens=256", "data.questions=8",
     "benchmarks=none",
+    "data.shuffle_rows=64",  # by default 12,000 rows are made before the first step
 ]  # fmt: skip
 
 
@@ -60,30 +64,42 @@ def configured(*overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def default_data() -> Any:
-    """The default data, made once; each run continues its stream from the beginning."""
-    return build_data(configured())
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[DictConfig], RunFolder]]:
+    """trained(config): its finished run. Equal configs are trained once: an option may be the default of its kind.
+
+    The default data is made once; each run continues its stream from the beginning.
+    """
+    data = build_data(configured())
+    folders: dict[str, RunFolder] = {}
+
+    def run_of(config: DictConfig) -> RunFolder:
+        key = OmegaConf.to_yaml(config)
+        if key not in folders:
+            config.run.dir = str(tmp_path_factory.mktemp("runs") / "run")
+            run = build_run(config)
+            run.trainer.fit(run.module, run.data)
+            folders[key] = run.folder
+        return folders[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dsv3.training.run, "build_data", lambda config, tokenizer=None: data)
+        yield run_of
 
 
-@pytest.fixture
-def shared_data(default_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dsv3.build, "build_data", lambda config, tokenizer=None: default_data)
-
-
-@pytest.mark.usefixtures("shared_data")
 @pytest.mark.parametrize(("kind", "option"), [(kind, option) for kind in KINDS for option in options(kind)])
-def test_trains_through_its_one_key(kind: str, option: str, tmp_path: Path) -> None:
+def test_trains_through_its_one_key(
+    trained: Callable[[DictConfig], RunFolder], kind: str, option: str, tmp_path: Path
+) -> None:
     logger = [] if kind == "logger" else ["logger=none"]
-    config = configured(f"{kind}={option}", f"run.dir={tmp_path}/run", *logger)
-    problems = instantiate(config.precision).check(torch.device(config.trainer.accelerator))
+    config = configured(f"{kind}={option}", *logger)
+    problems = instantiate(config.precision).check(torch.device(settled(config).trainer.accelerator))
     if problems:
+        config.run.dir = str(tmp_path / "run")
         with pytest.raises(ValueError, match=re.escape(problems[0])):
             build_run(config)
         assert not (tmp_path / "run").exists(), "it stops before any work"
         return
-    run = build_run(config)
-    run.trainer.fit(run.module, run.data)
-    train = RunFolder(tmp_path / "run").read("metrics/train")
+    train = trained(config).read("metrics/train")
     assert len(train) == 20
     assert all(map(math.isfinite, train.loss))
     assert train.loss.iloc[-5:].mean() < train.loss.iloc[:5].mean()

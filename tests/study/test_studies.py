@@ -1,10 +1,8 @@
 """A study from its command to its report: paired arms, resumed where it was interrupted."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,31 +17,29 @@ from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import at_equal, read_study
+from tests.commands import call, call_python, start
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())
 SMALL = [
     "--config-dir", str(ROOT / "tests" / "conf"), "experiment=table5_balancing", "model=tiny", "data=synthetic",
-    "tokenizer=bytes", "logger=none", "run.tokens=7680", "run.checkpoint_tokens=1280", "run.validation_tokens=3840",
-    "callbacks.monitor.every_tokens=3840", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
+    "precision=bf16",
+    "tokenizer=bytes", "logger=none", "run.tokens=5120", "run.checkpoint_tokens=1280", "run.validation_tokens=2560",
+    "callbacks.monitor.every_tokens=2560", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
+    "benchmarks.tasks.rg_arithmetic.limit=8", "~benchmarks.tasks.gsm8k_100_answers",
 ]  # fmt: skip
 
 
 OF_A_CLOCK = ("held-out text at equal seconds", "training speed")
 
 
-def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    where = [f"run.dir={folder}/${{study.arm}}/seed${{seed}}", f"hydra.sweep.dir={folder}"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *where, *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def study(folder: Path) -> list[str]:
+    """The command."""
+    return ["train.py", "-m", *SMALL, f"run.dir={folder}/${{study.arm}}/seed${{seed}}", f"hydra.sweep.dir={folder}"]
 
 
-def finish(folder: Path, *more: str) -> None:
-    process = study(folder, *more)
-    output, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, errors.decode()
-    assert "By held-out text at equal tokens:" in output.decode(), "a study ends with its verdict"
+def assert_ended(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert "By held-out text at equal tokens:" in done.stdout, "a study ends with its verdict"
     assert (folder / "report.html").exists()
 
 
@@ -61,18 +57,18 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finish(whole)
-    process = study(stopped)
+    assert_ended(call_python(ROOT, *study(whole)), whole)
+    process = start(ROOT, *study(stopped))
     second = stopped / "loss_free" / "seed1"
     while not RunFolder(second).checkpoints():  # the first run is over, the second has begun
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGINT, errors.decode()
+    assert process.returncode == 128 + signal.SIGINT, errors
     done = stopped / "sequence_aux" / "seed1" / "summary.json"
     before = done.stat().st_mtime_ns
-    finish(stopped)
+    assert_ended(call(ROOT, *study(stopped)), stopped)
     assert done.stat().st_mtime_ns == before, "a finished arm is not trained again"
     assert numbers(stopped, capsys) == numbers(whole, capsys)
     read = read_study(whole)

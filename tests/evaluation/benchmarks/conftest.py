@@ -17,7 +17,10 @@ from dsv3.evaluation.benchmarks.suite import Suite
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
 from dsv3.sandbox import Sandbox
 from tests.conftest import ROOT
+from tests.once import lm_eval_is_indexed_once
 from tests.synthetic import ByteTokenizer
+
+lm_eval_is_indexed_once()
 
 
 @pytest.fixture

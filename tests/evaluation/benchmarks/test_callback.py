@@ -13,7 +13,7 @@ from dsv3.training.run import build_run
 from dsv3.training.summary import benchmark_scores
 from tests.smoke.test_resume import differences
 
-SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_logic={limit: 3, temperature: 1.0}"]
+SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_algorithmic={limit: 3, temperature: 1.0}"]
 
 
 def train(compose: Callable[..., DictConfig], folder: Path, *more: str) -> tuple[Any, RunFolder]:
@@ -23,9 +23,17 @@ def train(compose: Callable[..., DictConfig], folder: Path, *more: str) -> tuple
     return run, run.folder
 
 
-def test_training_is_bitwise_the_same_with_and_without(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(composed: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, RunFolder]:
+    """A run with benchmarks every 512 tokens, from beginning to end."""
+    return train(composed, tmp_path_factory.mktemp("runs") / "whole", *SUITE, "benchmarks.every_tokens=512")
+
+
+def test_training_is_bitwise_the_same_with_and_without(
+    composed: Callable[..., DictConfig], whole: tuple[Any, RunFolder], tmp_path: Path
+) -> None:
     _, plain = train(composed, tmp_path / "without")
-    run, observed = train(composed, tmp_path / "with", *SUITE, "benchmarks.every_tokens=512")
+    run, observed = whole
     for table in ("metrics/train", "metrics/experts", "metrics/validation"):
         assert plain.read(table).equals(observed.read(table))
     ends = [load_checkpoint(folder.checkpoints()[-1]) for folder in (plain, observed)]
@@ -34,7 +42,7 @@ def test_training_is_bitwise_the_same_with_and_without(composed: Callable[..., D
     assert not differences(*(end["callbacks"]["EMA"] for end in ends))
     table = observed.read("metrics/benchmarks")
     assert sorted(set(table.tokens)) == [0, 512, 1024, 1536, 2048]
-    assert set(table.task) == {"rg_arithmetic", "rg_logic"}
+    assert set(table.task) == {"rg_arithmetic", "rg_algorithmic"}
     assert {"exact_match", "answer_bpb"} <= set(table.metric)
     assert observed.read("timing/benchmarks").tokens.tolist() == [0, 512, 1024, 1536, 2048]
     assert plain.read("metrics/benchmarks").empty
@@ -47,14 +55,15 @@ def test_training_is_bitwise_the_same_with_and_without(composed: Callable[..., D
     assert bpb["after_stderr"] > 0
 
 
-def test_resuming_repeats_no_benchmark(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_resuming_repeats_no_benchmark(
+    composed: Callable[..., DictConfig], whole: tuple[Any, RunFolder], tmp_path: Path
+) -> None:
     """Stopped after the checkpoint at 1024 tokens and continued: the table is that of a run that was never stopped."""
-    _, whole = train(composed, tmp_path / "whole", *SUITE, "benchmarks.every_tokens=512")
     folder = tmp_path / "stopped"
     stopped, _ = train(composed, folder, *SUITE, "benchmarks.every_tokens=512", "trainer.max_steps=4")
     stopped.folder.release()
     _, continued = train(composed, folder, *SUITE, "benchmarks.every_tokens=512")
-    assert continued.read("metrics/benchmarks").equals(whole.read("metrics/benchmarks"))
+    assert continued.read("metrics/benchmarks").equals(whole[1].read("metrics/benchmarks"))
 
 
 def test_a_task_that_cannot_run_is_named_once_and_left_out(

@@ -1,0 +1,66 @@
+"""What processes of the tests read again and again and nobody changes, read once.
+
+`configs_are_read_once`: YAML files of conf/ and of Hydra, of which a composition reads thirty, by each process.
+`lm_eval_is_indexed_once`: the 14,000 YAML files behind lm-eval's own tasks, by one process of a session for all.
+Both replace a reader by itself with a memory; what it gives is the same.
+"""
+
+import copy
+import functools
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.object_type import ObjectType
+
+from dsv3.paths import CONF
+
+SHARED = "DSV3_TESTS_SHARED"
+"""The environment variable that names a folder for all processes of the session."""
+
+
+@functools.cache  # a conftest.py may be imported twice
+def configs_are_read_once() -> None:
+    load, read = ConfigRepository.load_config, {}
+
+    def load_once(self: ConfigRepository, config_path: str) -> Any:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or (isinstance(source, FileConfigSource) and Path(source.path) != CONF):
+            return load(self, config_path)  # a test may have written it
+        key = (source.scheme(), source.path, config_path)
+        if key not in read:
+            read[key] = load(self, config_path)
+        result = copy.copy(read[key])
+        result.config = copy.deepcopy(result.config)  # its nodes become those of the composed config
+        return result
+
+    ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+
+
+@functools.cache
+def lm_eval_is_indexed_once() -> None:
+    import lm_eval.tasks
+    from filelock import FileLock
+    from lm_eval.tasks._index import TaskIndex
+
+    own, build = Path(lm_eval.tasks.__file__).parent, TaskIndex.build
+
+    @functools.cache
+    def index_of_own() -> dict[str, Any]:
+        file = Path(os.environ[SHARED], "lm_eval_index.pickle")
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                file.write_bytes(pickle.dumps(build([own])))
+        return pickle.loads(file.read_bytes())
+
+    def build_once(paths: Iterable[Path], **settings: Any) -> dict[str, Any]:
+        index: dict[str, Any] = {}
+        for root in paths:
+            index |= index_of_own() if root == own else build([root], **settings)
+        return index
+
+    TaskIndex.build = staticmethod(build_once)  # type: ignore[method-assign]
