@@ -25,7 +25,7 @@ SETTINGS = [
     f"+data.sources.code={SOURCE}",
     "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
     "benchmarks=none",
-    "router.group_score_top=2",  # what the export format can hold
+    "precision=bf16", "router.group_score_top=2",  # what the export format can hold
 ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ import dsv3.training.run
 from dsv3.build import build_data, build_model
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import MicroBatch
-from dsv3.training.run import build_run, with_device
+from dsv3.training.run import build_run
+from dsv3.training.settle import settled
 from tests.conftest import ROOT
 
 KINDS = (
@@ -91,7 +92,7 @@ def test_trains_through_its_one_key(
 ) -> None:
     logger = [] if kind == "logger" else ["logger=none"]
     config = configured(f"{kind}={option}", *logger)
-    problems = instantiate(config.precision).check(torch.device(with_device(config).trainer.accelerator))
+    problems = instantiate(config.precision).check(torch.device(settled(config).trainer.accelerator))
     if problems:
         config.run.dir = str(tmp_path / "run")
         with pytest.raises(ValueError, match=re.escape(problems[0])):
