@@ -19,9 +19,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from tests.once import SHARED, configs_are_read_once
+from tests.once import SHARED, configs_are_composed_once, configs_are_read_once
 
 configs_are_read_once()
+configs_are_composed_once()
 
 ROOT = Path(__file__).resolve().parent.parent
 
