@@ -14,7 +14,7 @@ from dsv3.inference.speculation import Speculation
 from dsv3.model.layers import CACHE_BLOCK, held_weights
 from tests.inference.test_generation import Watched, prompt_of
 from tests.parity.test_decoder import SHAPES
-from tests.parity.twins import configured, distance, micro_batch, random_model
+from tests.parity.twins import configured, copied, distance, micro_batch, random_model
 
 OPTIONS = [
     (),
@@ -26,6 +26,7 @@ DRAFTING = [(), ("mtp.depth=2", "mtp.after_final_norm=false"), ("mtp.depth=3", "
 NEAR = 1e-4
 
 
+@copied
 def model_of(*chosen, seed=1, vocabulary=50):
     return random_model(configured("precision=fp32", *chosen, **SHAPES | {"vocab_size": vocabulary}), seed=seed)
 

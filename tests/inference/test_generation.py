@@ -13,7 +13,7 @@ from dsv3.inference.speculation import Speculation
 from dsv3.model.layers import held_weights
 from tests.chances import every_outcome
 from tests.parity.test_decoder import SHAPES
-from tests.parity.twins import configured, distance, micro_batch, random_model
+from tests.parity.twins import configured, copied, distance, micro_batch, random_model
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
 OPTIONS = [
@@ -27,6 +27,7 @@ options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
 VOCABULARY = 4  # so few that drafts are often right by chance
 
 
+@copied
 def model_of(*chosen, seed=1, vocabulary=VOCABULARY, layers=2, sharp=0.2):
     """`sharp` scales the head: below 1, drawn tokens and drafts agree now and then, and now and then not."""
     model = random_model(configured(*chosen, **SHAPES | {"vocab_size": vocabulary, "n_layers": layers}), seed=seed)

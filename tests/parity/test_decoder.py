@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dsv3.contracts import MicroBatch
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
-from tests.parity.twins import configured, distance, micro_batch, random_model
+from tests.parity.twins import configured, copied, distance, micro_batch, random_model
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
 SHAPES = {
@@ -41,6 +41,7 @@ OPTIONS = [
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
 
 
+@copied
 def model_of(chosen, isolate=False, seed=1):
     config = configured(*chosen, **SHAPES)
     config.data.isolate_documents = isolate
