@@ -1,9 +1,11 @@
-"""What processes of the tests read again and again and nobody changes, read once.
+"""What the tests read, compose and parse again and again and nobody changes, once.
 
-`configs_are_read_once`: YAML files of conf/ and of Hydra, of which a composition reads thirty, by each process.
-`configs_are_composed_once`: what the preflight composes, the same base and the same defaults for most mistakes.
-`lm_eval_is_indexed_once`: the 14,000 YAML files behind lm-eval's own tasks, by one process of a session for all.
-Each replaces a function by itself with a memory; what it gives is the same.
+`configs_are_read_once`, in each process: the YAML files of conf/ and of Hydra, of which a composition reads thirty, and
+    the text of interpolations; what a composition was told is written out for an interpolated default alone.
+`configs_are_composed_once`, in each process: what the preflight composes, the same base under most mistakes.
+`lm_eval_is_indexed_once`, in a session: the 14,000 YAML files behind lm-eval's own tasks.
+
+Each puts a memory in front of a library's function. What comes out is the same.
 """
 
 import copy
@@ -14,6 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import omegaconf._utils
+import omegaconf.base
+from hydra._internal import defaults_list
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
@@ -45,6 +50,15 @@ def configs_are_read_once() -> None:
         return result
 
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+    parse_once = functools.lru_cache(maxsize=4096)(omegaconf.base.parse)
+    omegaconf.base.parse = omegaconf._utils.parse = parse_once
+    written_out = defaults_list._create_interpolation_map
+
+    def written_out_where_needed(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        asked_for = any("${" in str(default) for default in defaults)
+        return written_out(overrides, defaults, self_added) if asked_for else None
+
+    defaults_list._create_interpolation_map = written_out_where_needed
 
 
 @functools.cache

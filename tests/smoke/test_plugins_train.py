@@ -1,10 +1,12 @@
 """Every option of every kind of plugin trains through its one key; every combination of the main kinds builds."""
 
+import copy
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,10 +122,39 @@ def test_deepseeks_tokenizer_trains(tmp_path: Path) -> None:
     assert train.loss.iloc[-5:].mean() < train.loss.iloc[:5].mean()
 
 
-@pytest.mark.parametrize("names", itertools.product(*(options(kind) for kind in ("attention", "router", "balancing"))))
-def test_every_combination_builds_and_runs(names: tuple[str, str, str]) -> None:
-    attention, router, balancing = names
-    model = build_model(configured(f"attention={attention}", f"router={router}", f"balancing={balancing}"))
+COMBINED = ("attention", "router", "balancing")
+
+
+@pytest.fixture(scope="module")
+def combined() -> Callable[..., DictConfig]:
+    """combined(attention, router, balancing): their config, put together from one of each option.
+
+    An option sets its own part alone, so that the parts of a combination are those of its options.
+    """
+
+    def others(config: DictConfig, kind: str) -> DictConfig:
+        return OmegaConf.masked_copy(config, [key for key in config if key != kind])
+
+    base = configured()
+    parts: dict[tuple[str, str], Any] = {}
+    for kind in COMBINED:
+        for option in options(kind):
+            config = configured(f"{kind}={option}")
+            assert others(config, kind) == others(base, kind)
+            parts[kind, option] = config[kind]
+
+    def build(*names: str) -> DictConfig:
+        config = copy.deepcopy(base)
+        for kind, name in zip(COMBINED, names, strict=True):
+            config[kind] = parts[kind, name]
+        return config
+
+    return build
+
+
+@pytest.mark.parametrize("names", itertools.product(*map(options, COMBINED)))
+def test_every_combination_builds_and_runs(combined: Callable[..., DictConfig], names: tuple[str, str, str]) -> None:
+    model = build_model(combined(*names))
     tokens_BT = torch.arange(16).view(2, 8)
     batch = MicroBatch(tokens_BT, tokens_BT, torch.arange(8).expand(2, 8), torch.ones_like(tokens_BT), tokens_BT * 0)
     output = model(batch, with_mtp=True)
