@@ -12,7 +12,7 @@ BUBBLEWRAP := $(call INSTALL,bwrap,bubblewrap)
 CHROMIUM := $(call INSTALL,chromium,chromium)
 
 # A process a core, a thread each; the tests of a file share what they trained.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 

@@ -26,10 +26,9 @@ FORKED.set_forkserver_preload(["tests.preloaded"])
 class Command:
     """A command that runs in a forked process. Its output goes to files: nothing has to read it meanwhile."""
 
-    def __init__(self, command: Sequence[str], folder: Path, path: Sequence[Path]) -> None:
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
         self.output = tempfile.TemporaryDirectory()
-        arguments = (list(command), str(folder), [str(entry) for entry in path], self.output.name)
-        self.process = FORKED.Process(target=_run, args=arguments)
+        self.process = FORKED.Process(target=_run, args=(list(command), str(folder), self.output.name))
         self.process.start()
 
     @property
@@ -59,17 +58,14 @@ class Command:
         return Path(self.output.name, stream).read_text()
 
 
-def start(folder: Path, *command: str, path: Sequence[Path] = ()) -> Command:
-    """Start a command in `folder`, with `path` in front of sys.path.
-
-    command: what follows `python`: a script of the project or `-m dsv3`, and arguments.
-    """
-    return Command(command, folder, path)
+def start(folder: Path, *command: str) -> Command:
+    """Start a command in `folder`: what follows `python`, a script of the project or `-m dsv3`, and arguments."""
+    return Command(command, folder)
 
 
-def attempt(folder: Path, *command: str, path: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, whatever its exit status."""
-    running = start(folder, *command, path=path)
+    running = start(folder, *command)
     output, errors = running.communicate()
     assert running.returncode is not None
     return subprocess.CompletedProcess(command, running.returncode, output, errors)
@@ -91,8 +87,10 @@ def call_python(folder: Path, script: str, *arguments: str) -> subprocess.Comple
     return done
 
 
-def _run(command: list[str], folder: str, path: list[str], output: str) -> None:
+def _run(command: list[str], folder: str, output: str) -> None:
     """In the forked process: become what `python *command` would be."""
+    from tests.preloaded import PATH
+
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         file = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
@@ -101,10 +99,9 @@ def _run(command: list[str], folder: str, path: list[str], output: str) -> None:
     first, *rest = command
     if first == "-m":
         module, *sys.argv[1:] = rest
-        sys.path[:0] = ["", *path]
+        sys.path[:] = ["", *PATH]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        script = ROOT / first
-        sys.argv = [str(script), *rest]
-        sys.path[:0] = [str(script.parent), *path]
-        runpy.run_path(str(script), run_name="__main__")
+        sys.argv[:] = [str(ROOT / first), *rest]
+        sys.path[:] = [str(ROOT), *PATH]
+        runpy.run_path(sys.argv[0], run_name="__main__")

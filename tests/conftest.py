@@ -19,9 +19,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from tests.once import SHARED, configs_are_read_once
+from tests.once import SHARED, configs_are_composed_once, configs_are_read_once
 
 configs_are_read_once()
+configs_are_composed_once()
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., DictConfig]:
     """compose(*overrides): the tiny model on synthetic data, unless the overrides say otherwise."""
-    return lambda *overrides: copy.deepcopy(_composed(overrides))
+
+    def build(*overrides: str) -> DictConfig:
+        folder = [override.removeprefix("run.dir=") for override in overrides if override.startswith("run.dir=")]
+        config = copy.deepcopy(_composed(tuple(o for o in overrides if not o.startswith("run.dir="))))
+        if folder:  # another in each test, so that it is left out of what is composed once
+            (config.run.dir,) = folder
+        return config
+
+    return build
 
 
 @cache

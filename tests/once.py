@@ -1,23 +1,29 @@
 """What processes of the tests read again and again and nobody changes, read once.
 
 `configs_are_read_once`: YAML files of conf/ and of Hydra, of which a composition reads thirty, by each process.
+`configs_are_composed_once`: what the preflight composes, the same base and the same defaults for most mistakes.
 `lm_eval_is_indexed_once`: the 14,000 YAML files behind lm-eval's own tasks, by one process of a session for all.
-Both replace a reader by itself with a memory; what it gives is the same.
+Each replaces a function by itself with a memory; what it gives is the same.
 """
 
 import copy
 import functools
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 
+import dsv3.config.compose
 from dsv3.paths import CONF
+
+PLACES = {"pkg://hydra.conf", str(CONF), "structured://"}
+"""Where Hydra looks for configs when it is not told to look elsewhere."""
 
 SHARED = "DSV3_TESTS_SHARED"
 """The environment variable that names a folder for all processes of the session."""
@@ -39,6 +45,24 @@ def configs_are_read_once() -> None:
         return result
 
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+
+
+@functools.cache
+def configs_are_composed_once() -> None:
+    compose = dsv3.config.compose.compose
+
+    @functools.lru_cache(maxsize=32)
+    def composed(folder: Path, name: str, overrides: tuple[str, ...]) -> Any:
+        return compose(name, overrides=list(overrides), return_hydra_config=True)
+
+    def compose_once(name: str, *, overrides: Sequence[str], return_hydra_config: bool) -> Any:
+        assert return_hydra_config
+        places = {place.path for place in GlobalHydra.instance().config_loader().get_search_path().get_path()}
+        if places != PLACES or any("hydra.searchpath" in override for override in overrides):
+            return compose(name, overrides=list(overrides), return_hydra_config=True)  # a test may have written it
+        return composed(Path.cwd(), name, tuple(overrides))
+
+    dsv3.config.compose.compose = compose_once  # type: ignore[assignment]
 
 
 @functools.cache

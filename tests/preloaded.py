@@ -1,23 +1,32 @@
 """What train.py, evaluate.py and the tools import and read, once, for the processes that tests/commands.py forks."""
 
 import gc
+import importlib
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+import sys
 
 from hydra import compose, initialize_config_dir
 
-import dsv3.evaluation.benchmarks.session
-import dsv3.evaluation.evaluate
-import dsv3.reporting.page
-import dsv3.study.report
-import dsv3.tools.export
-import dsv3.tools.generate
-import dsv3.training.fit
-import dsv3.training.summary  # noqa: F401
 from dsv3.paths import CONF
 from tests.once import configs_are_read_once, lm_eval_is_indexed_once
 
+PATH = [entry for entry in sys.path if entry]
+"""Where a new interpreter looks for modules, its script's folder left out."""
+
+MODULES = (
+    "dsv3.evaluation.benchmarks.session",
+    "dsv3.evaluation.evaluate",
+    "dsv3.reporting.page",
+    "dsv3.study.report",
+    "dsv3.tools.export",
+    "dsv3.tools.generate",
+    "dsv3.training.fit",
+    "dsv3.training.summary",
+)
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
+for name in MODULES:
+    importlib.import_module(name)
 configs_are_read_once()
 lm_eval_is_indexed_once()
 with initialize_config_dir(str(CONF), version_base="1.3"):

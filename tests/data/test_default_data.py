@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+import pytest
 import torch
 import yaml
 
@@ -22,17 +23,23 @@ def test_domains_hold_enough_for_the_default_study(default_data: DataModule) -> 
     assert (4 * tokens > length * WEIGHTS / WEIGHTS.sum()).all()
 
 
-def test_shares_of_training_tokens(default_data: DataModule) -> None:
+@pytest.fixture(scope="module")
+def domains_of_steps(default_data: DataModule) -> list[list[torch.Tensor]]:
+    """Of each micro-batch of each step, the domains of its tokens, [B, T]."""
+    return [[batch.domains_BT for batch in step.micro_batches] for step in default_data.train_dataloader()]
+
+
+def test_shares_of_training_tokens(domains_of_steps: list[list[torch.Tensor]]) -> None:
     counts = torch.zeros(3)
-    for step in default_data.train_dataloader():
-        for batch in step.micro_batches:
-            counts += torch.bincount(batch.domains_BT.flatten(), minlength=3)
+    for step in domains_of_steps:
+        for domains_BT in step:
+            counts += torch.bincount(domains_BT.flatten(), minlength=3)
     assert counts.sum() >= 300_000
     assert torch.allclose(counts / counts.sum(), WEIGHTS, atol=0.1)
 
 
-def test_steps_mix_the_domains(default_data: DataModule) -> None:
-    seen = [len(step.micro_batches[0].domains_BT.unique()) for step in default_data.train_dataloader()]
+def test_steps_mix_the_domains(domains_of_steps: list[list[torch.Tensor]]) -> None:
+    seen = [len(step[0].unique()) for step in domains_of_steps]
     assert sum(seen) / len(seen) > 2.3
 
 

@@ -1,17 +1,12 @@
 """Every preset, built on the meta device, has its published size; so does the closed form of its shapes."""
 
 import math
-from functools import cache
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dsv3.build import build_model
-from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import ParameterCount, count_parameters
-from dsv3.paths import CONF
+from tests.planning.models import PRESETS, config, on_meta
 
 GOLDEN = {
     "v3_671b": ParameterCount(671_026_419_200, 37_552_282_624, 11_610_068_224),
@@ -30,19 +25,6 @@ PARTS = {  # attention, router, balancing, mtp of the whole model that the prese
     "deepseek_llm_67b": ("GroupedQueryAttention", None, None, "NoMTP"),
     "deepseek_llm_7b": ("GroupedQueryAttention", None, None, "NoMTP"),
 }
-PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-
-
-@cache
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
-
-
-@cache
-def on_meta(*overrides: str) -> Decoder:
-    with torch.device("meta"):
-        return build_model(composed(*overrides), init=False)
 
 
 def closed_form(c: DictConfig) -> ParameterCount:
@@ -75,32 +57,32 @@ def test_published_sizes(preset):
 
 @pytest.mark.parametrize("preset", GOLDEN)
 def test_the_closed_form_gives_the_published_sizes(preset):
-    assert closed_form(composed(f"model={preset}")) == GOLDEN[preset]
+    assert closed_form(config(f"model={preset}")) == GOLDEN[preset]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("options", [(), ("attention=gqa",), ("attention=mla",), ("balancing=none", "mtp=none")])
 def test_built_equals_closed_form(preset, options):
     overrides = (f"model={preset}", *options)
-    assert count_parameters(on_meta(*overrides)) == closed_form(composed(*overrides))
+    assert count_parameters(on_meta(*overrides)) == closed_form(config(*overrides))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("router", ["hash", "random", "softmax"])
 def test_other_parts_equal_the_closed_form(router, tied):
     overrides = ("model=tiny", f"router={router}", "mtp.depth=2", f"model.tie_embeddings={str(tied).lower()}")
-    assert count_parameters(on_meta(*overrides)) == closed_form(composed(*overrides))
+    assert count_parameters(on_meta(*overrides)) == closed_form(config(*overrides))
 
 
 def test_all_dense_without_experts():
     overrides = ("model=deepseek_llm_7b", "attention=mla")
-    assert composed(*overrides).model.n_routed_experts == 0
+    assert config(*overrides).model.n_routed_experts == 0
     count = count_parameters(on_meta(*overrides))
     assert count.total == count.active
 
 
 def test_the_whole_v3_checkpoint():
-    shapes = composed("model=v3_671b").model
+    shapes = config("model=v3_671b").model
     golden = GOLDEN["v3_671b"]
     assert golden.total + golden.mtp + 2 * shapes.vocab_size * shapes.dim == WHOLE_V3_CHECKPOINT
 
@@ -140,4 +122,4 @@ def test_building_671b_takes_no_weights():
 @pytest.mark.parametrize("preset", [*GOLDEN, "small"])
 def test_init_is_the_reports(preset):
     expected = 0.02 if preset == "small" else 0.006
-    assert composed(f"model={preset}").model.init_std == expected
+    assert config(f"model={preset}").model.init_std == expected

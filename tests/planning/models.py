@@ -26,7 +26,12 @@ def skeleton(*overrides: str) -> Skeleton:
     return read_skeleton(config(*overrides))
 
 
+@cache
 def on_meta(*overrides: str) -> Decoder:
     """The whole model, every layer of it, without memory."""
+    return built_on_meta(config(*overrides))
+
+
+def built_on_meta(config: DictConfig) -> Decoder:
     with torch.device("meta"):
-        return build_model(config(*overrides), init=False)
+        return build_model(config, init=False)

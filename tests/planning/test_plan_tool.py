@@ -1,8 +1,11 @@
 """`python -m dsv3 plan`: what it prints, what it returns, and how it takes mistakes."""
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,17 @@ from dsv3.contracts import Precision
 from tests.planning.models import CONF, PRESETS
 
 
-@pytest.fixture
-def plan(capsys: pytest.CaptureFixture[str]) -> Any:
-    """plan(*arguments): the JSON that the tool prints."""
+@pytest.fixture(scope="module")
+def plan() -> Any:
+    """plan(*arguments): the JSON that the tool prints; with the same arguments it runs once."""
 
-    def run(*arguments: str) -> dict[str, Any]:
-        assert main(["plan", "format=json", *arguments]) == 0
-        return json.loads(capsys.readouterr().out)
+    @cache
+    def printed(*arguments: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["plan", "format=json", *arguments]) == 0
+        return out.getvalue()
 
-    return run
+    return lambda *arguments: json.loads(printed(*arguments))
 
 
 def test_text_of_671b(capsys: pytest.CaptureFixture[str]) -> None:

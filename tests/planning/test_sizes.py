@@ -1,14 +1,18 @@
 """Closed forms against models built whole on the meta device, and against the published sizes."""
 
 from itertools import product
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
 
+from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import count_parameters
 from dsv3.planning.sizes import Count, parameters
-from tests.planning.models import CONF, PRESETS, on_meta, skeleton
+from dsv3.planning.skeleton import Skeleton, read_skeleton
+from tests.planning.models import CONF, PRESETS, built_on_meta, config, on_meta, skeleton
 
 GOLDEN = {  # total, active; computed from the published configs
     "v3_671b": (671_026_419_200, 37_552_282_624),
@@ -20,7 +24,11 @@ GOLDEN = {  # total, active; computed from the published configs
 
 
 def assert_equals_built(*overrides: str) -> None:
-    planned, built = parameters(skeleton(*overrides)), count_parameters(on_meta(*overrides))
+    assert_equal(skeleton(*overrides), on_meta(*overrides))
+
+
+def assert_equal(skeleton: Skeleton, model: Decoder) -> None:
+    planned, built = parameters(skeleton), count_parameters(model)
     assert planned["model"] == (built.total, built.active)
     assert planned["MTP"].total == built.mtp
 
@@ -84,34 +92,33 @@ def test_every_balancing_and_mtp_equals_its_built_model(balancing: str, mtp: str
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> tuple[str, ...]:
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
     n_layers = draw(st.integers(1, 4))
     groups = draw(st.sampled_from([1, 2, 4]))
-    return (
-        "model=tiny",
-        f"attention={draw(st.sampled_from(['mla', 'gqa']))}",
-        f"model.vocab_size={draw(st.integers(4096, 5000))}",
-        f"model.dim={8 * draw(st.integers(1, 12))}",
-        f"model.n_layers={n_layers}",
-        f"model.n_dense_layers={draw(st.integers(0, n_layers))}",
-        f"model.inter_dim={draw(st.integers(1, 99))}",
-        f"model.moe_inter_dim={8 * draw(st.integers(1, 9))}",
-        f"model.n_routed_experts={groups * draw(st.integers(4, 9))}",
-        f"model.n_shared_experts={draw(st.integers(0, 2))}",
-        f"model.top_k={draw(st.integers(1, 4))}",
-        f"model.n_groups={groups}",
-        f"model.topk_groups={draw(st.integers(1, groups))}",
-        f"model.q_lora_rank={draw(st.sampled_from(['null', '24']))}",
-        f"model.kv_lora_rank={draw(st.integers(1, 40))}",
-        f"model.tie_embeddings={draw(st.booleans())}",
-        f"mtp.depth={draw(st.integers(1, 3))}",
-    )
+    return {
+        "vocab_size": draw(st.integers(4096, 5000)),
+        "dim": 8 * draw(st.integers(1, 12)),
+        "n_layers": n_layers,
+        "n_dense_layers": draw(st.integers(0, n_layers)),
+        "inter_dim": draw(st.integers(1, 99)),
+        "moe_inter_dim": 8 * draw(st.integers(1, 9)),
+        "n_routed_experts": groups * draw(st.integers(4, 9)),
+        "n_shared_experts": draw(st.integers(0, 2)),
+        "top_k": draw(st.integers(1, 4)),
+        "n_groups": groups,
+        "topk_groups": draw(st.integers(1, groups)),
+        "q_lora_rank": draw(st.sampled_from([None, 24])),
+        "kv_lora_rank": draw(st.integers(1, 40)),
+        "tie_embeddings": draw(st.booleans()),
+    }
 
 
 @settings(max_examples=20, deadline=None)
-@given(shapes())
-def test_random_shapes_equal_their_built_models(overrides: tuple[str, ...]) -> None:
-    assert_equals_built(*overrides)
+@given(st.sampled_from(["mla", "gqa"]), shapes(), st.integers(1, 3))
+def test_random_shapes_equal_their_built_models(attention: str, model: dict[str, Any], depth: int) -> None:
+    base = config("model=tiny", f"attention={attention}")
+    changed = cast(DictConfig, OmegaConf.merge(base, {"model": model, "mtp": {"depth": depth}}))
+    assert_equal(read_skeleton(changed), built_on_meta(changed))
 
 
 def test_active_mtp_is_all_but_the_idle_experts() -> None:

@@ -17,6 +17,7 @@ from dsv3.contracts import Step
 from dsv3.reporting.page import write_run_report
 from dsv3.training.callbacks.guard import Guard
 from dsv3.training.fit import fit
+from dsv3.training.run import Run
 from dsv3.training.step import StepRecord
 
 Compose = Callable[..., DictConfig]
@@ -39,12 +40,19 @@ def planted(data: Any) -> Any:
     return data
 
 
-@pytest.fixture
-def config(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DictConfig]:
-    monkeypatch.setattr(dsv3.training.run, "build_data", lambda config, **_: planted(build_data(config)))
+@pytest.fixture(scope="module")
+def config(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DictConfig]]:
     keys = ("run.tokens=7680", "run.checkpoint_tokens=2048", "run.validation_tokens=7680", "schedule.peak=0.005")
     keys += ("callbacks.guard.rise=0.7", "callbacks.guard.window=8")
-    return lambda name, *more: composed(*keys, f"run.dir={tmp_path}/{name}", *more)
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dsv3.training.run, "build_data", lambda config, **_: planted(build_data(config)))
+        yield lambda name, *more: composed(*keys, f"run.dir={folder}/{name}", *more)
+
+
+@pytest.fixture(scope="module")
+def skipped(config: Callable[..., DictConfig]) -> Run:
+    return fit(config("skipped", "callbacks.guard.on_spike=skip"))
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -71,18 +79,16 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
     assert f"Loss spike after {PLANTED_AT:,} tokens (record)" in page
 
 
-def test_skip_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
-    run = fit(config("skip", "callbacks.guard.on_spike=skip"))
-    assert [spike["policy"] for spike in spikes(run.folder)] == ["skip"]
-    assert run.module.tokens_seen == 7680, "the data moves on"
-    steps = run.folder.read("metrics/train").step
+def test_skip_leaves_the_update_out(skipped: Run) -> None:
+    assert [spike["policy"] for spike in spikes(skipped.folder)] == ["skip"]
+    assert skipped.module.tokens_seen == 7680, "the data moves on"
+    steps = skipped.folder.read("metrics/train").step
     assert steps.iloc[-1] == len(steps) - 1, "one update fewer than steps"
 
 
-def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig]) -> None:
+def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig], skipped: Run) -> None:
     """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
-    asked = config("rolled", "callbacks.guard.on_spike=roll_back", "resume=never")
-    rolled, skipped = fit(asked), fit(config("skipped", "callbacks.guard.on_spike=skip"))
+    rolled = fit(config("rolled", "callbacks.guard.on_spike=roll_back", "resume=never"))
     ours, theirs = weights(rolled.folder), weights(skipped.folder)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     findings = rolled.folder.read("metrics/findings")

@@ -25,10 +25,10 @@ def train(config: DictConfig, plant: Callable[[Any], None] = lambda run: None) -
     return run.folder
 
 
-@pytest.fixture
-def ran(composed: Compose, tmp_path: Path) -> RunFolder:
+@pytest.fixture(scope="module")
+def ran(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     keys = ("callbacks.monitor.every_tokens=1024", "run.checkpoint_tokens=2560", "run.validation_tokens=5120")
-    return train(composed(f"run.dir={tmp_path}/run", *keys))
+    return train(composed(f"run.dir={tmp_path_factory.mktemp('ran')}/run", *keys))
 
 
 def test_tables_cover_every_layer_and_agree_with_the_load_of_each_step(ran: RunFolder) -> None:
