@@ -58,3 +58,11 @@ def test_a_planted_import_breaks_its_contract(tmp_path: Path, file: str, line: s
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"{broken}" in done.stdout.partition("Broken contracts")[2]
+
+
+def test_no_two_files_share_a_name() -> None:
+    """A name says which file is meant; tools and conformance checks are called like what they serve."""
+    files = [path for path in (ROOT / "dsv3").rglob("*.py") if path.name != "__init__.py"]
+    names = [path.stem for path in files if not {"tools", "testing"} & set(path.parts)]
+    names += [path.parent.name for path in (ROOT / "dsv3").rglob("__init__.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []

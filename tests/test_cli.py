@@ -172,11 +172,11 @@ def test_all_mistakes_are_reported_together(dsv3: Callable[..., Said]) -> None:
     for message in [
         "cuont=3: unknown key. Did you mean 'count'?",
         "count=many: must be of type int, such as the default 3",
-        "rate=[: a value of type float",
-        "loud=maybe: a value of type bool",
+        "rate=[: must be of type float",
+        "loud=maybe: must be of type bool",
         "unit=bytes: must be one of token, byte. Did you mean 'byte'?",
-        "items=x: a value of type list[str]",
-        "format=xml: one of text, json",
+        "items=x: must be of type list[str]",
+        "format=xml: must be one of text, json",
         "bare: must be key=value",
         "source: required: what to read",
     ]:
@@ -184,8 +184,8 @@ def test_all_mistakes_are_reported_together(dsv3: Callable[..., Said]) -> None:
 
 
 def test_overrides_go_to_a_tool_that_declares_them(dsv3: Callable[..., Said]) -> None:
-    said = dsv3("plan", "model=tiny", "context=8", "model.top_k=1", "~ema", "format=json")
-    assert json.loads(said.out) == {"context": 8, "overrides": ["model=tiny", "model.top_k=1", "~ema"]}
+    said = dsv3("plan", "model=tiny", "context=8", "model.top_k=1", "~callbacks.ema", "format=json")
+    assert json.loads(said.out) == {"context": 8, "overrides": ["model=tiny", "model.top_k=1", "~callbacks.ema"]}
 
 
 def test_overrides_are_checked_with_the_options(dsv3: Callable[..., Said]) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dsv3.bench.compared import LENGTH, ROWS, configured, ours
 from dsv3.bench.measuring import Figure, interleaved
-from dsv3.bench.step import our_step
+from dsv3.bench.training_step import our_step
 from dsv3.build import build_data
 
 STEPS = 2048  # so many that the windows in which rows are shuffled are filled and filled again

@@ -7,7 +7,7 @@ import torch
 
 from dsv3.bench.compared import EXPERTS, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
-from dsv3.bench.step import DTYPES
+from dsv3.bench.training_step import DTYPES
 from dsv3.model.layers import held_weights
 
 CONTEXT, TOKENS = 4096, 16

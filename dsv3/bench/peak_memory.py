@@ -53,7 +53,7 @@ def measured(side: str, precision: str, device: torch.device, sender: Connection
     from transformers import DeepseekV3ForCausalLM  # noqa: F401  (loaded by neither side while it is measured)
 
     from dsv3.bench.compared import EXPERTS, ours, theirs
-    from dsv3.bench.step import DTYPES, our_step, their_step
+    from dsv3.bench.training_step import DTYPES, our_step, their_step
     from dsv3.model.recompute import Part
     from dsv3.process import set_up_process
 

@@ -1,4 +1,4 @@
-"""Programs of the jail, in one file without imports from this project: `inside.py checker|worker ...`.
+"""Programs of the jail, in one file without imports from this project: `guest.py checker|worker ...`.
 
 The two are joined by pipes, a JSON line each way for every call. The worker trusts nobody's code but limits itself
 first; the checker takes what the worker says for data, never for code.

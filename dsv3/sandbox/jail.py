@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-INSIDE = Path(__file__).with_name("guest.py")
+GUEST = Path(__file__).with_name("guest.py")
 NOBODY = 65534
 
 
@@ -37,11 +37,11 @@ def command(role: str, limits: Limits, job_fd: int, verdict_fd: int, *, jailed: 
     numbers = (uid, limits.memory, limits.file_bytes, limits.seconds, job_fd, verdict_fd)
     interpreter = [os.path.realpath(sys.executable), "-I", "-S", "-B"]
     if not jailed:
-        return [*interpreter, str(INSIDE), role, *map(str, numbers)]
+        return [*interpreter, str(GUEST), role, *map(str, numbers)]
     walls = ["bwrap", *namespaces(), *files(limits)]
     if seccomp_fd >= 0:
         walls += ["--seccomp", str(seccomp_fd)]
-    return [*walls, "--", *interpreter, "/inside.py", role, *map(str, numbers)]
+    return [*walls, "--", *interpreter, "/guest.py", role, *map(str, numbers)]
 
 
 def namespaces() -> list[str]:
@@ -64,7 +64,7 @@ def files(limits: Limits) -> list[str]:
         if os.path.isdir(packages):
             mounts += ["--tmpfs", packages]
     mounts += [part for path in devices for part in ("--dev-bind", path, path)]
-    mounts += ["--proc", "/proc", "--ro-bind", str(INSIDE), "/inside.py"]
+    mounts += ["--proc", "/proc", "--ro-bind", str(GUEST), "/guest.py"]
     mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     return [*folders([*seen, *devices]), *mounts, "--remount-ro", "/"]
 

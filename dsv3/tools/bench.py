@@ -66,15 +66,15 @@ def described(device: Any) -> str:
 
 def case(name: str) -> Any:
     """The function of a case: repeats and device -> figures."""
-    from dsv3.bench import data_pipeline, decoding, drafts, peak_memory, step
+    from dsv3.bench import data_pipeline, decoding, drafts, peak_memory, training_step
 
     return {
-        "train": step.train,
+        "train": training_step.train,
         "memory": peak_memory.memory,
         "decode": decoding.decode,
-        "experts": step.experts,
-        "fp8": step.fp8,
-        "compile": step.compiled,
+        "experts": training_step.experts,
+        "fp8": training_step.fp8,
+        "compile": training_step.compiled,
         "data": data_pipeline.data,
         "speculation": drafts.speculation,
     }[name]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, peak_memory, step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, peak_memory, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded
 from dsv3.cli import main
@@ -21,11 +21,11 @@ CPU = torch.device("cpu")
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ("model=tiny", "tokenizer.vocab_size=512", "logger=none", "router.group_score_top=2")
     monkeypatch.setattr(compared, "SHAPES", shapes)
-    for module in (compared, step, data_pipeline):
+    for module in (compared, training_step, data_pipeline):
         monkeypatch.setattr(module, "ROWS", 2)
         monkeypatch.setattr(module, "LENGTH", 32)
-    monkeypatch.setattr(step, "TOKENS", 64)
-    monkeypatch.setattr(step, "PEAK_SIZE", 64)
+    monkeypatch.setattr(training_step, "TOKENS", 64)
+    monkeypatch.setattr(training_step, "PEAK_SIZE", 64)
     monkeypatch.setattr(decoding, "CONTEXT", 24)
     monkeypatch.setattr(decoding, "TOKENS", 3)
 
@@ -44,7 +44,7 @@ def test_both_sides_are_the_same_function(experts: str) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_every_case_gives_its_figures() -> None:
-    figures = [*step.train(1, CPU), *decoding.decode(1, CPU), *step.experts(1, CPU)]
+    figures = [*training_step.train(1, CPU), *decoding.decode(1, CPU), *training_step.experts(1, CPU)]
     assert {figure.case for figure in figures} == {"train", "decode", "experts"}
     assert all(figure.value > 0 for figure in figures)
     shares = [figure for figure in figures if figure.what.startswith("share")]

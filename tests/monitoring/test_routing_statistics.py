@@ -112,7 +112,7 @@ def test_dead_expert_and_collapse_are_told_once_and_by_name() -> None:
     dead = condition(figures_of([100] * 5 + [0] + [100] * 10), top_k=2)
     assert dead == {("dead expert", 5): 0.0}
     (finding,) = changes(5000, "layers.2", 16, set(), dead)
-    assert finding.text == "layers.2 expert 5 is dead: 0.00% of an even share"
+    assert finding.text == "layers.2 expert 5 is dead: 0.00% of the balanced load"
     assert list(changes(6000, "layers.2", 16, set(dead), dead)) == []
     (finding,) = changes(7000, "layers.2", 16, set(dead), {})
     assert (finding.kind, finding.expert) == ("revived expert", 5)

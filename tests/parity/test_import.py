@@ -206,7 +206,7 @@ def test_the_published_config(tmp_path):
 
 def test_trap_09_training_settings_never_come_from_an_hf_config(tmp_path):
     read, ours = (OmegaConf.to_container(config) for config in (imported_config(tmp_path), configured()))
-    for section in ("balancing", "optimizer", "schedule", "ema", "grad_clip"):
+    for section in ("balancing", "optimizer", "schedule", "callbacks", "objective", "grad_clip"):
         assert read[section] == ours[section]
     assert read["run"]["tokens"] == ours["run"]["tokens"]
     assert read["model"]["init_std"] == ours["model"]["init_std"]

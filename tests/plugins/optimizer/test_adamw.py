@@ -110,8 +110,10 @@ def test_resume_is_bitwise_and_steps_are_deterministic(moments):
         for index, state in whole[1]["state"].items():
             for key, value in state.items():
                 found = other[1]["state"][index][key]
-                assert found.dtype == value.dtype
-                assert torch.equal(found, value)
+                assert type(found) is type(value)
+                if isinstance(value, torch.Tensor):
+                    assert found.dtype == value.dtype
+                assert torch.equal(torch.as_tensor(found), torch.as_tensor(value))
 
 
 def test_bf16_moments_are_bf16_and_the_rest_is_fp32():
@@ -121,8 +123,8 @@ def test_bf16_moments_are_bf16_and_the_rest_is_fp32():
     set_gradients(parameters, 0)
     optimizer.step()
     state = optimizer.state[parameters[0][1]]
+    assert state.pop("step") == 1, "an integer, for which no step has to ask the device"
     assert {key: value.dtype for key, value in state.items()} == {
-        "step": torch.float32,
         "exp_avg": torch.bfloat16,
         "exp_avg_sq": torch.bfloat16,
     }
