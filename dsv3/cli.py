@@ -10,8 +10,8 @@ A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyw
 Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
 with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
 the option that the first argument sets where it is not of the form key=value. Every tool takes `--config-dir DIR`, a
-folder of configurations of one's own: modules that lie in it or beside it can then be imported, as those that its
-`_target_`s name.
+folder of configurations of one's own: modules that lie in it or next to it can then be imported. A tool that reads run
+folders has a field `allow: list[str]`; it also holds the `_target_`s that the files in `--config-dir` name.
 
 Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError: its message; in full with
 DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
@@ -35,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dsv3.config.compose import make_importable
+from dsv3.config.known_parts import targets_in
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
 from dsv3.strict_json import finite
@@ -175,6 +176,8 @@ def _read(tool: ModuleType, arguments: Sequence[str], folder: Path | None) -> tu
         return None, problems
     options: Any = OmegaConf.to_object(config)
     options.format = output
+    if folder is not None and hasattr(options, "allow"):
+        options.allow += targets_in(folder)
     if overrides:  # set as they stand: they may hold interpolations that only Hydra resolves
         options.overrides = overrides
     return options, []

@@ -1,5 +1,6 @@
 """Trained models read back from their run folders."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from dsv3.build import build_model, part
 from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
+from dsv3.config.known_parts import refuse_unknown_parts
 from dsv3.contracts import Tokenizer, is_precision_state
 from dsv3.model.decoder import Decoder
 from dsv3.paths import CONF
@@ -39,23 +41,37 @@ class Loaded:
     def tokenizer(self) -> Tokenizer:
         """The one that the run was trained with, from its folder."""
         loader = OmegaConf.load(CONF / "saved_tokenizer.yaml")
-        return part(loader, directory=str(self.folder.tokenizer_path))
+        tokenizer = part(loader, directory=str(self.folder.tokenizer_path))
+        if tokenizer.vocab_size > self.config.model.vocab_size:
+            raise ValueError(
+                f"{self.folder.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding "
+                f"{self.config.model.vocab_size}: it is not the tokenizer that these weights were trained with"
+            )
+        return tokenizer
 
 
-def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> Loaded:
+def load_run(
+    checkpoint: str | Path, *, device: torch.device | str = "cpu", allow: Collection[str] = ()
+) -> Loaded:
     """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference.
+
+    allow: targets that its config.yaml may name besides those of conf/ (`dsv3.config.known_parts`).
 
     Raises:
         FileNotFoundError: there is no valid checkpoint.
-        ValueError: the run's precision does not compute on `device`.
+        ValueError: the run names unknown parts, or its precision does not compute on `device`.
     """
     folder, file = find_run(checkpoint)
-    config = OmegaConf.load(folder.config_path)
-    assert isinstance(config, DictConfig)
+    config = folder.config()
+    refuse_unknown_parts(OmegaConf.to_container(config), source=folder.config_path, allow=allow)
     state = load_checkpoint(file)
     model = build_model(config, init=False)
     prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)})
+    tensors = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit {folder.config_path}: {mismatch(error)}") from None
     if problems := model.precision.check(torch.device(device)):
         raise ValueError("; ".join(problems))
     ema = state["callbacks"].get("EMA", {}).get("weights")
@@ -73,7 +89,12 @@ def begin_with(model: Decoder, start: Loaded) -> None:
     try:
         model.load_state_dict(taken | own)
     except RuntimeError as error:
-        raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
+        raise ValueError(f"run.weights_from={start.file}: another model: {mismatch(error)}") from None
+
+
+def mismatch(error: RuntimeError) -> str:
+    """What `load_state_dict` says of the first tensor that does not fit."""
+    return " ".join(str(error).partition(chr(10))[2].split())[:300]
 
 
 @torch.no_grad()

@@ -13,15 +13,22 @@ import fcntl
 import json
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 import torch
+from omegaconf import DictConfig
+
+from dsv3.checkpoint.run_config import read_config
 
 log = logging.getLogger(__name__)
+
+NUMBERED = re.compile(r"(?:part|tokens)-(\d+)\.(?:parquet|ckpt)")
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -52,19 +59,46 @@ class Table:
         if self.rows:
             frame = pd.DataFrame(self.rows)
             part = self.folder / f"part-{tokens:015d}.parquet"
+            if part.exists():  # rows came after an earlier flush at these tokens, such as the last evaluation's
+                frame = pd.concat([read_part(part), frame], ignore_index=True)
             write_atomically(part, lambda path: frame.to_parquet(path, engine="pyarrow", index=False))
             self.rows = []
 
     def drop_after(self, tokens: int) -> None:
         """Delete the parts that end past `tokens`."""
-        for part in self.folder.glob("part-*.parquet"):
+        for part in numbered(self.folder, "part-*.parquet"):
             if tokens_of(part) > tokens:
                 part.unlink()
 
 
 def tokens_of(path: Path) -> int:
-    """The number in `part-000000001024.parquet` or `tokens-000000001024.ckpt`."""
-    return int(path.name.split("-")[1].split(".")[0])
+    """The number in `part-000000001024.parquet` or `tokens-000000001024.ckpt`.
+
+    Raises:
+        ValueError: the file has no such name.
+    """
+    match = NUMBERED.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path}: a checkpoint is called tokens-<number>.ckpt")
+    return int(match[1])
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """Parts or checkpoints of a folder in order; files that someone else put there are left out."""
+    return sorted((path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.name)), key=tokens_of)
+
+
+def read_part(part: Path) -> pd.DataFrame:
+    """One part of a table.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return pd.read_parquet(part)
+    except (pyarrow.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
 
 
 class RunFolder:
@@ -88,8 +122,8 @@ class RunFolder:
 
     def read(self, name: str) -> pd.DataFrame:
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
-        parts = sorted((self.path / name).glob("part-*.parquet"))
-        return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
+        parts = numbered(self.path / name, "part-*.parquet")
+        return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
     def drop_after(self, tokens: int) -> None:
         """Forget what was written past a checkpoint: metrics, timing and checkpoints alike."""
@@ -104,16 +138,24 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """All of them, oldest first."""
-        return sorted((self.path / "checkpoints").glob("tokens-*.ckpt"))
+        return numbered(self.path / "checkpoints", "tokens-*.ckpt")
+
+    def config(self) -> DictConfig:
+        """The run's config.yaml. Raises as `read_config`."""
+        return read_config(self.config_path)
 
     def begun(self) -> bool:
         """Whether there is anything that a run would lose: a checkpoint, or rows of a table."""
         return bool(self.checkpoints()) or next(self.path.glob("*/*/part-*.parquet"), None) is not None
 
     def newest_valid_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose checksums hold; damaged ones are passed over with a warning."""
+        """The newest checkpoint that is whole; corrupt ones are passed over with a warning.
+
+        Raises:
+            ValueError: one may not be read, which does not make it corrupt.
+        """
         for path in reversed(self.checkpoints()):
-            if is_intact(path):
+            if is_valid(path):
                 return path
             log.warning("%s is corrupt; trying an older checkpoint", path)
         return None
@@ -123,7 +165,14 @@ class RunFolder:
         write_atomically(self.summary_path, lambda path: path.write_text(text))
 
     def summary(self) -> dict[str, Any] | None:
-        return json.loads(self.summary_path.read_text()) if self.summary_path.exists() else None
+        """summary.json; None where the run has not ended, or the file is damaged, which a warning says."""
+        if not self.summary_path.exists():
+            return None
+        try:
+            return json.loads(self.summary_path.read_text())
+        except ValueError:
+            log.warning("%s is corrupt; taking the run for unfinished", self.summary_path)
+            return None
 
     def hold(self) -> None:
         """Keep other processes from training in this folder until this one ends.
@@ -138,6 +187,11 @@ class RunFolder:
         except BlockingIOError:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
 
+    def clear_leftovers(self) -> None:
+        """Delete half-written files of processes that were killed; to be called by the process that holds the folder."""
+        for path in self.path.rglob(".*.tmp"):
+            path.unlink()
+
     def release(self) -> None:
         """Let other runs have the folder, this process's own among them."""
         self._lock.close()
@@ -150,25 +204,51 @@ class RunFolder:
         return self.path.rename(target)
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Whether the file is a whole zip archive with right checksums."""
+def is_valid(checkpoint: Path) -> bool:
+    """Whether the file is a checkpoint and whole: checksums of its contents, and torch reads its directory.
+
+    Raises:
+        ValueError: the file may not be read.
+    """
+    try:
+        with checkpoint.open("rb"):
+            pass
+    except IsADirectoryError:
+        return False
+    except OSError as error:
+        raise ValueError(f"{checkpoint} may not be read ({error.strerror}): make it readable, or move it away") from None
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
+            whole = archive.testzip() is None
+        return whole and bool(load_checkpoint(checkpoint, mmap=True))
+    except Exception:  # which one a damaged archive raises is up to zipfile and zlib
         return False
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Tensors and plain containers only; nothing in the file is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Tensors and plain containers only; nothing in the file is executed. `mmap`: tensors stay on disk until used.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a checkpoint of this project.
+    """
+    try:
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception:  # which one a foreign file raises is up to torch, and so is its advice to execute it
+        content = None
+    if not isinstance(content, dict) or not {"state_dict", "dsv3", "callbacks"} <= content.keys():
+        raise ValueError(f"{path} is not a checkpoint of this project (nothing in it was executed)")
+    return content
 
 
 def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     """The run folder and the checkpoint file that a user names by either of them.
 
     Raises:
-        FileNotFoundError: nothing is there, or no intact checkpoint, or no config.yaml beside it.
+        FileNotFoundError: nothing is there, or no valid checkpoint, or no config.yaml next to it.
+        ValueError: a checkpoint may not be read.
     """
     path = Path(checkpoint)
     if not path.exists():
@@ -176,7 +256,7 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
     file = folder.newest_valid_checkpoint() if path.is_dir() else path
     if file is None:
-        raise FileNotFoundError(f"checkpoint={checkpoint}: the folder holds no intact checkpoints/tokens-*.ckpt")
+        raise FileNotFoundError(f"checkpoint={checkpoint}: the folder holds no valid checkpoints/tokens-*.ckpt")
     if not folder.config_path.exists():
         raise FileNotFoundError(f"checkpoint={checkpoint}: {folder.config_path} is missing")
     return folder, file

@@ -82,6 +82,9 @@ class Shards:
                 self.where = dict.fromkeys(file.keys(), SINGLE)
         else:
             raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+        outside = sorted(file for file in self.where.values() if Path(file).name != file)
+        if outside:
+            raise ValueError(f"{folder / INDEX} names {outside[0]}: it may only name files in its own folder")
         absent = sorted({file for file in self.where.values() if not (folder / file).exists()})
         if absent:
             raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}")

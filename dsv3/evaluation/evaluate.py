@@ -11,6 +11,7 @@ from rich.table import Table
 from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
 from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.evaluation.held_out import answer_questions, domain_scores
 from dsv3.monitoring.expert_load import ExpertLoad
@@ -34,7 +35,7 @@ def evaluate(config: DictConfig) -> None:
             raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
     else:
-        loaded = load_run(config.checkpoint, device=device_named(config.device))
+        loaded = load_run(config.checkpoint, device=device_named(config.device), allow=allowed(config))
         data = build_data(loaded.config, tokenizer=loaded.tokenizer())
         result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
         show(result, console)

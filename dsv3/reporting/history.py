@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.checkpoint.run_folder import RunFolder, numbered, read_part
 
 QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
@@ -26,20 +26,20 @@ class History:
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
-        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
+        parts = numbered(self.folder.path / name, "part-*.parquet")
         known, frame = self._tables.get(name, ([], pd.DataFrame()))
         if parts != known:
             if parts[: len(known)] != known:  # a run that went back to a checkpoint
                 known, frame = [], pd.DataFrame()
-            new = [pd.read_parquet(part) for part in parts[len(known) :]]
+            new = [read_part(part) for part in parts[len(known) :]]
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
             self._tables[name] = (parts, frame)
         return frame
 
     def newest(self, name: str) -> pd.DataFrame:
         """The rows of a table's newest part alone."""
-        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
-        return pd.read_parquet(parts[-1]) if parts else pd.DataFrame()
+        parts = numbered(self.folder.path / name, "part-*.parquet")
+        return read_part(parts[-1]) if parts else pd.DataFrame()
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def read_study(root: Path) -> Study:
     order: dict[str, None] = {}  # arms of all configs: one may have been added later
     unfinished, about = [], None
     for run in find_runs(root):
-        config = OmegaConf.load(run.folder.config_path)
+        config = run.folder.config()
         arm = OmegaConf.select(config, "study.arm")
         if arm is None:
             continue

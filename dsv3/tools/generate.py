@@ -29,6 +29,7 @@ class Options:
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
     )
+    allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     drafts: int = option(2, "tokens drafted for each pass of the model, with speculative=true")
 
@@ -62,7 +63,7 @@ def run(options: Options) -> dict[str, Any]:
         seed=options.seed,
         drafts=options.drafts if options.speculative else 0,
     )
-    loaded = load_run(options.checkpoint, device=device_named(options.device))
+    loaded = load_run(options.checkpoint, device=device_named(options.device), allow=options.allow)
     loaded.use(options.weights)
     tokenizer = loaded.tokenizer()
     if options.suffix:

@@ -81,17 +81,14 @@ def losses(folder: str) -> Any:
 
 def config_differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
     """Keys of the two configs that should be equal and are not, with both values."""
-    from omegaconf import OmegaConf
-
     from dsv3.checkpoint.run_folder import RunFolder
     from dsv3.training.resume import FREE, differences
 
-    paths = [RunFolder(folder).config_path for folder in (one, other)]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"runs and baselines: {path.parent} is not a run folder, it has no config.yaml")
-    configs = [OmegaConf.load(path) for path in paths]
-    return differences(*configs, free=(*FREE, *MAY_DIFFER))
+    folders = [RunFolder(folder) for folder in (one, other)]
+    for folder in folders:
+        if not folder.config_path.exists():
+            raise FileNotFoundError(f"runs and baselines: {folder.path} is not a run folder, it has no config.yaml")
+    return differences(*(folder.config() for folder in folders), free=(*FREE, *MAY_DIFFER))
 
 
 def describe(curve: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def fit(config: DictConfig) -> Run:
         except RollBack as asked:
             log.warning("%s; rolling back to the newest checkpoint", asked)
             run.folder.release()
-            config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
+            if config.resume == "never":  # or what was just trained would be moved aside
+                config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         else:
             return run

@@ -1,7 +1,8 @@
 """Resume policy for an existing run folder.
 
 `resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
-`resume=never` moves the old folder aside; a path continues from that checkpoint.
+`resume=never` moves the old folder aside; a path continues from that checkpoint, and when the same command is given
+again, from what it has reached since.
 """
 
 import logging
@@ -11,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, is_valid, tokens_of, write_atomically
 from dsv3.config.moved import upgraded
 from dsv3.training.settle import kept_choices
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 FREE = (
     "resume",
+    "allow",
     "run.dir",
     "run.name",
     "run.experiment",
@@ -37,10 +39,11 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
 
     Raises:
-        ValueError: the folder's run was trained with other settings.
-        FileNotFoundError: `resume` names a checkpoint that is missing or damaged.
+        ValueError: the folder's run was trained with other settings, or none of its checkpoints can be used.
+        FileNotFoundError: `resume` names a checkpoint that is missing or corrupt.
     """
     folder.hold()
+    folder.clear_leftovers()
     if config.resume == "never":
         if folder.config_path.exists():
             log.warning("previous run moved to %s", folder.move_aside())
@@ -49,15 +52,38 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     elif config.resume == "auto":
         if folder.config_path.exists() and folder.begun():
             refuse_other_settings(config, folder)
-        checkpoint = folder.newest_valid_checkpoint()
+        checkpoint = newest_or_refuse(folder)
     else:
-        checkpoint = Path(config.resume)
-        if not is_intact(checkpoint):
-            raise FileNotFoundError(f"resume={config.resume}: there is no intact checkpoint of that name")
+        checkpoint = branch_point(config, folder)
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
     folder.summary_path.unlink(missing_ok=True)
     write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
     return checkpoint
+
+
+def newest_or_refuse(folder: RunFolder) -> Path | None:
+    """The newest valid checkpoint; None in a folder without checkpoints.
+
+    Raises:
+        ValueError: there are some, and none is valid: starting over would delete what they may still hold.
+    """
+    checkpoint = folder.newest_valid_checkpoint()
+    if checkpoint is None and (corrupt := folder.checkpoints()):
+        raise ValueError(
+            f"run.dir={folder.path}: none of its checkpoints can be used ({', '.join(path.name for path in corrupt)}). "
+            "Restore one from a copy, or use resume=never to move the old run aside and start over."
+        )
+    return checkpoint
+
+
+def branch_point(config: DictConfig, folder: RunFolder) -> Path | None:
+    """The checkpoint that `resume=PATH` names, or where this folder's run, begun from it, has come since."""
+    checkpoint = Path(config.resume)
+    if not checkpoint.is_file() or not is_valid(checkpoint):
+        raise FileNotFoundError(f"resume={config.resume}: must be a checkpoint file, such as tokens-000001.ckpt, that is whole")
+    tokens_of(checkpoint)
+    begun_from_it = folder.config_path.exists() and folder.config().get("resume") == config.resume
+    return newest_or_refuse(folder) if begun_from_it and folder.checkpoints() else checkpoint
 
 
 def is_finished(config: DictConfig, folder: RunFolder) -> bool:
@@ -75,8 +101,7 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
-    before = OmegaConf.load(folder.config_path)
-    assert isinstance(before, DictConfig)
+    before = folder.config()
     changed = [
         f"{key}: {there} there, {now} now"
         for key, (there, now) in differences(upgraded(before, config), config, free=FREE).items()

@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 from dsv3.build import build_data, build_model, part, token_bytes
 from dsv3.checkpoint.loading import begin_with, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.model.compile import compile_parts
 from dsv3.process import set_up_process
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
+from dsv3.training.callbacks.save import DirectIO
 from dsv3.training.facts import write_facts
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare
@@ -54,7 +56,7 @@ def build_run(config: DictConfig) -> Run:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
     resume_from = prepare(config, folder)
-    start = load_run(config.run.weights_from) if config.run.weights_from else None
+    start = load_run(config.run.weights_from, allow=allowed(config)) if config.run.weights_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
@@ -85,6 +87,7 @@ def build_run(config: DictConfig) -> Run:
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        plugins=[DirectIO()],
         use_distributed_sampler=False,
     )
     return Run(config, folder, data, module, trainer, resume_from)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv3.build import part
 from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.config.known_parts import refuse_unknown_parts, targets
 from dsv3.contracts import Settles
 from dsv3.process import device_named
 
@@ -31,9 +32,11 @@ def kept_choices(config: DictConfig, folder: RunFolder) -> DictConfig:
     """The config with open choices as the folder's run has made them already, if it continues."""
     if config.resume == "never" or not folder.config_path.exists():
         return config
-    before = OmegaConf.load(folder.config_path)
+    before = folder.config()
     if OmegaConf.select(before, f"{SETTLED}._target_") != config[SETTLED]._target_:
         return config
+    given = [target for _, target in targets(OmegaConf.to_container(config))]
+    refuse_unknown_parts({SETTLED: OmegaConf.to_container(before[SETTLED])}, source=folder.config_path, allow=given)
     return with_choices(config, {key: OmegaConf.select(before, key) for key in open_choices(config)})
 
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -36,7 +37,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "tokens": run.module.tokens_seen,
         "steps": len(train),
-        "tokens_per_second": round(float(train["tokens"].iloc[-1] / timing["seconds"].sum()), 1),
+        "tokens_per_second": round(tokens_per_second(train["tokens"], timing["seconds"]), 1),
         "parameters": count_parameters(model)._asdict(),
         "validation": {
             "before": by_domain(scores[(scores.tokens == 0) & (scores.weights == "live")]),
@@ -54,6 +55,13 @@ def summarise(run: Run) -> dict[str, Any]:
         "git_commit": git_commit(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def tokens_per_second(tokens: pd.Series, seconds: pd.Series) -> float:
+    """Of all steps in the tables but the first, which also warms up; a branch's tables begin at its checkpoint."""
+    if len(tokens) == 1:
+        return float(tokens.iloc[0] / seconds.iloc[0])
+    return float((tokens.iloc[-1] - tokens.iloc[0]) / seconds.iloc[1:].sum())
 
 
 def by_domain(scores: Any) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded, is_published, load_run
+from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
@@ -76,7 +77,7 @@ class Session:
         if is_published(other):
             self.run(other, None, None)
         else:
-            loaded = load_run(other, device=self.device)
+            loaded = load_run(other, device=self.device, allow=allowed(self.config))
             self.run(other, loaded, build_data(loaded.config, tokenizer=loaded.tokenizer()))
         both = [name for name in self.finished[checkpoint] if name in self.finished[other]]
         first, second = (ResultsFolder(self.folder(name)) for name in (checkpoint, other))

@@ -3,12 +3,21 @@
 from typing import Any
 
 import lightning
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
+
+
+class DirectIO(TorchCheckpointIO):
+    """Writes to the path itself; Lightning's way goes through TMPDIR, which may be smaller than a checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
 
 
 class SaveCheckpoints(lightning.Callback):
