@@ -50,9 +50,7 @@ class Loaded:
         return tokenizer
 
 
-def load_run(
-    checkpoint: str | Path, *, device: torch.device | str = "cpu", allow: Collection[str] = ()
-) -> Loaded:
+def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu", allow: Collection[str] = ()) -> Loaded:
     """Build the model of a run folder, or of one checkpoint file in it, with its live weights, for inference.
 
     allow: targets that its config.yaml may name besides those of conf/ (`dsv3.config.known_parts`).
@@ -78,7 +76,7 @@ def load_run(
     return Loaded(config, folder, file, model.to(device).eval(), state["dsv3"]["tokens_seen"], ema)
 
 
-def begin_with(model: Decoder, start: Loaded) -> None:
+def init_from(model: Decoder, start: Loaded) -> None:
     """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
 
     Raises:
@@ -89,7 +87,7 @@ def begin_with(model: Decoder, start: Loaded) -> None:
     try:
         model.load_state_dict(taken | own)
     except RuntimeError as error:
-        raise ValueError(f"run.weights_from={start.file}: another model: {mismatch(error)}") from None
+        raise ValueError(f"run.init_from={start.file}: another model: {mismatch(error)}") from None
 
 
 def mismatch(error: RuntimeError) -> str:
@@ -103,7 +101,7 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def is_published(checkpoint: str) -> bool:
+def is_hf_checkpoint(checkpoint: str) -> bool:
     """Whether this is a folder in Hugging Face's format."""
     folder = Path(checkpoint)
     return (folder / "config.json").is_file() and not (folder / "config.yaml").exists()

@@ -3,7 +3,7 @@
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
-    facts.json          sizes, operations per token     spikes/         batches that the guard wrote down
+    run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
 continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
@@ -13,22 +13,21 @@ import fcntl
 import json
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow
 import torch
 from omegaconf import DictConfig
 
+from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
+from dsv3.checkpoint.parts import numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
+from dsv3.config.moved import upgraded
 
 log = logging.getLogger(__name__)
-
-NUMBERED = re.compile(r"(?:part|tokens)-(\d+)\.(?:parquet|ckpt)")
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -71,36 +70,6 @@ class Table:
                 part.unlink()
 
 
-def tokens_of(path: Path) -> int:
-    """The number in `part-000000001024.parquet` or `tokens-000000001024.ckpt`.
-
-    Raises:
-        ValueError: the file has no such name.
-    """
-    match = NUMBERED.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"{path}: a checkpoint is called tokens-<number>.ckpt")
-    return int(match[1])
-
-
-def numbered(folder: Path, pattern: str) -> list[Path]:
-    """Parts or checkpoints of a folder in order; files that someone else put there are left out."""
-    return sorted((path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.name)), key=tokens_of)
-
-
-def read_part(part: Path) -> pd.DataFrame:
-    """One part of a table.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        return pd.read_parquet(part)
-    except (pyarrow.ArrowException, OSError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
-
-
 class RunFolder:
     """Paths of one run, and what may be asked of them."""
 
@@ -110,6 +79,10 @@ class RunFolder:
         self.summary_path = self.path / "summary.json"
         self.tokenizer_path = self.path / "tokenizer"
         self.tables: dict[str, Table] = {}
+
+    def config(self) -> DictConfig:
+        """The run's config.yaml; keys and values of older versions under their names of today. See `read_config`."""
+        return upgraded(read_config(self.config_path))
 
     def table(self, name: str) -> Table:
         """The table that rows are added to, e.g. `metrics/train`."""
@@ -122,7 +95,7 @@ class RunFolder:
 
     def read(self, name: str) -> pd.DataFrame:
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
-        parts = numbered(self.path / name, "part-*.parquet")
+        parts = table_parts(self.path, name)
         return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
     def drop_after(self, tokens: int) -> None:
@@ -139,10 +112,6 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """All of them, oldest first."""
         return numbered(self.path / "checkpoints", "tokens-*.ckpt")
-
-    def config(self) -> DictConfig:
-        """The run's config.yaml. Raises as `read_config`."""
-        return read_config(self.config_path)
 
     def begun(self) -> bool:
         """Whether there is anything that a run would lose: a checkpoint, or rows of a table."""
@@ -169,7 +138,7 @@ class RunFolder:
         if not self.summary_path.exists():
             return None
         try:
-            return json.loads(self.summary_path.read_text())
+            return upgraded_summary(json.loads(self.summary_path.read_text()))
         except ValueError:
             log.warning("%s is corrupt; taking the run for unfinished", self.summary_path)
             return None
@@ -188,7 +157,7 @@ class RunFolder:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
 
     def clear_leftovers(self) -> None:
-        """Delete half-written files of processes that were killed; to be called by the process that holds the folder."""
+        """Delete half-written files of processes that were killed, by the process that holds the folder."""
         for path in self.path.rglob(".*.tmp"):
             path.unlink()
 
@@ -216,7 +185,9 @@ def is_valid(checkpoint: Path) -> bool:
     except IsADirectoryError:
         return False
     except OSError as error:
-        raise ValueError(f"{checkpoint} may not be read ({error.strerror}): make it readable, or move it away") from None
+        raise ValueError(
+            f"{checkpoint} may not be read ({error.strerror}): make it readable, or move it away"
+        ) from None
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             whole = archive.testzip() is None

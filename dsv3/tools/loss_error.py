@@ -37,9 +37,9 @@ def run(options: Options) -> dict[str, Any]:
     rows = [{"pair": pair, **describe(curve)} for pair, curve in curves.items()]
     mean = sum(row["mean_absolute"] for row in rows) / len(rows)
     width = max(len(pair) for pair in curves)
-    print(f"{'':{width}}  last tenth: mean |error|   mean error   steps")
+    print(f"{'':{width}}  last 10%: mean |error|   mean error   steps")
     for row in rows:
-        print(f"{row['pair']:{width}}  {row['mean_absolute']:24.3%}  {row['mean']:+11.3%}  {row['steps']:6,}")
+        print(f"{row['pair']:{width}}  {row['mean_absolute']:22.3%}  {row['mean']:+11.3%}  {row['steps']:6,}")
     print(f"mean |error| {mean:.3%}; the report stays below {PUBLISHED:.2%}")
     if options.out:
         draw(curves, Path(options.out))

@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.checkpoint.run_folder import RunFolder, is_valid, tokens_of, write_atomically
+from dsv3.checkpoint.parts import tokens_of
+from dsv3.checkpoint.run_folder import RunFolder, is_valid, write_atomically
 from dsv3.config.moved import upgraded
 from dsv3.training.settle import kept_choices
 
@@ -80,7 +81,7 @@ def branch_point(config: DictConfig, folder: RunFolder) -> Path | None:
     """The checkpoint that `resume=PATH` names, or where this folder's run, begun from it, has come since."""
     checkpoint = Path(config.resume)
     if not checkpoint.is_file() or not is_valid(checkpoint):
-        raise FileNotFoundError(f"resume={config.resume}: must be a checkpoint file, such as tokens-000001.ckpt, that is whole")
+        raise FileNotFoundError(f"resume={config.resume}: must be a valid checkpoint file, tokens-<number>.ckpt")
     tokens_of(checkpoint)
     begun_from_it = folder.config_path.exists() and folder.config().get("resume") == config.resume
     return newest_or_refuse(folder) if begun_from_it and folder.checkpoints() else checkpoint

@@ -12,7 +12,7 @@ from dsv3.build import part
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.config.known_parts import refuse_unknown_parts, targets
 from dsv3.contracts import Settles
-from dsv3.process import device_named
+from dsv3.runtime import device_named
 
 log = logging.getLogger(__name__)
 

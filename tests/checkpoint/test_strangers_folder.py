@@ -85,7 +85,9 @@ def test_every_option_of_conf_is_known_for_its_kind(composed: Callable[..., Dict
     refuse_unknown_parts(config, source=Path("config.yaml"))
 
 
-def test_a_format_settled_by_a_strangers_run_cannot_be_a_callable(run: Path, composed: Callable[..., DictConfig]) -> None:
+def test_a_format_settled_by_a_strangers_run_cannot_be_a_callable(
+    run: Path, composed: Callable[..., DictConfig]
+) -> None:
     config = composed("precision=auto", f"run.dir={run}")
     key = next(key for key, value in config.precision.items() if value is None)
     evil = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": ["touched"]}}
