@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import lightning
 import numpy as np
@@ -23,6 +23,7 @@ from data.held_out import (
 from data.pipeline import Pack, Rendering, training_rows
 from data.sources import Source
 from data.tokenizer import ByteLevelBPE
+from dsv3.bounds import ArgumentsOf, Fraction, NonNegativeInt, PositiveInt, Seed
 from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step
 
 
@@ -43,19 +44,19 @@ class DataModule(lightning.LightningDataModule):
         self,
         *,
         tokenizer: TokenizerFactory,
-        seed: int,
+        seed: Seed,
         cache_dir: str | Path,
-        sequence_length: int,
-        total_tokens: int,
-        micro_batch_size: int,
+        sequence_length: PositiveInt,
+        total_tokens: PositiveInt,
+        micro_batch_size: PositiveInt,
         global_batch_size: Schedule,
-        shuffle_window: int,
+        shuffle_window: PositiveInt,
         isolate_documents: bool,
-        held_out_fraction: float,
-        validation_tokens: int,
-        questions: int,
-        fim: Mapping[str, Any],
-        split_punctuation_newline: float,
+        held_out_fraction: Fraction,
+        validation_tokens: PositiveInt,
+        questions: NonNegativeInt,
+        fim: Annotated[Mapping[str, Any], ArgumentsOf(FillInTheMiddle)],
+        split_punctuation_newline: Fraction,
         sources: Mapping[str, Source | None],
     ) -> None:
         """See conf/data/default.yaml for what each argument means.

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from data.cache import digest, number
 from data.sources import CODE, Source
+from dsv3.bounds import PositiveFloat, PositiveInt
 
 OWN_CODE = digest(Path(__file__).read_text(encoding="utf-8"))
 
@@ -22,7 +23,7 @@ LONG = 400
 """Characters from which on a docstring or a description is prose rather than a label."""
 
 
-def documentation(*, packages: Sequence[str], characters_per_package: int, weight: float) -> Source:
+def documentation(*, packages: Sequence[str], characters_per_package: PositiveInt, weight: PositiveFloat) -> Source:
     """pydoc's topics, descriptions of installed distributions, and long docstrings of `packages`.
 
     Each docstring is a document; those of one file are held out together or not at all. A package that is not

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.tokenizer import ByteLevelBPE
+from dsv3.bounds import Fraction, PositiveInt
 from dsv3.contracts import Tokenizer
 from dsv3.prompts.infilling import Order, infilling_prompt
 
@@ -26,9 +27,9 @@ from dsv3.prompts.infilling import Order, infilling_prompt
 class FillInTheMiddle(NamedTuple):
     """Settings: `rate` is the share of documents, `max_characters` the longest text rearranged as one piece."""
 
-    rate: float
+    rate: Fraction
     order: Order
-    max_characters: int | None
+    max_characters: PositiveInt | None
 
     def check(self) -> None:
         if not 0 <= self.rate <= 1:

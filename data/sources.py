@@ -20,6 +20,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from data.cache import digest
+from dsv3.bounds import NonNegativeInt, PositiveFloat
 
 CODE = digest(Path(__file__).read_text(encoding="utf-8"))
 """Changes with this file, so that what an older version of it read is not taken for what it reads now."""
@@ -45,7 +46,7 @@ class Source:
         self.load = load
 
 
-def standard_library(*, weight: float) -> Source:
+def standard_library(*, weight: PositiveFloat) -> Source:
     """The Python files of the interpreter's own standard library, without tests and without pydoc's topics."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "pydoc_data"}
@@ -64,7 +65,7 @@ def standard_library(*, weight: float) -> Source:
     return Source(weight=weight, identity=identity, load=load)
 
 
-def local_files(*, path: str, text_column: str, weight: float) -> Source:
+def local_files(*, path: str, text_column: str, weight: PositiveFloat) -> Source:
     """Any text, .jsonl or .parquet file, or a folder of such files.
 
     A text file is a document; a .jsonl or .parquet file has one in each row, in the column `text_column`.
@@ -116,7 +117,7 @@ def hub(
     return Source(weight=weight, identity=lambda: {**arguments, "limit": limit}, load=load)
 
 
-def reasoning(*, families: Mapping[str, Mapping[str, Any]], held_out: int, weight: float) -> Source:
+def reasoning(*, families: Mapping[str, Mapping[str, Any]], held_out: NonNegativeInt, weight: PositiveFloat) -> Source:
     """Questions of reasoning-gym's generators, written `Question: {question}\\nAnswer: {answer}`.
 
     `families`: of each, the `generator` (its name in reasoning-gym), the number of questions drawn for `train`, and the

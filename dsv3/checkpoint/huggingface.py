@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from dsv3.build import build_model
+from dsv3.bounds import PositiveInt
+from dsv3.build import build_model, part
 from dsv3.checkpoint.config_in import Fields, hf_to_choices
 from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
@@ -134,15 +134,23 @@ def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: 
             "_target_": f"{saved_tokenizer.__module__}.{saved_tokenizer.__qualname__}",
             "_partial_": True,
             "directory": str(RunFolder(out).tokenizer_path),
+            "vocab_size": config.model.vocab_size,
         }
     config.data.sequence_length = hf["max_position_embeddings"]
     config.run.update({"name": out.name, "dir": str(out)})
     return config
 
 
-def saved_tokenizer(*, directory: str, texts: Mapping[str, Sequence[str]], cache_dir: str) -> Tokenizer:
-    """The tokenizer that came with an imported model, whatever texts it is to encode."""
-    return instantiate(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=directory)
+def saved_tokenizer(
+    *, directory: str, vocab_size: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str
+) -> Tokenizer:
+    """The tokenizer in a folder, such as an imported model's, whatever texts it is to encode."""
+    tokenizer = part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=directory)
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size={vocab_size}: {directory} has {tokenizer.vocab_size} tokens; write that"
+        )
+    return tokenizer
 
 
 def count_mtp_layers(hf: Mapping[str, Any], shards: Shards) -> int:

@@ -1,8 +1,10 @@
-"""Whether a value fits a type annotation, both as they stand in files."""
+"""Whether a value fits a type annotation and its range, both as they stand in files."""
 
 import ast
+from collections.abc import Iterator
 from typing import Any
 
+from dsv3.bounds import Above, AtLeast, Between
 from dsv3.config.signatures import Module, follow
 
 _SCALARS: dict[str, tuple[type, ...]] = {
@@ -42,7 +44,7 @@ def fits(annotation: ast.expr, value: Any, module: Module) -> bool | None:
 
 
 def _fits_generic(name: str, inner: ast.expr, value: Any, module: Module) -> bool | None:
-    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    items = _items(inner)
     if name == "Literal":
         return value in [ast.literal_eval(item) for item in items]
     if name == "Union":
@@ -69,10 +71,66 @@ def _fits_name(name: str, value: Any, module: Module) -> bool | None:
         return isinstance(value, list | tuple) or (None if built else False)
     if name in _MAPPINGS:
         return isinstance(value, dict)
-    found = follow(module, name)
-    if found and isinstance(found[1], ast.Assign):  # an alias, such as Order = Literal["psm", "spm"]
-        return fits(found[1].value, value, found[0])
+    alias = _alias(name, module)
+    return fits(alias[0], value, alias[1]) if alias else None
+
+
+def out_of_range(annotation: ast.expr, value: Any, module: Module) -> str | None:
+    """What must hold of a value that fits the annotation's type, where its `dsv3.bounds` do not hold."""
+    match annotation:
+        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
+            side = left if fits(left, value, module) else right
+            return out_of_range(side, value, module)
+        case ast.Subscript(value=base, slice=ast.Tuple(elts=[inner, *ranges])) if _name(base) == "Annotated":
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            found = [_range(node).problem(value) for node in ranges if number and _named(node) in _RANGES]
+            return next(filter(None, found), None) or out_of_range(inner, value, module)
+        case ast.Subscript(value=base, slice=inner) if _name(base) in _LISTS and isinstance(value, list | tuple):
+            kinds = [node for node in _items(inner) if not _is_ellipsis(node)]
+            of_each = kinds if len(kinds) == len(value) else [kinds[0]] * len(value)
+            found = [out_of_range(kind, element, module) for kind, element in zip(of_each, value, strict=True)]
+            return next(filter(None, found), None)
+        case ast.Name(id=name) if (alias := _alias(name, module)) is not None:
+            return out_of_range(alias[0], value, alias[1])
     return None
+
+
+def arguments_of(annotation: ast.expr, value: Any, module: Module) -> Iterator[tuple[str, str]]:
+    """Mappings in `value` whose keys are the arguments of a class: ("", or their place in a list, the class's name)."""
+    match annotation:
+        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
+            yield from arguments_of(left, value, module)
+            yield from arguments_of(right, value, module)
+        case ast.Subscript(value=base, slice=ast.Tuple(elts=[_, *notes])) if _name(base) == "Annotated":
+            for note in notes:
+                if isinstance(note, ast.Call) and _named(note) == "ArgumentsOf" and isinstance(value, dict):
+                    yield "", _name(note.args[0])
+        case ast.Subscript(value=base, slice=inner) if _name(base) in _LISTS and isinstance(value, list | tuple):
+            for place, element in enumerate(value):
+                for _, kind in arguments_of(_items(inner)[0], element, module):
+                    yield f".{place}", kind
+
+
+_RANGES = {"Between": Between, "AtLeast": AtLeast, "Above": Above}
+
+
+def _range(node: ast.expr) -> Between | AtLeast | Above:
+    assert isinstance(node, ast.Call)
+    return _RANGES[_named(node)](*(ast.literal_eval(argument) for argument in node.args))
+
+
+def _named(node: ast.expr) -> str:
+    return _name(node.func) if isinstance(node, ast.Call) else ""
+
+
+def _items(inner: ast.expr) -> list[ast.expr]:
+    return inner.elts if isinstance(inner, ast.Tuple) else [inner]
+
+
+def _alias(name: str, module: Module) -> tuple[ast.expr, Module] | None:
+    """What `name = ...` stands for, such as `Order = Literal["psm", "spm"]`, and where."""
+    found = follow(module, name)
+    return (found[1].value, found[0]) if found and isinstance(found[1], ast.Assign) else None
 
 
 def _any(verdicts: list[bool | None]) -> bool | None:
@@ -91,22 +149,29 @@ def _is_ellipsis(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is ...
 
 
-def words(annotation: ast.expr) -> str:
+def words(annotation: ast.expr, module: Module) -> str:
     """The annotation for a reader: "an integer or null"."""
     if isinstance(annotation, ast.BinOp):
-        return f"{words(annotation.left)} or {words(annotation.right)}"
+        return f"{words(annotation.left, module)} or {words(annotation.right, module)}"
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Annotated":
+        return words(_items(annotation.slice)[0], module)
+    if isinstance(annotation, ast.Name) and (alias := _alias(annotation.id, module)):
+        return words(*alias)
     text = ast.unparse(annotation)
-    if isinstance(annotation, ast.Subscript) and (name := _name(annotation.value)) in _LISTS | _MAPPINGS:
-        return f"a {'list' if name in _LISTS else 'mapping'} ({text})"
+    if options := literals(annotation, module):
+        return f"one of {', '.join(map(str, options))}"
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) in _LISTS:
+        return f"a list, each item {words(_items(annotation.slice)[0], module)}"
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) in _MAPPINGS:
+        return "a mapping"
     return _WORDS.get(text, text)
 
 
 def literals(annotation: ast.expr, module: Module) -> list[Any]:
     """The values that a Literal, or an alias of one, allows; empty for any other annotation."""
     if isinstance(annotation, ast.Subscript) and _name(annotation.value) == "Literal":
-        items = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        return [ast.literal_eval(item) for item in items]
+        return [ast.literal_eval(item) for item in _items(annotation.slice)]
     if isinstance(annotation, ast.BinOp):
         return literals(annotation.left, module) + literals(annotation.right, module)
-    found = follow(module, annotation.id) if isinstance(annotation, ast.Name) else None
-    return literals(found[1].value, found[0]) if found and isinstance(found[1], ast.Assign) else []
+    alias = _alias(annotation.id, module) if isinstance(annotation, ast.Name) else None
+    return literals(*alias) if alias else []

@@ -52,7 +52,7 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
             view = View(config)
             problems += view.problems
             reference = composer.reference(job, config)
-            found, governed = check_targets(view, reference)
+            found, governed = check_targets(view, reference, config_name)
             found += check_defaults(view, reference, governed, overrides)
             problems += found
             problems += check_relations(view, skip={problem.key for problem in found})

@@ -1,16 +1,17 @@
-"""Bounds on values and relations between them: one small function each, and the table of them.
+"""Relations between values: one small function each, and the table of them. Ranges stand where values are declared.
 
 A relation holds where its keys exist and are numbers; a stranger's plugin without them is not concerned. Router
 shapes are read from `router`, so that a router without groups has no group bound; they are reported at the key that
 holds the value, mostly in `model`.
 """
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsv3.config.problems import Problem, one_of
+from dsv3.config.problems import NO_VALUE, Problem, one_of
 from dsv3.config.view import View
 
 
@@ -39,83 +40,35 @@ class Facts:
                 return Number(self.view.origin(key), value)
         return None
 
-    def numbers(self, pattern: str) -> list[Number]:
-        """Numbers under a key in which `*` stands for any name, e.g. `data.sources.*.weight`."""
-        head, star, tail = pattern.partition("*")
-        if not star:
-            found = self.number(pattern)
-            return [found] if found else []
-        names = self.view.mappings.get(head.rstrip("."), [])
-        return [number for name in names for number in self.numbers(f"{head}{name}{tail}")]
-
 
 MODEL_EXPERTS = "model.n_routed_experts"
+KINDS = (
+    *("memory", "attention", "router", "balancing", "experts", "dispatch", "mtp", "model", "precision", "tokenizer"),
+    *("data", "objective", "optimizer", "schedule", "benchmarks", "callbacks", "logger", "trainer"),
+)
+ACCELERATORS = ("auto", "cpu", "cuda")
 
 Relation = Callable[[Facts], Iterator[Problem]]
 
-ABOVE_ZERO = (
-    *(f"model.{name}" for name in ("vocab_size", "dim", "n_layers", "inter_dim", "init_std", "norm_eps", "rope_theta")),
-    *(f"model.{name}" for name in ("n_heads", "n_kv_heads", "head_dim", "q_lora_rank", "kv_lora_rank")),
-    *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
-    *(f"callbacks.guard.{name}" for name in ("window", "threshold_sigmas", "min_rise")),
-    *("callbacks.monitor.every_tokens", "callbacks.save.flush_tokens"),
-    *(f"run.{name}" for name in ("tokens", "checkpoint_every_tokens", "keep_checkpoints", "validate_every_tokens")),
-    *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
-    *("memory.rows", "precision.tile"),
-    *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
-    *("data.sources.*.weight", "data.global_batch_size.peak", "tokenizer.vocab_size", "grad_clip"),
-)
-ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top_k", "n_groups", "topk_groups"))
-NOT_NEGATIVE = (
-    "seed",
-    "num_fewshot",
-    "callbacks.guard.max_rollbacks",
-    "model.n_dense_layers",
-    "model.n_routed_experts",
-    "model.n_shared_experts",
-    "data.questions",
-    "callbacks.quantisation.every_tokens",
-    "precision.amax_floor",
-    "precision.amax_history",
-)
-CHOICES = {  # of a value, or of each of a list
-    "trainer.accelerator": ("auto", "cpu", "cuda"),
-    "device": ("auto", "cpu", "cuda"),
-    "data.fim.order": ("psm", "spm"),
-    "format": ("text", "json"),
-    "weights": ("live", "ema"),
-    "recompute": ("norm", "attention_up", "swiglu"),  # dsv3.model.recompute.Part, without importing torch
-}
-FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out_fraction", "callbacks.ema.decay")
+
+def finite(facts: Facts) -> Iterator[Problem]:
+    """No setting means anything at infinity, and NaN passes every comparison with a bound."""
+    for key, value in facts.view.leaves.items():
+        if isinstance(value, float) and not math.isfinite(value) and key not in facts.view.raw:
+            yield Problem(key, value, "must be a finite number")
 
 
-def above_zero(facts: Facts) -> Iterator[Problem]:
-    experts = facts.number(MODEL_EXPERTS)
-    keys = ABOVE_ZERO if experts and experts.value == 0 else ABOVE_ZERO + ABOVE_ZERO_IF_EXPERTS
-    for key in keys:
-        for number in facts.numbers(key):
-            if not number.value > 0:
-                yield Problem(*number, "must be above 0")
+def every_kind_is_chosen(facts: Facts) -> Iterator[Problem]:
+    """A part may be swapped, and most kinds have an option `none`; taken away, there is nothing to build."""
+    for kind in KINDS if "run" in facts.view.mappings else ():
+        if kind not in facts.view.mappings and kind not in facts.skip:
+            yield Problem(kind, NO_VALUE, f"every run needs one: write {kind}=OPTION; --help lists the options")
 
 
-def not_negative(facts: Facts) -> Iterator[Problem]:
-    for key in NOT_NEGATIVE:
-        if (number := facts.number(key)) and number.value < 0:
-            yield Problem(*number, "must be 0 or more")
-
-
-def fractions(facts: Facts) -> Iterator[Problem]:
-    for key in FRACTIONS:
-        if (number := facts.number(key)) and not 0 <= number.value <= 1:
-            yield Problem(*number, "must be between 0 and 1")
-
-
-def choices(facts: Facts) -> Iterator[Problem]:
-    for key, allowed in CHOICES.items():
-        value = facts.value(key)
-        for chosen in value if isinstance(value, list) else [value]:
-            if isinstance(chosen, str) and chosen not in allowed:
-                yield Problem(facts.view.origin(key), value, one_of(allowed, chosen))
+def accelerator(facts: Facts) -> Iterator[Problem]:
+    chosen = facts.value("trainer.accelerator")
+    if isinstance(chosen, str) and chosen not in ACCELERATORS:
+        yield Problem(facts.view.origin("trainer.accelerator"), chosen, one_of(ACCELERATORS, chosen))
 
 
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
@@ -242,10 +195,9 @@ def run_folder_is_writable(facts: Facts) -> Iterator[Problem]:
 
 
 RELATIONS: tuple[Relation, ...] = (
-    above_zero,
-    not_negative,
-    fractions,
-    choices,
+    finite,
+    every_kind_is_chosen,
+    accelerator,
     compiled_or_recomputed,
     one_device,
     max_steps,

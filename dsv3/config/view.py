@@ -24,6 +24,7 @@ class View:
     mappings: key -> names under it.
     raw: key -> text of those that are interpolations.
     choices: group -> chosen option.
+    missing: keys of mandatory values that are not given.
     problems: interpolations that name no key, and mandatory values that are missing.
     """
 
@@ -33,6 +34,7 @@ class View:
         self.leaves: dict[str, Any] = {}
         self.mappings: dict[str, list[str]] = {}
         self.raw: dict[str, str] = {}
+        self.missing: set[str] = set()
         self.problems: list[Problem] = []
         tree = OmegaConf.to_container(config, resolve=False)
         assert isinstance(tree, dict)
@@ -51,6 +53,7 @@ class View:
             self.raw[key] = value
             value = self._resolved(key, value)
         elif value == "???":
+            self.missing.add(key)
             self.problems.append(Problem(key, NO_VALUE, f"required: {key}=..."))
             return
         elif isinstance(value, list):

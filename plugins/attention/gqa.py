@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Precision
 from dsv3.model.layers import PositionCache
 from dsv3.model.recompute import recomputed
@@ -33,11 +34,11 @@ class GroupedQueryAttention(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        rope_theta: float,
+        dim: PositiveInt,
+        n_heads: PositiveInt,
+        n_kv_heads: PositiveInt,
+        head_dim: PositiveInt,
+        rope_theta: PositiveFloat,
         yarn: Mapping[str, Any] | None,
         precision: Precision,
     ) -> None:

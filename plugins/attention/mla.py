@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Precision
 from dsv3.model.layers import CACHE_BLOCK, PositionCache, RMSNorm
 from dsv3.model.recompute import recomputed
@@ -51,16 +52,16 @@ class MultiHeadLatentAttention(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        n_heads: int,
-        q_lora_rank: int | None,
-        kv_lora_rank: int,
-        qk_nope_head_dim: int,
-        qk_rope_head_dim: int,
-        v_head_dim: int,
-        rope_theta: float,
+        dim: PositiveInt,
+        n_heads: PositiveInt,
+        q_lora_rank: PositiveInt | None,
+        kv_lora_rank: PositiveInt,
+        qk_nope_head_dim: PositiveInt,
+        qk_rope_head_dim: PositiveInt,
+        v_head_dim: PositiveInt,
+        rope_theta: PositiveFloat,
         yarn: Mapping[str, Any] | None,
-        norm_eps: float,
+        norm_eps: PositiveFloat,
         decode: Literal["absorb", "naive"],
         precision: Precision,
     ) -> None:

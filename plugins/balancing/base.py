@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Routing
 from dsv3.model.layers import FixedDtype
 
@@ -15,7 +16,7 @@ class Unbalanced(FixedDtype):
 
     bias: Tensor
 
-    def __init__(self, *, n_experts: int) -> None:
+    def __init__(self, *, n_experts: PositiveInt) -> None:
         super().__init__()
         self.register_buffer("bias", torch.zeros(n_experts), persistent=False)
 

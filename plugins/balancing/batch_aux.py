@@ -9,6 +9,7 @@ alike. The batch is the micro-batch on this device: with several of them in a st
 
 from torch import Tensor
 
+from dsv3.bounds import NonNegativeFloat, PositiveInt
 from dsv3.contracts import Routing
 from plugins.balancing.base import Unbalanced, load_product, normalised
 
@@ -19,7 +20,7 @@ class BatchAux(Unbalanced):
     n_experts, top_k: E and K. alpha: weight of the loss.
     """
 
-    def __init__(self, *, n_experts: int, top_k: int, alpha: float) -> None:
+    def __init__(self, *, n_experts: PositiveInt, top_k: PositiveInt, alpha: NonNegativeFloat) -> None:
         super().__init__(n_experts=n_experts)
         self.top_k = top_k
         self.alpha = alpha
@@ -35,7 +36,7 @@ class SwitchAux(Unbalanced):
     n_experts: E. alpha: weight of the loss.
     """
 
-    def __init__(self, *, n_experts: int, alpha: float) -> None:
+    def __init__(self, *, n_experts: PositiveInt, alpha: NonNegativeFloat) -> None:
         super().__init__(n_experts=n_experts)
         self.alpha = alpha
 

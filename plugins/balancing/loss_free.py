@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Schedule
 from plugins.balancing.base import Unbalanced
 
@@ -29,7 +30,7 @@ class LossFree(Unbalanced):
     counts: Tensor
 
     def __init__(
-        self, *, n_experts: int, gamma: Schedule, rule: Literal["sign", "proportional"], centred: bool
+        self, *, n_experts: PositiveInt, gamma: Schedule, rule: Literal["sign", "proportional"], centred: bool
     ) -> None:
         super().__init__(n_experts=n_experts)
         if rule not in ("sign", "proportional"):

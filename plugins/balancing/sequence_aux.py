@@ -8,6 +8,7 @@ alpha where every expert is loaded alike. The bias of another part does not ente
 
 from torch import Tensor
 
+from dsv3.bounds import NonNegativeFloat, PositiveInt
 from dsv3.contracts import Routing
 from plugins.balancing.base import Unbalanced, load_product, normalised
 
@@ -19,7 +20,7 @@ class SequenceAux(Unbalanced):
     alpha: weight of the loss; 1e-4 beside loss-free balancing, 0.001 to 0.003 alone (V2).
     """
 
-    def __init__(self, *, n_experts: int, top_k: int, alpha: float) -> None:
+    def __init__(self, *, n_experts: PositiveInt, top_k: PositiveInt, alpha: NonNegativeFloat) -> None:
         super().__init__(n_experts=n_experts)
         self.top_k = top_k
         self.alpha = alpha

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Experts, Routing
 from dsv3.model.layers import on_host
 
@@ -63,7 +64,7 @@ class LocalDispatch:
         needed on the host, so that each layer waits for the device: on a GPU, 1 (no padding, no waiting).
     """
 
-    def __init__(self, *, pad_multiple: int) -> None:
+    def __init__(self, *, pad_multiple: PositiveInt) -> None:
         if pad_multiple < 1:
             raise ValueError(f"dispatch.pad_multiple={pad_multiple}: at least 1")
         self.pad_multiple = pad_multiple

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Precision
 from dsv3.model.layers import on_host
 
@@ -41,7 +42,9 @@ class GroupedExperts(nn.Module):
     product = staticmethod(grouped_mm)
     multiple = GROUPED_MM_ALIGNMENT // 2  # of both sizes, for rows in BF16
 
-    def __init__(self, *, dim: int, inter_dim: int, n_experts: int, precision: Precision) -> None:
+    def __init__(
+        self, *, dim: PositiveInt, inter_dim: PositiveInt, n_experts: PositiveInt, precision: Precision
+    ) -> None:
         super().__init__()
         for name, size in (("dim", dim), ("inter_dim", inter_dim)):
             if size % self.multiple:

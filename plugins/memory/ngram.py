@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Cache
 from dsv3.model.layers import PositionCache, hashed, next_positions
 
@@ -32,7 +33,13 @@ class NGramMemory(nn.Module):
     """Tables addressed by hashes of n-grams, where different ones may meet in a row, and a table of what followed."""
 
     def __init__(
-        self, *, dim: int, vocab_size: int, orders: Sequence[int], rows: int, match_orders: Sequence[int]
+        self,
+        *,
+        dim: PositiveInt,
+        vocab_size: PositiveInt,
+        orders: Sequence[int],
+        rows: PositiveInt,
+        match_orders: Sequence[int],
     ) -> None:
         """orders: lengths n of the hashed n-grams, 2 or more. rows: R of each of their tables.
         match_orders: lengths m of what is looked for in the row, 1 or more. Either list may be empty.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import (
     IGNORE,
     Cache,
@@ -69,9 +70,9 @@ class DeepSeekMTP(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        norm_eps: float,
-        depth: int,
+        dim: PositiveInt,
+        norm_eps: PositiveFloat,
+        depth: PositiveInt,
         concat: Literal["embedding_hidden", "hidden_embedding"],
         after_final_norm: bool,
         document_boundary: Literal["mask", "cross"],

@@ -17,17 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import Fraction, NonNegativeFloat, PositiveFloat
 from plugins.optimizer.rows import step_rows
 
 
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
+    betas: tuple[Fraction, Fraction],
+    eps: PositiveFloat,
+    weight_decay: NonNegativeFloat,
     moments_dtype: Literal["float32", "bfloat16"],
-    sparse_lr_scale: float,
+    sparse_lr_scale: NonNegativeFloat,
 ) -> torch.optim.Optimizer:
     """An AdamW over two groups: matrices and stacks of them (ndim >= 2), decayed; the rest (norms), not decayed.
 

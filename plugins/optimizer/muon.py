@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from plugins.optimizer.adamw import PerParameter, adamw_step, decay_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -30,16 +31,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def muon(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
-    momentum: float,
-    newton_schulz_steps: int,
+    momentum: Fraction,
+    newton_schulz_steps: PositiveInt,
     newton_schulz_dtype: Literal["bfloat16", "float32"],
     adamw_params: Sequence[str],
-    lr_scale: float,
-    adamw_lr_scale: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    sparse_lr_scale: float,
+    lr_scale: NonNegativeFloat,
+    adamw_lr_scale: NonNegativeFloat,
+    betas: tuple[Fraction, Fraction],
+    eps: PositiveFloat,
+    weight_decay: NonNegativeFloat,
+    sparse_lr_scale: NonNegativeFloat,
 ) -> torch.optim.Optimizer:
     """One optimiser: Muon for parameters with ndim >= 2 whose name fits none of `adamw_params`, AdamW for the others.
 

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dsv3.bounds import NonNegativeFloat, PositiveInt
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
 from plugins.precision.formats import E4M3, FORMATS
@@ -37,9 +38,9 @@ class FP8Blockwise(EmulatedFP8):
         self,
         *,
         roles: Sequence[Role],
-        tile: int,
+        tile: PositiveInt,
         power_of_two_scales: bool,
-        amax_floor: float,
+        amax_floor: NonNegativeFloat,
         attention_out_format: Literal["E5M6", "E4M3"],
         fp8_dispatch: bool,
         save_swiglu_inputs: bool,

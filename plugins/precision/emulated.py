@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dsv3.bounds import NonNegativeFloat
 from dsv3.contracts import GroupedMM, QuantisationLoss, Role
 from plugins.precision.measurement import Measurement
 from plugins.precision.plain import BF16
@@ -28,7 +29,7 @@ def without_head(roles: Sequence[Role]) -> tuple[Role, ...]:
 class EmulatedFP8(BF16, ABC):
     """A precision whose layers of `roles` are quantised; a subclass says how in `recipe`."""
 
-    def __init__(self, *, roles: Sequence[Role], amax_floor: float) -> None:
+    def __init__(self, *, roles: Sequence[Role], amax_floor: NonNegativeFloat) -> None:
         if not amax_floor > 0:
             raise ValueError(f"precision.amax_floor={amax_floor}: above 0, or a tile of zeros would have no scale")
         self.roles = without_head(roles)

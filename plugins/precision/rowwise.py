@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from dsv3.bounds import NonNegativeFloat
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
 from plugins.precision.formats import E4M3, FORMATS
@@ -24,7 +25,7 @@ class FP8Rowwise(EmulatedFP8):
         *,
         roles: Sequence[Role],
         power_of_two_scales: bool,
-        amax_floor: float,
+        amax_floor: NonNegativeFloat,
         gradient_format: Literal["E4M3", "E5M2"],
         compile_quantiser: bool,
     ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from dsv3.bounds import NonNegativeFloat, NonNegativeInt
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
 from plugins.precision.formats import E4M3, FORMATS
@@ -18,9 +19,9 @@ class FP8Tensorwise(EmulatedFP8):
         self,
         *,
         roles: Sequence[Role],
-        amax_history: int,
+        amax_history: NonNegativeInt,
         power_of_two_scales: bool,
-        amax_floor: float,
+        amax_floor: NonNegativeFloat,
         gradient_format: Literal["E4M3", "E5M2"],
         compile_quantiser: bool,
     ) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dsv3.bounds import NonNegativeFloat
 from dsv3.contracts import GroupedMM, Role
 from plugins.precision.emulated import without_head
 from plugins.precision.plain import BF16
@@ -98,7 +99,7 @@ class FP8TransformerEngine(BF16):
     """The YAML file says what each setting does."""
 
     def __init__(
-        self, *, roles: Sequence[Role], recipe: RecipeName, power_of_two_scales: bool, amax_floor: float
+        self, *, roles: Sequence[Role], recipe: RecipeName, power_of_two_scales: bool, amax_floor: NonNegativeFloat
     ) -> None:
         self.roles = without_head(roles)
         self.recipe = recipe

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveInt
 from dsv3.model.layers import FixedDtype
 from dsv3.model.recompute import recomputed
 
@@ -13,7 +14,7 @@ class FP32Projection(FixedDtype):
     `weight` is [E, D], a row e_i per expert.
     """
 
-    def __init__(self, *, dim: int, n_experts: int, top_k: int) -> None:
+    def __init__(self, *, dim: PositiveInt, n_experts: PositiveInt, top_k: PositiveInt) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k={top_k}: must be between 1 and n_experts={n_experts}")

@@ -16,6 +16,7 @@ decoding, for one) are routed differently.
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Routing
 from dsv3.model.layers import hashed
 from plugins.router.base import top
@@ -31,7 +32,7 @@ class HashRouter(nn.Module):
 
     salt: Tensor
 
-    def __init__(self, *, n_experts: int, top_k: int, route_scale: float) -> None:
+    def __init__(self, *, n_experts: PositiveInt, top_k: PositiveInt, route_scale: PositiveFloat) -> None:
         super().__init__()
         if not 1 <= top_k <= n_experts:
             raise ValueError(f"top_k={top_k}: must be between 1 and n_experts={n_experts}")

@@ -10,6 +10,7 @@ the highest 2; the report K_r / M (top_k / topk_groups), which is 2 at 671B.
 
 from torch import Tensor
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Routing
 from plugins.router.base import FP32Projection, check_groups, keep_groups, top
 
@@ -30,13 +31,13 @@ class SigmoidGroupLimitedRouter(FP32Projection):
     def __init__(
         self,
         *,
-        dim: int,
-        n_experts: int,
-        top_k: int,
-        n_groups: int,
-        topk_groups: int,
-        group_score_top: int | None,
-        route_scale: float,
+        dim: PositiveInt,
+        n_experts: PositiveInt,
+        top_k: PositiveInt,
+        n_groups: PositiveInt,
+        topk_groups: PositiveInt,
+        group_score_top: PositiveInt | None,
+        route_scale: PositiveFloat,
         biased_groups: bool,
     ) -> None:
         super().__init__(dim=dim, n_experts=n_experts, top_k=top_k)

@@ -10,6 +10,7 @@ divided by the sum of the chosen s + 1e-20 before the scale.
 
 from torch import Tensor
 
+from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Routing
 from plugins.router.base import FP32Projection, check_groups, keep_groups, top
 
@@ -29,12 +30,12 @@ class SoftmaxRouter(FP32Projection):
     def __init__(
         self,
         *,
-        dim: int,
-        n_experts: int,
-        top_k: int,
-        n_groups: int,
-        topk_groups: int,
-        route_scale: float,
+        dim: PositiveInt,
+        n_experts: PositiveInt,
+        top_k: PositiveInt,
+        n_groups: PositiveInt,
+        topk_groups: PositiveInt,
+        route_scale: PositiveFloat,
         normalise_gates: bool,
     ) -> None:
         super().__init__(dim=dim, n_experts=n_experts, top_k=top_k)

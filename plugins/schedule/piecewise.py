@@ -9,7 +9,9 @@ value holds. At x = 1 and beyond, the last value holds.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from dsv3.bounds import ArgumentsOf, NonNegativeFloat, PositiveInt
 
 KEYS = {"until", "to", "shape"}
 
@@ -31,7 +33,14 @@ class Piecewise:
     Raises ValueError, naming the segment and its values, where these do not describe a function.
     """
 
-    def __init__(self, *, total_tokens: int, peak: float, start: float, segments: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        *,
+        total_tokens: PositiveInt,
+        peak: NonNegativeFloat,
+        start: NonNegativeFloat,
+        segments: Sequence[Annotated[Mapping[str, Any], ArgumentsOf(Segment)]],
+    ) -> None:
         if total_tokens <= 0:
             raise ValueError(f"total_tokens={total_tokens}: a run has at least one token")
         for key, value in (("peak", peak), ("start", start)):
@@ -58,7 +67,7 @@ def _between(start: float, segment: Segment, p: float) -> float:
     return segment.to + (start - segment.to) * (1 + math.cos(math.pi * p)) / 2
 
 
-def _checked(segments: Sequence[Mapping[str, Any]]) -> list[Segment]:
+def _checked(segments: Sequence[Annotated[Mapping[str, Any], ArgumentsOf(Segment)]]) -> list[Segment]:
     result: list[Segment] = []
     end = 0.0
     for index, given in enumerate(segments):

@@ -19,6 +19,7 @@ import torch
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
+from dsv3.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from dsv3.config.moved import answer
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.answers import AnswerBits, answer_bits
@@ -38,10 +39,10 @@ ANSWER_BPB = "answer_bpb"
 class Entry:
     """How one task runs. None: as the task itself says."""
 
-    limit: int | None = None  # documents, from the first
-    num_fewshot: int | None = None  # few-shot examples
-    num_samples: int | None = None  # generations for each document, of tasks that run programs
-    temperature: float | None = None  # of sampling; with more than one sample 0.8 where nothing is said
+    limit: PositiveInt | None = None  # documents, from the first
+    num_fewshot: NonNegativeInt | None = None  # few-shot examples
+    num_samples: PositiveInt | None = None  # generations for each document, of tasks that run programs
+    temperature: NonNegativeFloat | None = None  # of sampling; with more than one sample 0.8 where nothing is said
     answer: str | None = None  # template of the right answer in words, where the task's own target is none
 
     def changed(self, **settings: Any) -> "Entry":

@@ -14,6 +14,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import Fraction
 from dsv3.checkpoint.loading import set_weights
 from dsv3.contracts import Step
 from dsv3.training.callbacks.phases import Phase
@@ -25,7 +26,7 @@ class EMA(lightning.Callback):
 
     phase: Phase = "average"
 
-    def __init__(self, *, decay: float) -> None:
+    def __init__(self, *, decay: Fraction) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay={decay}: must be at least 0 and below 1")
         self.decay = decay

@@ -5,6 +5,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.loggers import WandbLogger
 
+from dsv3.bounds import PositiveInt
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
@@ -17,7 +18,7 @@ class Pictures(lightning.Callback):
 
     phase: Phase = "show"
 
-    def __init__(self, *, every_tokens: int) -> None:
+    def __init__(self, *, every_tokens: PositiveInt) -> None:
         self.every_tokens = every_tokens
 
     def on_train_batch_end(

@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 import lightning
 import torch
 
+from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3.checkpoint.older_runs import file_to_read
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
@@ -61,10 +62,10 @@ class Guard(lightning.Callback):
         *,
         on_spike: OnSpike,
         on_nonfinite: OnNonfinite,
-        window: int,
-        threshold_sigmas: float,
-        min_rise: float,
-        max_rollbacks: int,
+        window: PositiveInt,
+        threshold_sigmas: PositiveFloat,
+        min_rise: PositiveFloat,
+        max_rollbacks: NonNegativeInt,
     ) -> None:
         """Raises ValueError for an unknown policy, or a `window` too small to tell a spike from noise."""
         for name, policy, allowed in (("spike", on_spike, OnSpike), ("nonfinite", on_nonfinite, OnNonfinite)):

@@ -16,6 +16,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import MicroBatch, Routing, Step
 from dsv3.model.load import count_experts, real_tokens
 from dsv3.monitoring.alerts import changes, condition
@@ -41,7 +42,7 @@ class Monitor(lightning.Callback):
 
     phase: Phase = "observe"
 
-    def __init__(self, *, every_tokens: int, long_tokens: int, n_groups: int) -> None:
+    def __init__(self, *, every_tokens: PositiveInt, long_tokens: PositiveInt, n_groups: PositiveInt) -> None:
         self.every_tokens = every_tokens
         self.long_tokens = long_tokens
         self.n_groups = n_groups

@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning
 
+from dsv3.bounds import NonNegativeInt
 from dsv3.contracts import MeasuresQuantisation, Step
 from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.intervals import crossed
@@ -20,7 +21,7 @@ class MeasureQuantisation(lightning.Callback):
 
     phase: Phase = "observe"
 
-    def __init__(self, *, every_tokens: int) -> None:
+    def __init__(self, *, every_tokens: NonNegativeInt) -> None:
         self.every_tokens = every_tokens
         self.measured: MeasuresQuantisation | None = None
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.loggers import WandbLogger
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
@@ -27,7 +28,7 @@ class Benchmarks(lightning.Callback):
 
     phase: Phase = "evaluate"
 
-    def __init__(self, *, every_tokens: int | None, before: bool) -> None:
+    def __init__(self, *, every_tokens: PositiveInt | None, before: bool) -> None:
         """`every_tokens`: None evaluates after the last step only. `before`: before the first step too."""
         self.every_tokens, self.before = every_tokens, before
         self.run_at: int | None = None  # tokens; so that resuming repeats nothing

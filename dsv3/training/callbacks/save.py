@@ -6,6 +6,7 @@ import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from dsv3.bounds import PositiveInt
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Step
 from dsv3.training.callbacks.intervals import crossed
@@ -28,7 +29,7 @@ class SaveCheckpoints(lightning.Callback):
 
     phase: Phase = "save"
 
-    def __init__(self, *, every_tokens: int, flush_tokens: int, keep: int) -> None:
+    def __init__(self, *, every_tokens: PositiveInt, flush_tokens: PositiveInt, keep: PositiveInt) -> None:
         if keep < 1:
             raise ValueError(f"callbacks.save.keep={keep}: must be at least 1")
         self.every_tokens = every_tokens

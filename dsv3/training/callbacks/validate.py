@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning
 
+from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.evaluation.held_out import domain_scores
 from dsv3.training.callbacks.ema import EMA
@@ -18,7 +19,7 @@ class Validate(lightning.Callback):
 
     phase: Phase = "evaluate"
 
-    def __init__(self, *, every_tokens: int) -> None:
+    def __init__(self, *, every_tokens: PositiveInt) -> None:
         self.every_tokens = every_tokens
         self.validated_at: dict[str, int] = {}  # tokens, by which weights; so that resuming repeats nothing
         self.latest_bpb: dict[str, float] = {}

@@ -1,0 +1,55 @@
+"""Ranges as annotations: `dim: PositiveInt`, `rate: Annotated[float, Between(0, 1)]`.
+
+A range stands once, where the value is declared. The preflight reads it from the source, without importing the plugin.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Between:
+    """low <= value <= high."""
+
+    low: float
+    high: float
+
+    def problem(self, value: float) -> str | None:
+        """What must hold, in words; None where it does."""
+        return None if self.low <= value <= self.high else f"must be between {self.low:,} and {self.high:,}"
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    low: float
+
+    def problem(self, value: float) -> str | None:
+        return _unless_infinite(value) or (None if value >= self.low else f"must be {self.low} or more")
+
+
+@dataclass(frozen=True)
+class Above:
+    low: float
+
+    def problem(self, value: float) -> str | None:
+        return _unless_infinite(value) or (None if value > self.low else f"must be above {self.low}")
+
+
+def _unless_infinite(value: float) -> str | None:
+    return None if math.isfinite(value) else "must be a finite number"
+
+
+@dataclass(frozen=True)
+class ArgumentsOf:
+    """Of a mapping: its keys are arguments of this class, with their types and ranges."""
+
+    kind: type
+
+
+PositiveInt = Annotated[int, Above(0)]
+NonNegativeInt = Annotated[int, AtLeast(0)]
+PositiveFloat = Annotated[float, Above(0)]
+NonNegativeFloat = Annotated[float, AtLeast(0)]
+Fraction = Annotated[float, Between(0, 1)]
+Seed = Annotated[int, Between(0, 4_294_967_295)]  # what NumPy and Grain take
