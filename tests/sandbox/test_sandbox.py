@@ -12,7 +12,8 @@ import pytest
 
 from dsv3.sandbox import Program, Sandbox, Verdict
 from dsv3.sandbox.guest import pack, unpack
-from dsv3.sandbox.jail import Limits, seccomp_filter
+from dsv3.sandbox.jail import Limits
+from dsv3.sandbox.seccomp import seccomp_filter
 from tests.sandbox.hostile import PROGRAMS, WAITING
 
 TEST = """
