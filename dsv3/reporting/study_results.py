@@ -70,7 +70,7 @@ def read_study(root: Path) -> Study:
     order: dict[str, None] = {}  # arms of all configs: one may have been added later
     unfinished, about = [], None
     for run in find_runs(root):
-        config = OmegaConf.load(run.folder.config_path)
+        config = run.folder.config()
         arm = OmegaConf.select(config, "study.arm")
         if arm is None:
             continue
@@ -100,7 +100,7 @@ def curve(run: History, budget: str, domain: str = "all") -> Curve:
 
 
 def common_budget(study: Study, budget: str) -> float:
-    """How much of it every run of the study has had; nan where it was not written down."""
+    """How much of it every run of the study has had; nan where it was not logged."""
     ends = [curve(run, budget)[0] for runs in study.runs.values() for run in runs.values()]
     return min((float(end[-1]) for end in ends if len(end)), default=float("nan")) if all(map(len, ends)) else np.nan
 
@@ -145,15 +145,15 @@ def metrics(study: Study) -> Iterator[Metric]:
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
         yield Metric(f"held-out {domain}", "bits per byte", True, _after(domain, "after"))
-    yield Metric("held-out all, averaged weights", "bits per byte", True, _after("all", "ema"))
-    yield Metric("training loss, last tenth", "nats per token", True, _last_loss)
-    yield Metric("max violation, last tenth", "largest / mean - 1", True, _violation(layers))
+    yield Metric("held-out all, EMA weights", "bits per byte", True, _after("all", "ema"))
+    yield Metric("training loss, last 10% of tokens", "nats per token", True, _last_loss)
+    yield Metric("MaxVio, last 10% of tokens", "MaxVio", True, _violation(layers))
     distance = "mean distance of relative load on a domain from that on all"
     yield Metric("specialisation", distance, None, lambda run: specialisation(routing_of(run, layers)))
-    yield Metric("nodes of a token", "groups", True, _routing("nodes", layers))
-    yield Metric("all-to-all traffic", "bytes per token and layer", True, _routing("dispatch_bytes", layers))
+    yield Metric("nodes per token", "nodes", True, _routing("nodes", layers))
+    yield Metric("all-to-all traffic", "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric("training speed", "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
-    yield Metric("exact answers", "per cent", False, _answers)
+    yield Metric("exact match", "per cent", False, _answers)
     for name in _benchmarks(first):
         bits = name.endswith("answer_bpb")
         unit = "bits per byte" if bits else "score"

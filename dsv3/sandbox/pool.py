@@ -52,7 +52,7 @@ class Sandbox:
             RuntimeError: there is no jail, and none was waived.
         """
         if not self.usable:
-            raise RuntimeError(f"{self.refusal}; allow_unsafe_code=true runs programs without it")
+            raise RuntimeError(f"{self.refusal}; confirm_run_unsafe_code=true runs programs without it")
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(functools.partial(judge, limits=self.limits, jailed=self.jailed), programs))
 

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from dsv3.checkpoint.older_runs import rename_optimizer_settings
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step
 from dsv3.model.decoder import Decoder
@@ -113,3 +114,4 @@ class LanguageModel(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
         self.data_state = checkpoint["dsv3"]["data_state"]
+        rename_optimizer_settings(checkpoint)
