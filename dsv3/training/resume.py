@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.parts import tokens_of
+from dsv3.checkpoint.run_config import read_config
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, write_atomically
 from dsv3.config.moved import upgraded
 from dsv3.training.settle import kept_choices
@@ -102,10 +103,9 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
-    before = folder.config()
+    before = upgraded(read_config(folder.config_path), config)
     changed = [
-        f"{key}: {there} there, {now} now"
-        for key, (there, now) in differences(upgraded(before, config), config, free=FREE).items()
+        f"{key}: {there} there, {now} now" for key, (there, now) in differences(before, config, free=FREE).items()
     ]
     if changed:
         raise ValueError(
