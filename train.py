@@ -1,6 +1,7 @@
 """Train a DeepSeek-V3-style model: python train.py [group=option] [key=value] ...   (--help lists them)"""
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -11,7 +12,7 @@ from dsv3.config import preflight
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    with user_errors():
+    with user_errors(Path(config.run.dir)):
         train(config)
 
 

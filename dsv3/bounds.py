@@ -1,11 +1,12 @@
 """Ranges as annotations: `dim: PositiveInt`, `rate: Annotated[float, Between(0, 1)]`.
 
-A range stands once, where the value is declared. The preflight reads it from the source, without importing the plugin.
+A range stands once, where the value is declared: in the signature of a plugin or the options of a tool. The preflight
+reads it from the source, without importing the plugin.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,19 @@ class ArgumentsOf:
     kind: type
 
 
+def problem_of(annotation: Any, value: Any) -> str | None:
+    """What must hold of `value` by the ranges in an annotation (as an object, not as source), where it does not."""
+    if get_origin(annotation) is Annotated and isinstance(value, int | float):
+        found = [note.problem(value) for note in annotation.__metadata__ if isinstance(note, Between | AtLeast | Above)]
+        return next(filter(None, found), None)
+    inner = get_args(annotation) if value is not None else ()
+    return next(filter(None, (problem_of(each, value) for each in inner)), None)
+
+
 PositiveInt = Annotated[int, Above(0)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Above(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
+FiniteFloat = Annotated[float, AtLeast(-math.inf)]
 Fraction = Annotated[float, Between(0, 1)]
 Seed = Annotated[int, Between(0, 4_294_967_295)]  # what NumPy and Grain take

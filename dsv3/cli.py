@@ -13,8 +13,8 @@ the option that the first argument sets where it is not of the form key=value. E
 folder of configurations of one's own: modules that lie in it or next to it can then be imported. A tool that reads run
 folders has a field `allow: list[str]`; it also holds the `_target_`s that the files in `--config-dir` name.
 
-Exit status: 0 done; 1 a user's mistake found while running (ValueError or OSError: its message; in full with
-DSV3_TRACEBACK=1); 2 a mistake in the options; 130 interrupted. Any other exception is a defect and keeps its traceback.
+Exit status: 0 done; 2 a user's mistake, in the options or found while running (ValueError or OSError: its message); 130
+interrupted; 1 a defect: one line, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks instead.
 """
 
 import ast
@@ -24,16 +24,19 @@ import importlib
 import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from hydra.errors import InstantiationException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dsv3.bounds import problem_of
 from dsv3.config.compose import make_importable
 from dsv3.config.known_parts import targets_in
 from dsv3.config.moved import answer, moved
@@ -57,15 +60,12 @@ def option(default: Any, help: str, *, choices: Sequence[Any] = ()) -> Any:
 
 
 def main(arguments: Sequence[str], *, package: str = "dsv3.tools") -> int:
-    """Run one tool and return the exit status; a user's mistake found while it runs exits with 1.
+    """Run one tool and return the exit status; a mistake or defect found while it runs exits with its own.
 
     package: where the tools' modules lie.
     """
-    try:
+    with user_errors():
         return _main(arguments, package)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _main(arguments: Sequence[str], package: str) -> int:
@@ -116,7 +116,7 @@ def _modules(package: str) -> list[Path]:
 
 
 def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
-    with user_errors(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = call()
     if as_json:
         print(json.dumps(finite(result or {}), allow_nan=False))
@@ -124,16 +124,40 @@ def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a user's mistake found while running into its message on stderr and exit status 1, without a traceback."""
+def user_errors(folder: Path | None = None) -> Iterator[None]:
+    """Turn what ends a command early into a line on stderr and an exit status (see the top of this file).
+
+    folder: the run folder of this process, for the traceback of a defect; without one it goes to $XDG_STATE_HOME/dsv3.
+    """
     try:
         yield
-    except (ValueError, OSError, InstantiationException) as error:
-        mistake = error.__cause__ if isinstance(error, InstantiationException) else error
-        if os.environ.get("DSV3_TRACEBACK") == "1" or not isinstance(mistake, ValueError | OSError):
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("DSV3_TRACEBACK") == "1":
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        mistake = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(mistake, ValueError | OSError):
+            print(f"error: {mistake}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, InstantiationException) and isinstance(mistake, TypeError):  # a part's arguments
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        file = _write_traceback(folder)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(f"error: {what}\nThis is a defect of dsv3; the traceback is in {file}", file=sys.stderr)
         sys.exit(1)
+
+
+def _write_traceback(folder: Path | None) -> Path:
+    """The current exception in full, in a file of its own."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "dsv3"
+    place = folder if folder is not None and folder.is_dir() else state
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    file.write_text(f"{' '.join(sys.argv)}\n{traceback.format_exc()}")
+    return file
 
 
 def _fields(tool: ModuleType) -> dict[str, dataclasses.Field[Any]]:
@@ -196,6 +220,8 @@ def _set(config: Any, field: dataclasses.Field[Any], text: str) -> list[Problem]
         OmegaConf.update(config, field.name, value)
     except (OmegaConfBaseException, YAMLError):
         return [Problem(field.name, text, f"must be of type {_type(field)}{_example(field)}")]
+    if problem := problem_of(field.type, config[field.name]):
+        return [Problem(field.name, text, problem)]
     choices = field.metadata["choices"]
     if choices and config[field.name] not in choices:
         return [Problem(field.name, text, one_of(choices, text))]
@@ -203,8 +229,15 @@ def _set(config: Any, field: dataclasses.Field[Any], text: str) -> list[Problem]
 
 
 def _type(field: dataclasses.Field[Any]) -> str:
-    """An option's type as it is written, e.g. `int` or `str | None`."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    """An option's type without its range, e.g. `int` or `str | None`."""
+    if get_origin(field.type) in (Union, UnionType):
+        return " | ".join(_name(kind) for kind in get_args(field.type))
+    return _name(field.type)
+
+
+def _name(kind: Any) -> str:
+    plain = kind.__origin__ if get_origin(kind) is Annotated else kind
+    return "None" if plain is type(None) else plain.__name__ if type(plain) is type else str(plain)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

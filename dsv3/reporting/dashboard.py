@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
+from flask import Flask, Response, request
 
 from dsv3.reporting import curves, experts
 from dsv3.reporting.history import History, find_runs
@@ -22,9 +24,10 @@ from dsv3.reporting.page import (
     spike_text,
     spike_title,
 )
-from dsv3.reporting.style import X_AXES
+from dsv3.reporting.style import NO_UPLOAD, X_AXES
 
 REFRESH_SECONDS = 4
+OWN_HOSTS = ("127.0.0.1", "localhost", "::1")
 DASH_CSS = """
 .top { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: baseline; }
 .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); gap: 8px 16px; }
@@ -58,9 +61,27 @@ def build_app(root: Path) -> Dash:
     app.index_string = app.index_string.replace("</head>", style).replace(
         "{%favicon%}", '<link rel="icon" href="data:,">'
     )
+    protect(app.server)
     app.layout = lambda: layout(runs)
     add_callbacks(app, runs)
     return app
+
+
+def protect(server: Flask) -> None:
+    """Answer this machine's own pages alone: a foreign site that has its name resolve to 127.0.0.1 is refused, and so
+    is being shown in another page's frame."""
+
+    @server.before_request
+    def refuse_other_hosts() -> tuple[str, int] | None:
+        host = urlsplit(f"//{request.host}").hostname
+        return None if host in OWN_HOSTS else ("This page answers at http://127.0.0.1 and http://localhost only.", 403)
+
+    @server.after_request
+    def forbid_framing(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = "frame-ancestors 'none'"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
 
 
 def layout(runs: Runs) -> html.Div:
@@ -69,6 +90,7 @@ def layout(runs: Runs) -> html.Div:
     return html.Div(
         [
             dcc.Interval(id="tick", interval=REFRESH_SECONDS * 1000),
+            dcc.Interval(id="redraw", interval=REFRESH_SECONDS * 1000),
             html.Div([html.H1(f"Runs in {runs.root}"), html.Span(id="state")], className="top"),
             html.Div(
                 [
@@ -111,7 +133,7 @@ def control(label: str, element: Any) -> html.Div:
 
 
 def graph(name: str) -> dcc.Graph:
-    return dcc.Graph(id={"plot": name}, responsive=True, config={"displaylogo": False}, style={"height": "180px"})
+    return dcc.Graph(id={"plot": name}, responsive=True, config=NO_UPLOAD, style={"height": "180px"})
 
 
 def grid(*names: str) -> html.Div:
@@ -175,12 +197,15 @@ def add_callbacks(app: Dash, runs: Runs) -> None:
         *(Output({"plot": name}, "style") for name in PLOTS),
         Output("alerts", "children"),
         Output("drawn", "data"),
-        Input("tick", "n_intervals"),
+        Input("redraw", "n_intervals"),
         Input("run", "value"),
         Input("others", "value"),
         Input("x", "value"),
         Input("layer", "value"),
         State("drawn", "data"),
+        # A newer request of a callback makes the browser drop the older one's answer: while plots take longer than an
+        # interval, the next is not asked for.
+        running=[(Output("redraw", "disabled"), True, False)],
     )(partial(draw, runs))
 
 

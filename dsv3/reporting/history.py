@@ -1,6 +1,7 @@
 """A run folder read for looking at it, while it trains or after: tables, state, and what its numbers are counted in."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pandas as pd
 
 from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
@@ -124,11 +127,22 @@ def find_runs(root: Path) -> list[History]:
     ]
 
 
-def run_folders(root: Path) -> Iterator[Path]:
-    """Folders with a config.yaml; what is inside of one is not looked at."""
-    if (root / "config.yaml").exists():
-        yield root
-    else:
-        for child in sorted(root.iterdir()):
-            if child.is_dir() and ".old-" not in child.name:
-                yield from run_folders(child)
+def run_folders(root: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """Folders with a config.yaml; nothing inside of one is looked at, and no folder twice, whatever links lead to it.
+
+    A folder that may not be read is named in a warning and left out.
+    """
+    seen = set() if seen is None else seen
+    try:
+        if (place := root.resolve()) in seen:
+            return
+        seen.add(place)
+        if (root / "config.yaml").exists():
+            yield root
+            return
+        children = sorted(child for child in root.iterdir() if child.is_dir() and ".old-" not in child.name)
+    except OSError as error:
+        log.warning("%s is left out: %s", root, error.strerror)
+        return
+    for child in children:
+        yield from run_folders(child, seen)

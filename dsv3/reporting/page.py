@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.reporting import curves, experts
 from dsv3.reporting.history import History
-from dsv3.reporting.style import GRID, INK
+from dsv3.reporting.style import GRID, INK, NO_UPLOAD
 
 FEW_LAYERS = 8
 """Up to so many layers, each has its own plots of bias and co-activation; beyond, the first, middle and last."""
@@ -36,7 +36,7 @@ td.text {{ white-space: normal; overflow-wrap: anywhere; min-width: 22ch; }}
 code {{ overflow-wrap: anywhere; }}
 """
 
-PLOTLY = {"responsive": True, "displaylogo": False}
+PLOTLY = {"responsive": True, **NO_UPLOAD}
 Part: TypeAlias = str | go.Figure
 
 

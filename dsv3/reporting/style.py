@@ -13,6 +13,12 @@ SHARES = "Cividis"  # 0 and up
 SIGNED = "PuOr"  # about 0
 INK, PAPER, GRID = "#1b1f24", "#ffffff", "#e3e6ea"
 TOKENS = "training tokens"
+NO_UPLOAD: Any = {
+    "displaylogo": False,
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
+}
+"""Plotly's settings without its logo and without the buttons that upload a chart to its makers."""
 X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
 
 

@@ -152,19 +152,25 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
 def markdown(study: Study, content: Sequence[Section], pictures: dict[str, str]) -> str:
     """The report with the plots' file names, `png` and (where experts were watched) `domains`."""
     alternative = "held-out bits per byte of each arm over tokens, and differences from the baseline"
-    parts = [f"# {study.name}", f"![{alternative}]({pictures['png']})"]
+    parts = [f"# {inert(study.name)}", f"![{alternative}]({pictures['png']})"]
     for section in content:
-        parts += [f"## {section.title}", "\n\n".join(section.sentences)]
+        parts += [f"## {section.title}", "\n\n".join(map(inert, section.sentences))]
         if section.rows:
             lines = [
                 section.headers,
                 ["-"] * len(section.headers),
-                *([shown(cell) for cell in row] for row in section.rows),
+                *([inert(shown(cell)) for cell in row] for row in section.rows),
             ]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     if "domains" in pictures:
         parts += ["## Experts by domain", f"![load of each expert on each domain, by arm]({pictures['domains']})"]
     return "\n\n".join(parts) + "\n"
+
+
+def inert(text: str) -> str:
+    """Text from a run folder as Markdown that shows it: no markup, no link, no second cell or line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\[\]|])", r"\\\1", text)
 
 
 def marked_up(sentence: str) -> str:

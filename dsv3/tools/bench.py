@@ -10,6 +10,7 @@ training). Repeats are interleaved, and medians are compared. Run it on a machin
 from dataclasses import dataclass
 from typing import Any
 
+from dsv3.bounds import PositiveInt
 from dsv3.cli import option
 
 CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "speculation")
@@ -18,7 +19,7 @@ CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "spec
 @dataclass
 class Options:
     only: str = option("", f"cases to run, separated by commas, of {', '.join(CASES)}; empty: all")
-    repeats: int = option(5, "timed repetitions per implementation")
+    repeats: PositiveInt = option(5, "timed repetitions per implementation")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
 
 

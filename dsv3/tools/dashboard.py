@@ -4,8 +4,9 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from dsv3.bounds import Between
 from dsv3.cli import option
 
 FIRST = "runs"  # may be given without its name
@@ -14,7 +15,7 @@ FIRST = "runs"  # may be given without its name
 @dataclass
 class Options:
     runs: str = option("runs", "a folder of runs or one run; or `wandb`")
-    port: int = option(8050, "of the page on loopback (127.0.0.1); 0: any that is free")
+    port: Annotated[int, Between(0, 65535)] = option(8050, "of the page on loopback (127.0.0.1); 0: any that is free")
     project: str = option("dsv3", "wandb only: the project")
     entity: str | None = option(None, "wandb only: the user or team; null: the one that is logged in")
     out: str | None = option(None, "wandb only: write the workspace as JSON here, and send nothing")

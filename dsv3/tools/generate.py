@@ -5,6 +5,15 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dsv3.bounds import (
+    FiniteFloat,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 from dsv3.cli import REQUIRED, option
 
 
@@ -16,22 +25,24 @@ class Options:
     weights: str = option(
         "live", "live, or ema: their average over the last steps of training", choices=("live", "ema")
     )
-    max_tokens: int = option(128, "the longest continuation")
-    temperature: float = option(0.0, "0: always the likeliest token; 1: sample from the model's distribution")
-    top_p: float = option(1.0, "nucleus sampling: cumulative probability kept")
-    top_k: int = option(0, "sample among this many likeliest tokens; 0: all")
-    min_p: float = option(0.0, "sample among tokens at least this share as likely as the likeliest one")
-    repetition_penalty: float = option(1.0, "above 1: tokens of the prompt and the text become less likely")
-    presence_penalty: float = option(0.0, "subtracted from the logits of tokens that the text holds already")
-    frequency_penalty: float = option(0.0, "subtracted from them for each time that the text holds them")
+    max_tokens: PositiveInt = option(128, "the longest continuation")
+    temperature: NonNegativeFloat = option(
+        0.0, "0: always the likeliest token; 1: sample from the model's distribution"
+    )
+    top_p: Fraction = option(1.0, "nucleus sampling: cumulative probability kept")
+    top_k: NonNegativeInt = option(0, "sample among this many likeliest tokens; 0: all")
+    min_p: Fraction = option(0.0, "sample among tokens at least this share as likely as the likeliest one")
+    repetition_penalty: PositiveFloat = option(1.0, "above 1: tokens of the prompt and the text become less likely")
+    presence_penalty: FiniteFloat = option(0.0, "subtracted from the logits of tokens that the text holds already")
+    frequency_penalty: FiniteFloat = option(0.0, "subtracted from them for each time that the text holds them")
     stop: list[str] = option([], r'strings that end the text and are not printed, such as stop=["\n\n"]')
-    seed: int = option(0, "of the sampling")
+    seed: Seed = option(0, "of the sampling")
     speculative: bool = option(
         False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
     )
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
-    drafts: int = option(2, "tokens drafted for each pass of the model, with speculative=true")
+    drafts: PositiveInt = option(2, "tokens drafted for each pass of the model, with speculative=true")
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -48,8 +59,6 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.prompts.infilling import infilling_prompt
     from dsv3.runtime import device_named
 
-    if options.drafts < 1:
-        raise ValueError(f"drafts={options.drafts}: at least 1")
     settings = Settings(
         max_tokens=options.max_tokens,
         temperature=options.temperature,

@@ -7,6 +7,7 @@ python -m dsv3 plan model=small gpus=8 ep=8  your own model on your own GPUs
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from dsv3.bounds import Fraction, PositiveFloat, PositiveInt
 from dsv3.cli import option
 from dsv3.planning.recipe import FORMATS, REPORT, REPORT_PRESET, Recipe, single_gpu
 
@@ -22,14 +23,16 @@ class Options:
     """Where an option is null, model=v3_671b takes the report's recipe, any other one GPU and its training config."""
 
     overrides: list[str] = option([], "")
-    tokens: float | None = option(None, "training tokens; null: 14.8e12, or run.tokens")
-    seq_len: int | None = option(None, "tokens per sequence; null: 4096, or data.sequence_length")
-    micro_batch: int | None = option(None, "micro-batch size, in sequences; null: 1, or data.micro_batch_size")
-    num_microbatches: int | None = option(None, "micro-batches per pipeline and optimiser step; null: 120, or 1")
-    gpus: int | None = option(None, "pp times the data-parallel ranks; null: 2048, or 1")
-    gpus_per_node: int = option(8, "GPUs joined by fast links")
-    pp: int | None = option(None, "pipeline stages; null: 16, or 1")
-    ep: int | None = option(None, "data-parallel ranks that share the experts of a layer; null: 64, or 1")
+    tokens: PositiveFloat | None = option(None, "training tokens; null: 14.8e12, or run.tokens")
+    seq_len: PositiveInt | None = option(None, "tokens per sequence; null: 4096, or data.sequence_length")
+    micro_batch: PositiveInt | None = option(None, "micro-batch size, in sequences; null: 1, or data.micro_batch_size")
+    num_microbatches: PositiveInt | None = option(
+        None, "micro-batches per pipeline and optimiser step; null: 120, or 1"
+    )
+    gpus: PositiveInt | None = option(None, "pp times the data-parallel ranks; null: 2048, or 1")
+    gpus_per_node: PositiveInt = option(8, "GPUs joined by fast links")
+    pp: PositiveInt | None = option(None, "pipeline stages; null: 16, or 1")
+    ep: PositiveInt | None = option(None, "data-parallel ranks that share the experts of a layer; null: 64, or 1")
     zero_stage: int = option(1, "1 shards optimiser states over the data-parallel ranks", choices=(0, 1))
     pipeline: str | None = option(None, "null: dualpipe, or 1f1b", choices=("1f1b", "zb1p", "dualpipe"))
     recompute: str | None = option(
@@ -42,10 +45,10 @@ class Options:
     times: dict[str, float] = option(
         {}, "of chunks F, B, W and F&B; null: {forward: 1, backward: 2, weight: 1, overlapped: 3}"
     )
-    peak: float = option(REPORT.peak, "dense BF16 FLOP/s of a GPU, the peak that mfu refers to (H800)")
-    peak_fp8: float = option(REPORT.peak_fp8, "the same in FP8")
-    mfu: float = option(REPORT.mfu, "assumed model FLOPs utilisation, a fraction of the peak")
-    gpu_hours: float | None = option(None, "measured GPU hours; the plan derives the implied MFU")
+    peak: PositiveFloat = option(REPORT.peak, "dense BF16 FLOP/s of a GPU, the peak that mfu refers to (H800)")
+    peak_fp8: PositiveFloat = option(REPORT.peak_fp8, "the same in FP8")
+    mfu: Fraction = option(REPORT.mfu, "assumed model FLOPs utilisation, a fraction of the peak")
+    gpu_hours: PositiveFloat | None = option(None, "measured GPU hours; the plan derives the implied MFU")
 
 
 def run(options: Options) -> dict[str, Any]:
