@@ -16,7 +16,7 @@ from reasoning_gym.factory import DATASETS
 from dsv3.sandbox import Service
 from dsv3.verifiers import Score, same_value, verify
 from dsv3.verifiers.grammar import RefusedError, admit
-from dsv3.verifiers.verification import LONGEST_ANSWER, _ask
+from dsv3.verifiers.verification import LONGEST_ANSWER, _score
 
 EVALUATING = [
     "simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24",
@@ -187,7 +187,7 @@ def test_a_formula_that_hangs_its_parser_scores_0() -> None:
 
 def test_a_service_that_cannot_start_is_no_fault_of_the_answer() -> None:
     with pytest.raises(RuntimeError, match=r"no\.such\.module does not start in its jail"):
-        _ask("no.such.module", "1", ("1", "1"))
+        _score("no.such.module", "1", ("1", "1"))
 
 
 @pytest.mark.slow
