@@ -108,6 +108,8 @@ class _Products(torch.autograd.Function):
 class QuantisedLinear(nn.Module):
     """y = x w^T by `recipe`; `weight` is the FP32 master weight [out, in]."""
 
+    compilable = False  # dynamo cannot trace weights cached between micro-batches, nor the origin of a saved input
+
     def __init__(
         self,
         *shape: int,
