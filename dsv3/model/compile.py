@@ -6,6 +6,7 @@ Dispatch and routed experts see another number of tokens in every step and stay 
 first step takes about half a minute.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,16 +24,19 @@ def compile_parts(model: Decoder) -> None:
     A part that holds a layer with `compilable = False` stays eager.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    for module in model.modules():
-        part = module
-        if isinstance(module, Block):
-            part = module.self_attn
-        elif isinstance(module, MoE):
-            part = module.router
-        elif not isinstance(module, RMSNorm | SwiGLU):
-            continue
+    for part in _parts(model):
         if all(getattr(layer, "compilable", True) for layer in part.modules()):
             compile_for_training(part)
+
+
+def _parts(model: Decoder) -> Iterator[Any]:
+    for module in model.modules():
+        if isinstance(module, Block):
+            yield module.self_attn
+        elif isinstance(module, MoE):
+            yield module.router
+        elif isinstance(module, RMSNorm | SwiGLU):
+            yield module
 
 
 def compile_for_training(module: Any) -> None:

@@ -1,4 +1,4 @@
-"""Linear layers, dense and by expert, whose three products take quantised factors.
+"""Linear layers, dense and grouped, whose three GEMMs take quantised operands.
 
     Fprop  y  = Q(x) Q(w)^T        Dgrad  dx = Q(dy) Q(w)        Wgrad  dw = Q(dy)^T Q(x)
 
