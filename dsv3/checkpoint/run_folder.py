@@ -2,7 +2,7 @@
 
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
-    summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
+    summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
     run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that

@@ -1,4 +1,4 @@
-"""The runs of a study, for checking: each arm's overrides are composed like those of the command line."""
+"""Checks the runs of a study: composes each arm's overrides like those of the command line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
