@@ -220,6 +220,19 @@ class HasAuxiliaryLoss(Protocol):
         """Called once per micro-batch after its forward pass, in training only; added to the objective's loss."""
 
 
+@runtime_checkable
+class JoinsMatrices(Protocol):
+    """What a part of the model may offer beside its contract: which of its weights hold several matrices.
+
+    They are joined along the outputs, so that one GEMM serves them all. An optimiser that steps matrices as wholes
+    (`StepsMatrices`) steps each of them by itself.
+    """
+
+    joined: Mapping[str, Sequence[int]]
+    """Parameter, by its name within the part -> rows of each matrix, in order. The pattern repeats until the rows end:
+    (d_h, d_R) where every head has d_h rows of one matrix and then d_R of another."""
+
+
 class Memory(Protocol):
     """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones."""
 
@@ -424,6 +437,14 @@ a step with `lr` 0 changes no parameter. `state_dict` and `load_state_dict` cont
 are tensors and plain containers. Parameters without a gradient are left alone. Gradients are FP32, and sparse for the
 tables of a memory.
 """
+
+
+@runtime_checkable
+class StepsMatrices(Protocol):
+    """What an optimiser may offer: steps of whole matrices, for which it must know the weights that join several."""
+
+    def separate(self, joined: Mapping[nn.Parameter, Sequence[int]]) -> None:
+        """Take over the rows of each matrix, as `JoinsMatrices` declares them. Called once, before anything else."""
 
 
 class Tokenizer(Protocol):

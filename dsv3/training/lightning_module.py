@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step
+from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step, StepsMatrices
 from dsv3.model.decoder import Decoder
+from dsv3.model.layers import joined_weights
 from dsv3.training.step import Losses, RoutingObserver, StepRecord, balance, clip_gradients, read, take_gradients
 
 
@@ -67,7 +68,10 @@ class LanguageModel(lightning.LightningModule):
         return self.tokens_seen >= self.total_tokens or self.trainer.global_step == self.trainer.max_steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer_factory(self.model.named_parameters())
+        optimizer = self.optimizer_factory(self.model.named_parameters())
+        if isinstance(optimizer, StepsMatrices):
+            optimizer.separate(joined_weights(self.model))
+        return optimizer
 
     def training_step(self, step: Step, batch_idx: int) -> None:
         self.record = self.take_step(step)
