@@ -53,7 +53,7 @@ class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
 
     micro_batches: list[MicroBatch]
-    tokens_before: int  # tokens trained on before this step (positions, padding included)
+    tokens_before: int  # tokens trained on before this step; padding is none
     state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
 
 
@@ -168,9 +168,10 @@ class LossTerm(NamedTuple):
 
 
 Denominators = Mapping[str, Tensor]
-"""What a step divides by, by name: scalars on the device, of the whole global batch.
+"""What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `micro_batches` (their number), and `mtp`: what each MTP depth's summed loss is divided by."""
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: balance
+losses of micro-batches are averaged by it."""
 
 
 class Forward(NamedTuple):

@@ -73,11 +73,11 @@ def _accounts(steps: list[Step]) -> None:
     for step in steps:
         require(
             step.tokens_before == tokens,
-            f"`tokens_before` must be {tokens}, the positions of all steps before it, padding included; not "
+            f"`tokens_before` must be {tokens}, the tokens of all steps before it (padding is none); not "
             f"{step.tokens_before}",
         )
         require(bool(step.micro_batches), "a step must have a micro-batch")
-        tokens += sum(micro.tokens_BT.numel() for micro in step.micro_batches)
+        tokens += sum(int((micro.document_ids_BT > 0).sum()) for micro in step.micro_batches)
 
 
 def _micro_batch(micro: MicroBatch, data: Any, where: str) -> None:

@@ -198,14 +198,14 @@ def _loss(mtp: Any, h_BTD: Tensor, batch: MicroBatch, embed: Any) -> None:
     forward = Forward(leaf, mtp(leaf, batch, embed, False), {})
     terms: dict[float, LossTerm] = {}
     for divisor in (30.0, 60.0):
-        denominators = {"mtp": torch.tensor(divisor), "micro_batches": torch.tensor(1.0)}
+        denominators = {"mtp": torch.tensor(divisor), "tokens": torch.tensor(1.0)}
         terms[divisor] = mtp.auxiliary_loss(forward, Head(weight_VD, weight_VD.detach()), batch, denominators, 0)
     term = terms[30.0]
     require(
         term.loss.shape == () and term.loss.isfinite() and error(term.loss, 2 * terms[60.0].loss) <= ROUNDING,
         'auxiliary_loss() must be a finite scalar, divided by denominators["mtp"]',
     )
-    known = {*term.sums, "mtp", "micro_batches"}
+    known = {*term.sums, "mtp", "tokens"}
     for figure in mtp.statistics:
         require(isinstance(figure, Statistic), "`statistics` must be dsv3.contracts.Statistic")
         for name in (figure.total, figure.over):

@@ -12,8 +12,11 @@ new level after half a window. The policies:
     skip        write it down and leave out this update of the weights; the data moves on
     roll_back   go back to the newest checkpoint and train again, leaving out the update at which the loss rose
 
+Training ends with an error after `most_nonfinite` losses or gradients in a row that are not finite: weights that give
+such losses are not mended by further batches.
+
 What is written down (`spikes/tokens-<n>.json`, n the tokens before the step) is the batch: its documents with their
-own losses, worst first, its domains, and the load of every expert.
+own losses, worst first, its domains, and the load of every expert. The newest BATCHES_KEPT stay.
 """
 
 import json
@@ -44,6 +47,8 @@ OnNonfinite = Literal["skip", "roll_back"]
 DOCUMENTS_KEPT = 8
 CHARACTERS_KEPT = 400
 FEWEST_LOSSES = 8  # before a spike can be told from ordinary noise
+BATCHES_KEPT = 50
+NONFINITE = "non-finite loss"
 
 
 class RollBack(Exception):  # noqa: N818  (a request to `dsv3.training.fit`, not an error)
@@ -64,6 +69,7 @@ class Guard(lightning.Callback):
         deviations: float,
         rise: float,
         most_rollbacks: int,
+        most_nonfinite: int,
     ) -> None:
         """Raises ValueError for an unknown policy, or a `window` too small to tell a spike from noise."""
         for name, policy, allowed in (("spike", on_spike, OnSpike), ("nonfinite", on_nonfinite, OnNonfinite)):
@@ -71,15 +77,23 @@ class Guard(lightning.Callback):
                 raise ValueError(f"callbacks.guard.on_{name}={policy}: must be one of {', '.join(get_args(allowed))}")
         if window < FEWEST_LOSSES:
             raise ValueError(f"callbacks.guard.window={window}: must be at least {FEWEST_LOSSES}")
-        self.policies = {"loss spike": on_spike, "non-finite loss": on_nonfinite}
-        self.deviations, self.rise, self.most_rollbacks = deviations, rise, most_rollbacks
+        if most_nonfinite < 1:
+            raise ValueError(f"callbacks.guard.most_nonfinite={most_nonfinite}: must be at least 1")
+        self.policies = {"loss spike": on_spike, NONFINITE: on_nonfinite}
+        self.deviations, self.rise = deviations, rise
+        self.most_rollbacks, self.most_nonfinite = most_rollbacks, most_nonfinite
         self.losses: deque[float] = deque(maxlen=window)
+        self.nonfinite = 0  # in a row
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.model, self.data = pl_module.model, trainer.datamodule
-        self.folder = pl_module.folder.path / "spikes"
+        self.run_folder = pl_module.folder
         self.findings = pl_module.folder.table("metrics/findings")
         pl_module.guard = self
+
+    @property
+    def folder(self) -> Path:
+        return self.run_folder.path / "spikes"
 
     def allows(self, step: Step, record: StepRecord) -> bool:
         """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
@@ -89,6 +103,7 @@ class Guard(lightning.Callback):
             allowed = False
         else:
             kind = self._judge(loss, record.figures["grad_norm"])
+            self.nonfinite = self.nonfinite + 1 if kind == NONFINITE else 0
             allowed = kind is None or self._act(step, kind, record)
         if math.isfinite(loss):
             self.losses.append(loss)
@@ -106,11 +121,19 @@ class Guard(lightning.Callback):
                 raise ValueError(f"{text}; limit of callbacks.guard.most_rollbacks={self.most_rollbacks} reached")
             leave_out(self.folder, [*left_out, step.tokens_before])
             raise RollBack(text)
+        if self.nonfinite >= self.most_nonfinite:
+            self.run_folder.flush(record.tokens)
+            raise ValueError(
+                f"callbacks.guard.most_nonfinite={self.most_nonfinite}: {self.nonfinite} steps in a row had a loss or "
+                f"gradient that is not finite, the last one at {step.tokens_before:,} tokens (loss {record.loss:.3f}, "
+                f"gradient norm {norm:.3g}); lower schedule.peak, or resume=CHECKPOINT from before it. Their batches "
+                f"are in {self.folder}"
+            )
         return policy == "record"
 
     def _judge(self, loss: float, grad_norm: float) -> str | None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return "non-finite loss"
+            return NONFINITE
         if len(self.losses) >= FEWEST_LOSSES and loss > self.threshold():
             return "loss spike"
         return None
@@ -127,7 +150,7 @@ class Guard(lightning.Callback):
         self.findings.append(Finding(step.tokens_before, "", kind, -1, loss, text)._asdict())
 
     def _write_down(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
-        domains_N = torch.cat([micro.domains_BT.flatten() for micro in step.micro_batches])
+        domains_N = torch.cat([micro.domains_BT[micro.document_ids_BT > 0] for micro in step.micro_batches])
         counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
         content = {
             "kind": kind,
@@ -145,6 +168,8 @@ class Guard(lightning.Callback):
         }
         text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / f"tokens-{step.tokens_before:015d}.json", lambda path: path.write_text(text))
+        for old in sorted(self.folder.glob("tokens-*.json"))[:-BATCHES_KEPT]:
+            old.unlink()
 
     @torch.no_grad()
     def _documents(self, step: Step) -> list[dict[str, Any]]:
@@ -178,10 +203,11 @@ class Guard(lightning.Callback):
         return documents
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses)}
+        return {"losses": list(self.losses), "nonfinite": self.nonfinite}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses.extend(state_dict["losses"])
+        self.nonfinite = state_dict.get("nonfinite", 0)  # older runs have none
 
 
 def left_out_steps(folder: Path) -> list[int]:
