@@ -170,8 +170,8 @@ class LossTerm(NamedTuple):
 Denominators = Mapping[str, Tensor]
 """What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: balance
-losses of micro-batches are averaged by it."""
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: the
+balance losses of micro-batches are averaged by it."""
 
 
 class Forward(NamedTuple):

@@ -136,7 +136,7 @@ def facts_table(run: History) -> str:
     rows = {
         "training tokens": run.tokens,
         "of": facts.get("tokens"),
-        "state": "finished" if summary else "not finished",
+        "state": "finished" if summary else run.folder.failure() or "not finished",
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
         "operations per token": facts.get("flops_per_token"),

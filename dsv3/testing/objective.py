@@ -69,7 +69,8 @@ def _prepared(objective: Any, rows: MicroBatch) -> Step:
 def _denominators(objective: Any, step: Step) -> None:
     found = objective.denominators(step)
     require(
-        "mtp" in found, f"denominators() must give `mtp`, which MTP's losses are divided by; it gives {', '.join(found)}"
+        "mtp" in found,
+        f"denominators() must give `mtp`, which MTP's losses are divided by; it gives {', '.join(found)}",
     )
     require("tokens" not in found, "denominators() must not give `tokens`: the core adds it")
     for name, value in found.items():

@@ -190,7 +190,9 @@ def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pyt
     assert all(allowed[13:])
 
 
-@pytest.mark.parametrize("wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}, {"most_nonfinite": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}, {"most_nonfinite": 0}]
+)
 def test_impossible_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"guard.{next(iter(wrong))}"):
         guard(tmp_path, **wrong)
