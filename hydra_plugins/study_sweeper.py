@@ -1,8 +1,8 @@
 """Hydra's sweeper for `python train.py -m`: every arm of a study with every seed, and what the command line sweeps.
 
 Hydra takes plugins from the namespace package `hydra_plugins` only; `conf/hydra/sweeper/study.yaml` chooses this one.
-The jobs go to whatever launcher is chosen, in an order in which the arms of one seed follow each other. A job that fails
-leaves the others to run; an interruption ends them all. When the last one is done, the study's report is written.
+The jobs go to whatever launcher is chosen, in an order in which the arms of one seed follow each other. A job that
+fails leaves the others to run; an interruption ends them all. After the last one the study's report is written.
 """
 
 import logging
