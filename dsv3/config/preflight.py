@@ -19,8 +19,6 @@ Problems are reported at the key that the user would change: where `attention.di
 import sys
 from collections.abc import Sequence
 
-from hydra.types import RunMode
-
 from dsv3.config.compose import asks_for_help, hydra_flags, opened, shows_only
 from dsv3.config.help_page import help_page
 from dsv3.config.overrides import jobs_of, parsed, without_parts
@@ -52,12 +50,8 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
             runs += fitting
             trained += fitting[1:] or fitting
             problems += misfits
-        if (
-            config_name == "train"
-            and trained
-            and (flags.multirun or composer.compose(trained[0]).hydra.mode == RunMode.MULTIRUN)
-        ):
-            problems += shared_folders(composer, trained)
+        if config_name == "train":
+            problems += shared_folders(composer, trained, multirun=flags.multirun)
         for job in runs:
             config = composer.compose(job)
             view = View(config)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,11 +38,16 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
     return fitting, problems
 
 
-def shared_folders(composer: Composer, runs: Sequence[Sequence[str]]) -> Iterator[Problem]:
-    """A problem for each folder that several runs would write to. `runs`: of an arm the one with its first seed."""
+def shared_folders(composer: Composer, runs: Sequence[Sequence[str]], *, multirun: bool) -> Iterator[Problem]:
+    """A problem for each folder that several runs of a sweep would write to. `runs`: of an arm that with its first seed.
+
+    multirun: whether the command says so; an experiment may, too.
+    """
     writers: dict[str, list[str]] = {}
     for run in runs:
         config = copy.deepcopy(composer.compose(run))
+        if not multirun and config.hydra.mode != RunMode.MULTIRUN:
+            continue
         study = study_of(config)
         every = bool(study and study["arms"]) and run[-1].startswith("seed=")  # the last word of `expanded`
         for seed in study["seeds"] if study and every else [config.get("seed")]:

@@ -4,8 +4,8 @@
         micro-batches, each of which counts by its tokens
 
 Gradients are those of the global batch: every term is divided by a denominator that is known before the first
-micro-batch. Padding is no token: it counts in no denominator and in no load. Losses, counts and hits are added up on the
-device. `read` brings all of them to the host in one transfer; nothing else in a step waits for the device.
+micro-batch. Padding is no token: it counts in no denominator and in no load. Losses, counts and hits are added up on
+the device. `read` brings all of them to the host in one transfer; nothing else in a step waits for the device.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

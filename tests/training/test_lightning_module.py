@@ -112,7 +112,7 @@ def padded(micro: MicroBatch, rows: int) -> MicroBatch:
 
 @pytest.mark.parametrize("balancing", ["sequence_aux", "batch_aux"])
 def test_twelve_rows_in_micro_batches_of_eight_train_twelve_rows(composed: Compose, balancing: str) -> None:
-    """Rows of padding count in no denominator, no load and no number of tokens: as if the last micro-batch had 4 rows."""
+    """Rows of padding count in no denominator, no load and no number of tokens: the last micro-batch has 4 rows."""
     config = composed("precision=fp32", f"balancing={balancing}", "balancing.alpha=0.1", "data.micro_batch_size=12")
     whole = step_of(config).micro_batches[0]
     parts = [MicroBatch(*tensors) for tensors in zip(*(tensor.split([8, 4]) for tensor in whole), strict=True)]
