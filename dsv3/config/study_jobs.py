@@ -39,26 +39,27 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
 
 
 def shared_folders(composer: Composer, runs: Sequence[Sequence[str]], *, multirun: bool) -> Iterator[Problem]:
-    """A problem for each folder that several runs of a sweep would write to. `runs`: of an arm that with its first seed.
+    """A problem for each folder that several runs of a sweep would write to. `runs`: an arm's with its first seed.
 
     multirun: whether the command says so; an experiment may, too.
     """
-    writers: dict[str, list[str]] = {}
+    writers: dict[str, list[Sequence[str]]] = {}
     for run in runs:
         config = copy.deepcopy(composer.compose(run))
         if not multirun and config.hydra.mode != RunMode.MULTIRUN:
             continue
         study = study_of(config)
-        every = bool(study and study["arms"]) and run[-1].startswith("seed=")  # the last word of `expanded`
+        every = bool(study and study["arms"]) and run[-1].startswith("seed=")  # put there by `expanded`
         for seed in study["seeds"] if study and every else [config.get("seed")]:
             config.seed = seed
             try:
-                writers.setdefault(config.run.dir, []).append(" ".join([*run[:-1], f"seed={seed}"] if every else run))
+                writers.setdefault(config.run.dir, []).append([*run[:-1], f"seed={seed}"] if every else run)
             except OmegaConfBaseException:  # it is made of what only Hydra knows, such as a job's number
                 continue
     for folder, jobs in writers.items():
         if len(jobs) > 1:
-            message = f"{len(jobs)} runs would write to this folder, such as '{jobs[0]}' and '{jobs[1]}'"
+            one, other = ([o for o in job if o not in next_to] for job, next_to in (jobs[:2], jobs[1::-1]))
+            message = f"{len(jobs)} runs would write to this folder, such as '{' '.join(one)}' and '{' '.join(other)}'"
             fix = "let run.name hold what differs, such as run.name='lr${schedule.peak}/seed${seed}'"
             yield Problem("run.dir", folder, f"{message}; {fix}")
 

@@ -17,7 +17,7 @@ from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import at_equal, read_study
-from tests.commands import call, call_python, start
+from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())
@@ -122,12 +122,62 @@ def test_every_arm_with_every_seed() -> None:
         (["study.seeds=[]"], "study.seeds", "at least one seed"),
         (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
         (["study.arms.none=balancing"], "study.arms.none", "must be a list of overrides"),
+        (["study.metric=nonsense"], "study.metric", "held-out code, held-out prose, held-out math, held-out all"),
+        (["study.metric='exact answer'"], "study.metric", "Did you mean 'exact answers'?"),
+        (["run.name=mine"], "run.dir", "12 runs would write to this folder"),
+        (["run.name='of-${study.arm}'", "study.only=[none]"], "run.dir", "'seed=1' and 'seed=2'"),
+        (["run.name='of-${study.arm}'", "seed=4,5", "study.only=[none]"], "run.dir", "2 runs would write"),
     ],
 )
 def test_mistakes_in_a_study_are_found_before_any_work(arguments: list[str], key: str, message: str) -> None:
     (problem,) = check("train", ["experiment=table5_balancing", *arguments])
     assert problem.key == key
     assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["study.metric='held-out prose'"],
+        ["study.metric='training loss, last tenth'"],
+        ["study.metric='gsm8k_100_answers acc'", "benchmarks=quick"],
+        ["study.metric='held-out letters'", "data=synthetic", f"hydra.searchpath=[file://{ROOT}/tests/conf]"],
+        ["run.name='of-${study.arm}'", "seed=4"],
+    ],
+)
+def test_metrics_and_folders_of_a_study_pass(arguments: list[str]) -> None:
+    assert check("train", ["experiment=table5_balancing", *arguments]) == []
+
+
+def test_runs_of_a_sweep_that_share_a_folder_are_refused_before_any_work() -> None:
+    (problem,) = check("train", ["-m", "schedule.peak=1e-3,2e-3", "run.name=mine"])
+    assert (problem.key, problem.value) == ("run.dir", "runs/default/mine")
+    assert "'schedule.peak=0.001' and 'schedule.peak=0.002'" in problem.message
+
+
+def test_a_diverging_arm_leaves_the_others_to_run(tmp_path: Path) -> None:
+    """The report names it, the exit status is 1; and called again, the report is on the metric that is set now."""
+    arms = "study.arms={diverging:['schedule.peak=1e25','optimizer=adamw','callbacks.guard.on_nonfinite=roll_back'],"
+    small = [override for override in study(tmp_path) if "benchmarks.tasks" not in override]
+    command = [
+        *small,
+        "experiment=base_study",
+        "benchmarks=none",
+        "study.seeds=[1]",
+        "study.only=null",
+        "run.tokens=1280",
+    ]
+    command += [f"{arms}fine:[],other:['schedule.peak=1e-3']}}", "study.baseline=fine"]
+    done = attempt(ROOT, *command)
+    assert done.returncode == 1, done.stderr
+    assert "error: non-finite loss" in done.stderr
+    assert "1 of 3 runs failed" in done.stderr
+    assert "Failed, and left out: diverging/seed1 (non-finite loss" in done.stdout
+    assert "By held-out text at equal tokens:" in done.stdout
+    assert "other: " in done.stdout
+    assert RunFolder(tmp_path / "fine" / "seed1").summary() is not None
+    again = attempt(ROOT, *command, "study.metric='training loss, last tenth'")
+    assert "By training loss, last tenth:" in again.stdout
 
 
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
