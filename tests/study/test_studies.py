@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from dsv3.build import build_model
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
-from dsv3.reporting.study_results import at_equal, read_study
+from dsv3.reporting.study_results import Study, at_equal, headline, read_study
+from dsv3.tools import report
+from hydra_plugins.study_sweeper import StudySweeper
 from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
+from tests.reporting.test_study_results import made
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())
 SMALL = [
@@ -156,28 +160,37 @@ def test_runs_of_a_sweep_that_share_a_folder_are_refused_before_any_work() -> No
 
 
 def test_a_diverging_arm_leaves_the_others_to_run(tmp_path: Path) -> None:
-    """The report names it, the exit status is 1; and called again, the report is on the metric that is set now."""
-    arms = "study.arms={diverging:['schedule.peak=1e25','optimizer=adamw','callbacks.guard.on_nonfinite=roll_back'],"
+    """The report names it, and the exit status is 1."""
+    arms = "study.arms={bad:['schedule.peak=1e25','optimizer=adamw','callbacks.guard.on_nonfinite=roll_back'],good:[]}"
     small = [override for override in study(tmp_path) if "benchmarks.tasks" not in override]
-    command = [
-        *small,
-        "experiment=base_study",
-        "benchmarks=none",
-        "study.seeds=[1]",
-        "study.only=null",
-        "run.tokens=1280",
-    ]
-    command += [f"{arms}fine:[],other:['schedule.peak=1e-3']}}", "study.baseline=fine"]
-    done = attempt(ROOT, *command)
+    more = ["experiment=base_study", "benchmarks=none", "study.seeds=[1]", "study.only=null", "run.tokens=1280", arms]
+    done = attempt(ROOT, *small, *more)
     assert done.returncode == 1, done.stderr
     assert "error: non-finite loss" in done.stderr
-    assert "1 of 3 runs failed" in done.stderr
-    assert "Failed, and left out: diverging/seed1 (non-finite loss" in done.stdout
-    assert "By held-out text at equal tokens:" in done.stdout
-    assert "other: " in done.stdout
-    assert RunFolder(tmp_path / "fine" / "seed1").summary() is not None
-    again = attempt(ROOT, *command, "study.metric='training loss, last tenth'")
-    assert "By training loss, last tenth:" in again.stdout
+    assert "1 of 2 runs failed" in done.stderr
+    assert "Failed, and left out: bad/seed1 (non-finite loss" in done.stdout
+    assert RunFolder(tmp_path / "good" / "seed1").summary() is not None
+    assert "bad/seed1" in (tmp_path / "report.md").read_text()
+
+
+def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its runs recorded: they are not trained again."""
+    for arm in ("a", "b"):
+        made(tmp_path, arm, 1)
+    reported: list[Study] = []
+    monkeypatch.setattr(report, "write_study", lambda study, folder: reported.append(study))
+    sweeper = StudySweeper(max_batch_size=None)
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
+    sweeper.report({**now, "metric": "training loss, last tenth"})
+    sweeper.report({**now, "metric": None})
+    assert [headline(study).name for study in reported] == [
+        "training loss, last tenth",
+        "held-out text at equal tokens",
+    ]
+    assert [(study.baseline, study.question) for study in reported] == [("b", "Now?")] * 2
 
 
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
