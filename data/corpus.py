@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 from datasets import Dataset, load_from_disk
 
+from data.cache import cached, digest, number
 from data.sources import Source
 from data.split import Document, split
-from data.store import cached, digest, number
 from data.tokenizer import ByteLevelBPE
 
 CODE = digest((Path(__file__).parent / "split.py").read_text(encoding="utf-8"))
@@ -40,22 +40,24 @@ class DomainTokens(NamedTuple):
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def read_corpus(*, sources: Mapping[str, Source], held_out: float, cache_dir: Path) -> Corpus:
+def read_corpus(*, sources: Mapping[str, Source], held_out_fraction: float, cache_dir: Path) -> Corpus:
     """Read, split and cache the texts of all sources; or find them in the cache.
 
     Raises:
         ValueError: a source is at fault (its key is named), or leaves a domain without training or held-out texts.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"data.held_out={held_out} is not a share between 0 and 1")
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"data.held_out_fraction={held_out_fraction}: must be between 0 and 1")
     for name in sources:
         if not re.fullmatch(r"\w+", name):
             raise ValueError(f"data.sources.{name}: a domain's name is made of letters, digits and underscores")
-    key = digest([CODE, held_out, {name: _of_source(name, source.identity) for name, source in sources.items()}])
+    key = digest(
+        [CODE, held_out_fraction, {name: _of_source(name, source.identity) for name, source in sources.items()}]
+    )
 
     def build(folder: Path) -> None:
         documents = [document for name, source in sources.items() for document in _documents(name, source)]
-        _save(split(documents, share=held_out), list(sources), folder)
+        _save(split(documents, share=held_out_fraction), list(sources), folder)
 
     folder = cached(cache_dir / "texts", key, "the texts of " + ", ".join(sources), build)
     parts = [{name: load_from_disk(str(folder / name / part)) for name in sources} for part in ("train", "held_out")]

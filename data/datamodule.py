@@ -8,6 +8,7 @@ import lightning
 import numpy as np
 
 from data.batches import micro_batch
+from data.cache import digest
 from data.corpus import Corpus, DomainTokens, read_corpus, tokenise
 from data.fim import FillInTheMiddle
 from data.held_out import (
@@ -21,7 +22,6 @@ from data.held_out import (
 )
 from data.pipeline import Pack, Rendering, training_rows
 from data.sources import Source
-from data.store import digest
 from data.tokenizer import ByteLevelBPE
 from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step
 
@@ -48,10 +48,10 @@ class DataModule(lightning.LightningDataModule):
         sequence_length: int,
         total_tokens: int,
         micro_batch_size: int,
-        batch_sequences: Schedule,
-        shuffle_rows: int,
+        global_batch_size: Schedule,
+        shuffle_window: int,
         isolate_documents: bool,
-        held_out: float,
+        held_out_fraction: float,
         validation_tokens: int,
         questions: int,
         fim: Mapping[str, Any],
@@ -68,7 +68,7 @@ class DataModule(lightning.LightningDataModule):
             "sequence_length": sequence_length,
             "total_tokens": total_tokens,
             "micro_batch_size": micro_batch_size,
-            "shuffle_rows": shuffle_rows,
+            "shuffle_window": shuffle_window,
             "validation_tokens": validation_tokens,
         }.items():
             if value < 1:
@@ -86,10 +86,10 @@ class DataModule(lightning.LightningDataModule):
         self._sequence_length = sequence_length
         self._total_tokens = total_tokens
         self._micro_batch_size = micro_batch_size
-        self._batch_sequences = batch_sequences
-        self._shuffle_rows = shuffle_rows
+        self._global_batch_size = global_batch_size
+        self._shuffle_window = shuffle_window
         self._isolate = isolate_documents
-        self._held_out_share = held_out
+        self._held_out_fraction = held_out_fraction
         self._validation_tokens = validation_tokens
         self._n_questions = questions
         self._split_share = split_punctuation_newline
@@ -108,7 +108,9 @@ class DataModule(lightning.LightningDataModule):
         """Load everything from the cache, building what is missing; a second call does nothing."""
         if self._corpus is not None:
             return
-        corpus = read_corpus(sources=self._sources, held_out=self._held_out_share, cache_dir=self._cache_dir)
+        corpus = read_corpus(
+            sources=self._sources, held_out_fraction=self._held_out_fraction, cache_dir=self._cache_dir
+        )
         texts = {name: rows["text"] for name, rows in corpus.train.items()}
         self.tokenizer = self._tokenizer_factory(texts=texts, cache_dir=str(self._cache_dir))
         self._train = tokenise(corpus=corpus, tokenizer=self.tokenizer, cache_dir=self._cache_dir)
@@ -133,7 +135,7 @@ class DataModule(lightning.LightningDataModule):
         """
         if state["stream"] != self.stream_key():
             raise ValueError(
-                "the data state was saved with other texts, tokenizer, seed, weights, sequence_length, shuffle_rows, "
+                "the data state was saved with other texts, tokenizer, seed, weights, sequence_length, shuffle_window, "
                 "fim or split_punctuation_newline than the configuration has now"
             )
         self._restored = state
@@ -152,12 +154,19 @@ class DataModule(lightning.LightningDataModule):
 
     def rows_per_step(self, tokens: int) -> int:
         """Rows of the step that begins after `tokens`: the schedule's value, rounded."""
-        return max(1, round(self._batch_sequences(tokens)))
+        return max(1, round(self._global_batch_size(tokens)))
 
     def stream_key(self) -> str:
         """Equal for configurations that give the same endless stream of rows."""
         weights = [(name, source.weight) for name, source in self._sources.items()]
-        settings = [self._seed, weights, self._sequence_length, self._shuffle_rows, list(self._fim), self._split_share]
+        settings = [
+            self._seed,
+            weights,
+            self._sequence_length,
+            self._shuffle_window,
+            list(self._fim),
+            self._split_share,
+        ]
         return digest([self.corpus.key, self.tokenizer.identity(), settings])
 
     def validation_batches(self) -> Iterator[MicroBatch]:
@@ -214,7 +223,7 @@ class DataModule(lightning.LightningDataModule):
             weights={name: source.weight for name, source in self._sources.items()},
             rendering=rendering,
             sequence_length=self._sequence_length,
-            shuffle_rows=self._shuffle_rows,
+            shuffle_window=self._shuffle_window,
             seed=self._seed,
         )
 

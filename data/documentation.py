@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from data.cache import digest, number
 from data.sources import CODE, Source
-from data.store import digest, number
 
 OWN_CODE = digest(Path(__file__).read_text(encoding="utf-8"))
 

@@ -93,9 +93,9 @@ def questions(
     for texts in held_out:
         for text, family, answer in zip(texts["text"], texts["family"], texts["answer"]):
             if family:
-                commonest = answers[family].most_common(1)[0][0]
+                majority = answers[family].most_common(1)[0][0]
                 prompt = text.removesuffix(f" {answer}")
-                queues[family].append(Question(family, prompt, f" {answer}", f" {commonest}"))
+                queues[family].append(Question(family, prompt, f" {answer}", f" {majority}"))
     available = sum(map(len, queues.values()))
     if queues and available < count:
         raise ValueError(f"data.questions={count}, but the sources hold out {available} questions")

@@ -18,9 +18,9 @@ import numpy as np
 logging.getLogger("absl").setLevel(logging.ERROR)  # Grain's import warns that there is no jax profiler
 import grain  # noqa: E402
 
+from data.cache import number  # noqa: E402
 from data.corpus import DomainTokens  # noqa: E402
 from data.fim import FillInTheMiddle, chosen, generator, rearrange  # noqa: E402
-from data.store import number  # noqa: E402
 from data.tokenizer import ByteLevelBPE  # noqa: E402
 
 FIM, SPLITTING = 0, 1
@@ -175,14 +175,14 @@ def training_rows(
     weights: Mapping[str, float],
     rendering: Rendering,
     sequence_length: int,
-    shuffle_rows: int,
+    shuffle_window: int,
     seed: int,
 ) -> grain.IterDataset:
-    """Endless rows of sequence_length + 1 tokens, each domain's shuffled within windows of `shuffle_rows`."""
+    """Endless rows of sequence_length + 1 tokens, each domain's shuffled within windows of `shuffle_window`."""
 
     def rows(name: str, domain: DomainTokens) -> grain.IterDataset:
         packed = Packing(_documents(name, domain, rendering, seed), length=sequence_length)
-        return grain.experimental.WindowShuffleIterDataset(packed, window_size=shuffle_rows, seed=seed)
+        return grain.experimental.WindowShuffleIterDataset(packed, window_size=shuffle_window, seed=seed)
 
     streams = [rows(name, domain) for name, domain in domains.items()]
     return Mixture(streams, weights=[weights[name] for name in domains])

@@ -19,7 +19,7 @@ import datasets
 import pyarrow.parquet
 from datasets import Dataset
 
-from data.store import digest
+from data.cache import digest
 
 CODE = digest(Path(__file__).read_text(encoding="utf-8"))
 """Changes with this file, so that what an older version of it read is not taken for what it reads now."""

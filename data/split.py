@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data.store import number
+from data.cache import number
 
 TRIVIAL = 12
 """Lines of fewer characters (brackets, `return`, `else:`) tell nothing about where a text comes from."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data.store import cached, digest
+from data.cache import cached, digest
 
 SPECIAL = {
     "bos": "<｜begin▁of▁sentence｜>",

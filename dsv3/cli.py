@@ -35,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dsv3.config.compose import make_importable
+from dsv3.config.moved import answer, moved
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
 from dsv3.strict_json import finite
@@ -74,8 +75,10 @@ def _main(arguments: Sequence[str], package: str) -> int:
     name, *rest = arguments
     rest, folder, problems = _config_dir(rest)
     if name not in tools:
-        problem = Problem(name, NO_VALUE, f"unknown tool.{did_you_mean(name, tools)}")
-        report([problem], hint=f"Tools: {', '.join(sorted(tools))}.")
+        now = moved(name)
+        renamed = f"this tool is now called {now}: write python -m dsv3 {now}"
+        message = renamed if now in tools else f"unknown tool.{did_you_mean(name, tools)}"
+        report([Problem(name, NO_VALUE, message)], hint=f"Tools: {', '.join(sorted(tools))}.")
         return 2
     tool = importlib.import_module(f"{package}.{tools[name].stem}")
     if any(argument in ("-h", "--help") for argument in rest):
@@ -157,6 +160,8 @@ def _read(tool: ModuleType, arguments: Sequence[str], folder: Path | None) -> tu
             problems += [] if text in FORMATS else [Problem(key, text, one_of(FORMATS, text))]
         elif key in fields and equals:
             problems += _set(config, fields[key], text)
+        elif message := answer(key, text, fields):
+            problems.append(Problem(key, text, message))
         elif _takes_overrides(tool) and (equals or key.startswith("~")):
             overrides.append(argument)
         elif not equals:

@@ -63,7 +63,7 @@ class Question(NamedTuple):
     family: str
     prompt: str
     answer: str
-    commonest: str  # the commonest answer of this family in training: the baseline
+    majority_answer: str  # most frequent answer of this family in training: the majority baseline
 
 
 class Sample(NamedTuple):
@@ -131,7 +131,7 @@ class Attention(Protocol):
     def new_cache(self, rows: Iterable[int] = ()) -> Cache:
         """With these rows, all empty."""
 
-    def cache_numbers_per_token(self) -> int:
+    def kv_cache_elements_per_token(self) -> int:
         """Numbers that decoding keeps for each token in this layer."""
 
     def flops_per_token(self, context: int) -> int:
@@ -364,7 +364,7 @@ class Precision(Protocol):
     """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
 
     A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is, so that it
-    may keep a cast of it; the answer is whether it did not already (`dsv3.model.layers.held_weights`). Text is
+    may keep a cast of it; the answer is whether it did not already (`dsv3.model.layers.cached_weight_casts`). Text is
     generated so, and so are the micro-batches of a training step: there, what it keeps must bear several backward
     passes.
     """

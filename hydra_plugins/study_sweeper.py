@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv3.config.arms import expanded
 from dsv3.paths import CONF
-from dsv3.process import device_named
+from dsv3.runtime import device_named
 from dsv3.tools import report
 
 log = logging.getLogger(__name__)

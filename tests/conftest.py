@@ -69,7 +69,7 @@ def imports_are_frozen() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dsv3.process.gc", SimpleNamespace(collect=lambda: 0, freeze=lambda: None))
+        patch.setattr("dsv3.runtime.gc", SimpleNamespace(collect=lambda: 0, freeze=lambda: None))
         yield
     gc.unfreeze()
 

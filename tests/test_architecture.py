@@ -41,7 +41,7 @@ def test_a_planted_cycle_is_found() -> None:
     ("file", "line", "broken"),
     [
         ("dsv3/model/load.py", "from dsv3.evaluation import held_out", "Packages of dsv3 import only packages below"),
-        ("dsv3/process.py", "def f():\n    from dsv3.cli import main", "Packages of dsv3 import only packages below"),
+        ("dsv3/runtime.py", "def f():\n    from dsv3.cli import main", "Packages of dsv3 import only packages below"),
         ("dsv3/checkpoint/loading.py", "from plugins.attention import mla", "The core names no plugin"),
         ("plugins/router/sigmoid.py", "from dsv3.build import part", "Plugins and data build on contracts"),
         ("dsv3/inference/sampling.py", "import lightning", "Lightning stays in training"),

@@ -35,7 +35,7 @@ def test_a_longer_phase_begins_with_the_weights_of_a_shorter_one(
 ) -> None:
     config = composed(
         f"run.dir={tmp_path}/long",
-        f"run.weights_from={short_run}",
+        f"run.init_from={short_run}",
         YARN,
         "data.sequence_length=128",
         "trainer.max_steps=2",
@@ -51,8 +51,8 @@ def test_a_longer_phase_begins_with_the_weights_of_a_shorter_one(
 
 
 def test_another_shape_is_refused_by_name(composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path) -> None:
-    config = composed(f"run.dir={tmp_path}/other", f"run.weights_from={short_run}", "model.moe_inter_dim=48")
-    with pytest.raises(ValueError, match=r"run\.weights_from=.*another model"):
+    config = composed(f"run.dir={tmp_path}/other", f"run.init_from={short_run}", "model.moe_inter_dim=48")
+    with pytest.raises(ValueError, match=r"run\.init_from=.*another model"):
         build_run(config)
 
 

@@ -118,6 +118,22 @@ def test_an_unknown_tool_is_named_with_the_nearest(dsv3: Callable[..., Said]) ->
     assert "echo, import, plan, slow" in said.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["picture", "run=somewhere"], "picture: this tool is now called plot: write python -m dsv3 plot"),
+        (["plan", "zero=0"], "zero=0: this key is now called zero_stage: write zero_stage=0"),
+        (["plan", "sequence=64"], "sequence=64: this key is now called seq_len: write seq_len=64"),
+        (["plan", "micro_batches=4"], "this key is now called num_microbatches: write num_microbatches=4"),
+    ],
+)
+def test_an_old_name_of_a_tool_or_an_option_is_answered_with_the_new_one(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_help_explains_each_key(dsv3: Callable[..., Said]) -> None:
     page = dsv3("echo", "count=x", "--help").out
     assert page.startswith("Say the options back.")

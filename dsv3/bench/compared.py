@@ -35,7 +35,7 @@ def configured(*overrides: str) -> DictConfig:
 
 
 def ours(*overrides: str, device: torch.device) -> tuple[DictConfig, Decoder]:
-    unpadded = ["dispatch.row_multiple=1"] if device.type == "cuda" else []
+    unpadded = ["dispatch.pad_multiple=1"] if device.type == "cuda" else []
     config = configured(*unpadded, *overrides)
     return config, build_model(config).to(device)
 

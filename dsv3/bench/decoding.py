@@ -8,7 +8,7 @@ import torch
 from dsv3.bench.compared import EXPERTS, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.training_step import DTYPES
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 
 CONTEXT, TOKENS = 4096, 16
 
@@ -23,7 +23,7 @@ def decode(repeats: int, device: torch.device) -> Iterator[Figure]:
         rivals = {e: their_decoding(twin, prompt) for e, twin in twins.items()}
         rival = fastest(rivals)
         programs = {"ours": our_decoding(model.eval(), prompt), "theirs": rivals[rival]}
-        with held_weights(model):  # theirs are in their format to begin with
+        with cached_weight_casts(model):  # theirs are in their format to begin with
             seconds = interleaved(programs, repeats=repeats)
         ms = {side: 1000 * value / TOKENS for side, value in seconds.items()}
         note = f"{ms['ours']:.1f} ms a token against {ms['theirs']:.1f} ({rival})"

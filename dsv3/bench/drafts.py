@@ -12,7 +12,7 @@ from dsv3.contracts import Data
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 from dsv3.paths import ROOT
 
 RUN = ROOT / "runs" / "default" / "seed1"
@@ -25,7 +25,7 @@ def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator
     loaded = load_run(run, device=device)
     counts, seconds, same = Speculation(), {"plain": 0.0, "drafted": 0.0}, 0
     rows = prompts(build_data(loaded.config, tokenizer=loaded.tokenizer()))
-    with held_weights(loaded.model):
+    with cached_weight_casts(loaded.model):
         for row in rows:
             texts: dict[str, list[int]] = {}
 

@@ -55,7 +55,7 @@ def measured(side: str, precision: str, device: torch.device, sender: Connection
     from dsv3.bench.compared import EXPERTS, ours, theirs
     from dsv3.bench.training_step import DTYPES, our_step, their_step
     from dsv3.model.recompute import Part
-    from dsv3.process import set_up_process
+    from dsv3.runtime import set_up_process
 
     set_up_process()
     before = resident("VmRSS")

@@ -16,6 +16,7 @@ from dsv3.checkpoint.families import (
     V3_GROUP_SCORE_TOP,
     rope_gain,
 )
+from dsv3.config.moved import todays_value
 
 
 class Choices(NamedTuple):
@@ -54,7 +55,7 @@ def hf_to_choices(hf: Mapping[str, Any], *, mtp_layers: int) -> Choices:
     options, shapes = read(hf, mtp_layers)
     kept = hf.get("dsv3", {})
     if decode := kept.get("attention", {}).get("decode"):
-        options.append(f"attention.decode={decode}")
+        options.append(f"attention.decode={todays_value('attention.decode', decode)}")
     return Choices(options, kept.get("model", {}) | model | shapes)
 
 

@@ -33,7 +33,7 @@ def config_to_hf(config: DictConfig, special_ids: Mapping[str, int], *, mtp: boo
     """
     parts = Parts.of(config)
     layers = parts.mtp_layers if mtp else 0
-    problems = list(obstacles(parts, layers))
+    problems = list(unsupported_features(parts, layers))
     if problems:
         raise ValueError("Hugging Face's format cannot hold this model: " + "; ".join(problems))
     family = family_of(parts)
@@ -98,7 +98,7 @@ def rope_scaling(yarn: Mapping[str, Any], family: str) -> dict[str, Any]:
     return fields | {"mscale": yarn["mscale"], "mscale_all_dim": yarn["mscale"]}
 
 
-def obstacles(parts: Parts, mtp_layers: int) -> Iterator[str]:
+def unsupported_features(parts: Parts, mtp_layers: int) -> Iterator[str]:
     """Why no Hugging Face model computes what this configuration does; each as a sentence."""
     model = parts.model
     if not parts.is_option("memory", "none"):
@@ -118,12 +118,12 @@ def obstacles(parts: Parts, mtp_layers: int) -> Iterator[str]:
     if parts.has_experts or mtp_layers:
         if not parts.is_option("experts", "grouped", "loop"):
             yield f"experts._target_={parts.experts['_target_']} is not that of experts=grouped or loop"
-        yield from router_obstacles(parts, family_of(parts))
+        yield from unsupported_routing(parts, family_of(parts))
     if mtp_layers:
-        yield from mtp_obstacles(parts)
+        yield from unsupported_mtp(parts)
 
 
-def router_obstacles(parts: Parts, family: str) -> Iterator[str]:
+def unsupported_routing(parts: Parts, family: str) -> Iterator[str]:
     router = parts.router
     if family == "deepseek_v2":
         if router["normalise_gates"]:
@@ -145,7 +145,7 @@ def router_obstacles(parts: Parts, family: str) -> Iterator[str]:
         yield "router.biased_groups=false, and deepseek_v3 scores groups with the bias"
 
 
-def mtp_obstacles(parts: Parts) -> Iterator[str]:
+def unsupported_mtp(parts: Parts) -> Iterator[str]:
     advice = "(mtp=false exports without the MTP layers)"
     if not parts.is_option("mtp", "deepseek"):
         yield f"mtp._target_={parts.mtp['_target_']} is not that of mtp=deepseek {advice}"

@@ -48,8 +48,7 @@ def export_run(
     """
     check_free(out)
     folder, file = find_run(checkpoint)
-    config = OmegaConf.load(folder.config_path)
-    assert isinstance(config, DictConfig)
+    config = folder.config()
     special = special_ids(folder.tokenizer_path)
     fields = config_to_hf(config, special, mtp=mtp)
     saved = load_checkpoint(file)

@@ -50,8 +50,7 @@ def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> L
         ValueError: the run's precision does not compute on `device`.
     """
     folder, file = find_run(checkpoint)
-    config = OmegaConf.load(folder.config_path)
-    assert isinstance(config, DictConfig)
+    config = folder.config()
     state = load_checkpoint(file)
     model = build_model(config, init=False)
     prefix = "model."
@@ -62,7 +61,7 @@ def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu") -> L
     return Loaded(config, folder, file, model.to(device).eval(), state["dsv3"]["tokens_seen"], ema)
 
 
-def begin_with(model: Decoder, start: Loaded) -> None:
+def init_from(model: Decoder, start: Loaded) -> None:
     """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
 
     Raises:
@@ -73,7 +72,7 @@ def begin_with(model: Decoder, start: Loaded) -> None:
     try:
         model.load_state_dict(taken | own)
     except RuntimeError as error:
-        raise ValueError(f"run.weights_from={start.file}: another model: {error}") from None
+        raise ValueError(f"run.init_from={start.file}: another model: {error}") from None
 
 
 @torch.no_grad()
@@ -82,7 +81,7 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def is_published(checkpoint: str) -> bool:
+def is_hf_checkpoint(checkpoint: str) -> bool:
     """Whether this is a folder in Hugging Face's format."""
     folder = Path(checkpoint)
     return (folder / "config.json").is_file() and not (folder / "config.yaml").exists()

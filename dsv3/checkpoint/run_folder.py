@@ -4,7 +4,7 @@
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
     failure.txt         why training ended with an error, until it is resumed
-    facts.json          sizes, operations per token     spikes/         batches that the guard wrote down
+    run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
 continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
@@ -21,6 +21,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
+from dsv3.config.moved import upgraded
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,12 @@ class RunFolder:
         self.tokenizer_path = self.path / "tokenizer"
         self.tables: dict[str, Table] = {}
 
+    def config(self) -> DictConfig:
+        """The run's config.yaml; keys and values of older versions under their names of today."""
+        config = OmegaConf.load(self.config_path)
+        assert isinstance(config, DictConfig)
+        return upgraded(config)
+
     def table(self, name: str) -> Table:
         """The table that rows are added to, e.g. `metrics/train`."""
         return self.tables.setdefault(name, Table(self.path / name))
@@ -90,8 +100,8 @@ class RunFolder:
 
     def read(self, name: str) -> pd.DataFrame:
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
-        parts = sorted((self.path / name).glob("part-*.parquet"))
-        return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
+        parts = table_parts(self.path, name)
+        return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
     def drop_after(self, tokens: int) -> None:
         """Forget what was written past a checkpoint: metrics, timing and checkpoints alike."""
@@ -125,7 +135,7 @@ class RunFolder:
         write_atomically(self.summary_path, lambda path: path.write_text(text))
 
     def summary(self) -> dict[str, Any] | None:
-        return json.loads(self.summary_path.read_text()) if self.summary_path.exists() else None
+        return upgraded_summary(json.loads(self.summary_path.read_text())) if self.summary_path.exists() else None
 
     def write_failure(self, error: Exception) -> None:
         text = f"{error or type(error).__name__}\n"

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from dsv3.config.compose import COMPOSITION_ERRORS, Composer, choices
-from dsv3.config.moved import moved
+from dsv3.config.moved import answer
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, nearest, one_of
 from dsv3.config.view import View
 
@@ -131,8 +131,8 @@ class _Trial:
         return any(name in View(self.composer.compose([f"{group}={option}"])).keys for option in options)
 
     def _explain_key(self, name: str, value: str, view: View) -> str:
-        if now := moved(name):
-            return f"this key has moved: write {now}={value}"
+        if message := answer(name, value, view.keys):
+            return message
         groups = self.composer.groups()
         best = nearest(name, [*view.keys, *groups, *self.also])
         if best is None:

@@ -57,19 +57,19 @@ ABOVE_ZERO = (
     *(f"model.{name}" for name in ("vocab_size", "dim", "n_layers", "inter_dim", "init_std", "norm_eps", "rope_theta")),
     *(f"model.{name}" for name in ("n_heads", "n_kv_heads", "head_dim", "q_lora_rank", "kv_lora_rank")),
     *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
-    *(f"callbacks.guard.{name}" for name in ("window", "deviations", "rise", "most_nonfinite")),
+    *(f"callbacks.guard.{name}" for name in ("window", "threshold_sigmas", "min_rise", "max_nonfinite")),
     *("callbacks.monitor.every_tokens", "callbacks.save.flush_tokens"),
-    *(f"run.{name}" for name in ("tokens", "checkpoint_tokens", "keep_checkpoints", "validation_tokens")),
+    *(f"run.{name}" for name in ("tokens", "checkpoint_every_tokens", "keep_checkpoints", "validate_every_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),
     *("memory.rows", "precision.tile"),
     *("benchmarks.every_tokens", "benchmarks.batch_size", "limit", "num_samples"),
-    *("data.sources.*.weight", "data.batch_sequences.peak", "tokenizer.vocab_size", "grad_clip"),
+    *("data.sources.*.weight", "data.global_batch_size.peak", "tokenizer.vocab_size", "grad_clip"),
 )
 ABOVE_ZERO_IF_EXPERTS = tuple(f"model.{name}" for name in ("moe_inter_dim", "top_k", "n_groups", "topk_groups"))
 NOT_NEGATIVE = (
     "seed",
-    "shots",
-    "callbacks.guard.most_rollbacks",
+    "num_fewshot",
+    "callbacks.guard.max_rollbacks",
     "model.n_dense_layers",
     "model.n_routed_experts",
     "model.n_shared_experts",
@@ -86,7 +86,7 @@ CHOICES = {  # of a value, or of each of a list
     "weights": ("live", "ema"),
     "recompute": ("norm", "attention_up", "swiglu"),  # dsv3.model.recompute.Part, without importing torch
 }
-FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out", "callbacks.ema.decay")
+FRACTIONS = ("data.fim.rate", "data.split_punctuation_newline", "data.held_out_fraction", "callbacks.ema.decay")
 
 
 def above_zero(facts: Facts) -> Iterator[Problem]:
@@ -225,9 +225,9 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
-    path = facts.value("run.weights_from")
+    path = facts.value("run.init_from")
     if isinstance(path, str) and not Path(path).exists():
-        yield Problem("run.weights_from", path, "must be a run folder or one of its checkpoints; there is none")
+        yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
 
 
 def run_folder_is_writable(facts: Facts) -> Iterator[Problem]:

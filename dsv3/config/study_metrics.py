@@ -14,14 +14,14 @@ from dsv3.config.problems import Problem, one_of
 class Figure(StrEnum):
     """Figures of every run."""
 
-    EMA = "held-out all, averaged weights"
-    LOSS = "training loss, last tenth"
-    VIOLATION = "max violation, last tenth"
+    EMA = "held-out all, EMA weights"
+    LOSS = "training loss, last 10% of tokens"
+    MAX_VIO = "MaxVio, last 10% of tokens"
     SPECIALISATION = "specialisation"
-    NODES = "nodes of a token"
+    NODES = "nodes per token"
     TRAFFIC = "all-to-all traffic"
     SPEED = "training speed"
-    ANSWERS = "exact answers"
+    ANSWERS = "exact match"
 
 
 def held_out(domain: str) -> str:

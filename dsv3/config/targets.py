@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from dsv3.config.annotations import fits, literals, words
+from dsv3.config.moved import answer, todays_value
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of
 from dsv3.config.signatures import Argument, Module, NotFoundError, Signature, is_library, signature
 from dsv3.config.view import View, type_needed
@@ -51,8 +52,11 @@ def _check_names(view: View, node: str, target: str, names: list[str], accepted:
     problems = []
     for name in given:
         if name not in accepted.arguments and not accepted.open:
-            message = f"{target} takes no such argument.{did_you_mean(name, accepted.arguments)}"
-            problems.append(Problem(f"{node}.{name}", view.value(f"{node}.{name}"), message))
+            key = f"{node}.{name}"
+            value = view.value(key)
+            unknown = f"{target} takes no such argument.{did_you_mean(name, accepted.arguments)}"
+            message = answer(key, value, [f"{node}.{argument}" for argument in accepted.arguments]) or unknown
+            problems.append(Problem(key, value, message))
     if view.leaves.get(f"{node}._partial_") is not True and "_args_" not in names:
         for name, argument in accepted.arguments.items():
             if argument.required and name not in given:
@@ -64,7 +68,9 @@ def _wrong_type(view: View, reference: View, key: str, target: str, argument: Ar
     assert argument.annotation is not None
     value, origin = view.value(key), view.origin(key)
     if options := literals(argument.annotation, module):
-        return Problem(origin, value, one_of(options, value))
+        now = todays_value(key, value)
+        renamed = f"this value is now called {now}: write {origin}={now}"
+        return Problem(origin, value, renamed if now in options else one_of(options, value))
     default = reference.leaves.get(origin)
     where = f" ({key} of {target.rpartition('.')[2]})" if origin != key else ""
     return Problem(origin, value, type_needed(words(argument.annotation), value, default) + where)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dsv3.config.compose import choices
-from dsv3.config.moved import moved
+from dsv3.config.moved import answer
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, shown
 
 _ONE_KEY = re.compile(r"\$\{([\w.]+)\}")
@@ -128,10 +128,10 @@ def check_defaults(
                 problems.append(Problem(key, value, type_needed(needed, value, default)))
         elif _is_stray(key, view, reference) and not any(_within(key, name) or _within(name, key) for name in added):
             known = [k for k in reference.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-            message = f"unknown key.{did_you_mean(key, known or reference.keys)}"
-            if now := moved(key):
-                message = f"this key has moved to {now}"
-            problems.append(Problem(key, view.value(key), message))
+            value = view.value(key)
+            unknown = f"unknown key.{did_you_mean(key, known or reference.keys)}"
+            message = answer(key, value, reference.keys) or unknown
+            problems.append(Problem(key, value, message))
     return sorted(problems, key=lambda problem: problem.key)
 
 

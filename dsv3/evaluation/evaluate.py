@@ -1,4 +1,4 @@
-"""Scores of a checkpoint: held-out text, exact answers and expert load of a run; benchmarks of any causal model."""
+"""Evaluation of a checkpoint: held-out text, questions and expert load of a run; benchmarks of any causal model."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv3.build import build_data
-from dsv3.checkpoint.loading import Loaded, is_published, load_run, set_weights
+from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run, set_weights
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Data
 from dsv3.evaluation.held_out import answer_questions, domain_scores
 from dsv3.monitoring.expert_load import ExpertLoad
-from dsv3.process import device_named
+from dsv3.runtime import device_named
 
 
 def evaluate(config: DictConfig) -> None:
@@ -29,7 +29,7 @@ def evaluate(config: DictConfig) -> None:
     wanted = bool(config.benchmarks.tasks or config.tasks)
     console = Console(highlight=False, stderr=config.format == "json")
     result: dict[str, Any] = {}
-    if is_published(config.checkpoint):
+    if is_hf_checkpoint(config.checkpoint):
         if not wanted:
             raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
@@ -79,25 +79,25 @@ def score(loaded: Loaded, data: Data) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     live = result["weights"]["live"]
-    ema = result["weights"].get("ema", live)  # a run without averaged weights
+    ema = result["weights"].get("ema", live)  # a run without EMA weights
     table = Table(title=f"{result['checkpoint']} after {result['tokens']:,} tokens", title_justify="left")
-    for column in ("held out", "loss", "loss, EMA", "bits per byte", "bits per byte, EMA"):
-        table.add_column(column, justify="left" if column == "held out" else "right")
+    for column in ("domain", "loss", "loss, EMA", "bits per byte", "bits per byte, EMA"):
+        table.add_column(column, justify="left" if column == "domain" else "right")
     for domain, value in live["domains"].items():
         other = ema["domains"][domain]
         table.add_row(domain, *(f"{v:.4f}" for v in (value["loss"], other["loss"], value["bpb"], other["bpb"])))
-    answers = Table(title="exact answers", title_justify="left")
-    for column in ("family", "questions", "right", "right, EMA", "commonest answer"):
+    answers = Table(title="Held-out questions, exact match", title_justify="left")
+    for column in ("family", "questions", "accuracy", "accuracy, EMA", "majority baseline"):
         answers.add_column(column, justify="left" if column == "family" else "right")
     for family, value in live["questions"].items():
         other, n = ema["questions"][family], value["questions"]
-        shares = (value["correct"] / n, other["correct"] / n, value["baseline"] / n)
+        shares = (value["correct"] / n, other["correct"] / n, value["majority_correct"] / n)
         answers.add_row(family, str(n), *(f"{share:.1%}" for share in shares))
     console.print(table, answers, specialisation(result["expert_load"]), sep="\n", soft_wrap=True)
 
 
 def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:
-    """Of each MoE layer the largest relative load that a domain gives to one expert."""
+    """Peak relative load of each MoE layer, by domain."""
     domains = list(next(iter(load.values()), {}))
     table = Table(title="Peak relative expert load, by domain", title_justify="left")
     for column in ("layer", *domains):

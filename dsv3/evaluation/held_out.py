@@ -1,4 +1,4 @@
-"""Loss and bits per byte by domain, and exact answers to held-out questions."""
+"""Held-out evaluation: loss and bits per byte by domain, exact match on questions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,8 @@ from torchmetrics import Metric
 
 from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import held_weights
-from dsv3.model.losses import likeliest_tokens, token_losses
+from dsv3.model.layers import cached_weight_casts
+from dsv3.model.losses import greedy_tokens, token_losses
 from dsv3.monitoring.expert_load import ExpertLoad
 
 QUESTION_ROWS = 16  # questions answered at once
@@ -56,7 +56,7 @@ def domain_scores(
     the bytes are the text's alone.
     """
     metric, head_VD = DomainLoss(len(domains)).to(model.device), model.cast_head()
-    with held_weights(model):
+    with cached_weight_casts(model):
         for batch in batches:
             batch = MicroBatch(*(tensor.to(model.device) for tensor in batch))
             output = model(batch, with_mtp=False)
@@ -77,12 +77,12 @@ def domain_scores(
 class FamilyScore(NamedTuple):
     questions: int
     correct: int
-    baseline: int  # right answers from always giving the commonest answer in training
+    majority_correct: int  # correct answers of the majority baseline: always the most frequent training answer
 
     @property
-    def lead_in_standard_errors(self) -> float:
+    def z_score(self) -> float:
         """How far the accuracy is above the baseline's, in standard errors of the paired difference."""
-        return lead(self.questions, self.correct, self.baseline)
+        return lead(self.questions, self.correct, self.majority_correct)
 
 
 def lead(n: int, correct: int, baseline: int) -> float:
@@ -107,7 +107,7 @@ def answer_questions(model: Decoder, questions: Sequence[Question], tokenizer: T
             score = scores.setdefault(question.family, [0, 0, 0])
             score[0] += 1
             score[1] += right
-            score[2] += question.answer == question.commonest
+            score[2] += question.answer == question.majority_answer
     return {family: FamilyScore(*score) for family, score in sorted(scores.items())}
 
 
@@ -131,6 +131,6 @@ def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenize
     )
     batch = MicroBatch(*(t.to(device) for t in batch))
     hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
-    predicted_BT = likeliest_tokens(hidden_ND, model.cast_head()).view_as(batch.targets_BT)
+    predicted_BT = greedy_tokens(hidden_ND, model.cast_head()).view_as(batch.targets_BT)
     right_BT = (predicted_BT == batch.targets_BT) | (batch.targets_BT == IGNORE)
     return right_BT.all(1).tolist()

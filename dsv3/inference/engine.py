@@ -10,7 +10,7 @@ depend on the rows beside it, but for rounding. A prompt that begins like a row 
 row holds, and one that begins like a prompt still being read waits for it.
 
 The weights must not change from the first row's beginning to the last one's end: an engine is used under
-`held_weights`.
+`cached_weight_casts`.
 """
 
 import itertools

@@ -9,7 +9,7 @@ from dsv3.inference.sampling import Choice, Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 
 
 def stream(
@@ -32,7 +32,7 @@ def stream(
     engine.add(prompt, settings, choice=choice)
 
     def events() -> Generator[Event, None, None]:
-        with held_weights(model):
+        with cached_weight_casts(model):
             while engine.rows:
                 yield from engine.step()
 

@@ -1,4 +1,4 @@
-"""Shared layers: modules refusing casts, RMSNorm, SwiGLU, joined weights, hashes, decoding caches, held weights."""
+"""Shared layers: fixed-dtype modules, RMSNorm, SwiGLU, joined weights, hashes, KV caches, cached weight casts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from dsv3.contracts import JoinsMatrices, Precision
 from dsv3.model.recompute import recomputed
 
 
-class KeepsDtype(nn.Module):
+class FixedDtype(nn.Module):
     """A module that `.to(bfloat16)`, `.half()` and the like move to a device but never to another dtype.
 
     For routing state: in BF16 a bias stalls near 0.5 and 40,960 tokens are counted as 39,424.
@@ -218,7 +218,7 @@ def on_host(counts: Tensor) -> Any:
 
 
 @contextmanager
-def held_weights(model: nn.Module) -> Iterator[None]:
+def cached_weight_casts(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
     weight alone (a cast, quantised blocks) once: not for every token decoded, and not for every micro-batch of a step.
     One within another changes nothing."""
@@ -229,3 +229,7 @@ def held_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in held:
             layer.hold_weights(False)
+
+
+KeepsDtype, held_weights = FixedDtype, cached_weight_casts
+"""Their names in plugins of older versions."""

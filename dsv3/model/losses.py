@@ -110,7 +110,7 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Ten
 
 
 @torch.no_grad()
-def likeliest_tokens(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+def greedy_tokens(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
     """The token that greedy decoding takes at each position, int64 [N]; products in the dtype of the weight."""
     chunks = hidden_ND.to(weight_VD.dtype).split(CHUNK)
     return torch.cat([(hidden @ weight_VD.T).max(-1).indices for hidden in chunks])  # much faster than argmax on a CPU

@@ -1,17 +1,17 @@
 """Sums over training tokens of what one MoE layer's router decides, and the figures made of them.
 
 Only sums are taken in a step, on the device and without waiting for it; the figures are computed once an interval.
-With load_i the number of tokens that chose expert i, E experts and K of them a token:
+With load_i the number of tokens that chose expert i, E experts, K of them active per token:
 
-    max violation       max_i load_i / mean load - 1, of a micro-batch, of an optimiser step, of the whole interval
-    load entropy        H(load / sum load) / ln E, 1 when even; effective experts = exp(H)
+    max_vio             MaxVio, max_i load_i / mean load - 1, of a micro-batch, of an optimiser step, of the interval
+    load entropy        H(load / sum load) / ln E, 1 when balanced; effective experts = exp(H)
     gate                mean gate of expert i over the tokens that chose it
     gate entropy        mean over tokens of H(gates / their sum) / ln K: 1 where a token weighs its experts alike
     margin              mean of (weakest chosen score - strongest score passed over), scores being affinity + bias;
                         below 0 for a token whose stronger expert stood in a group that the router did not keep
-    limited             share of tokens with a margin below 0
-    nodes               groups ("nodes") in which a token's experts stand
-    specialisation      load of expert i on a domain's tokens / even share of them (the report's Fig. 9)
+    group_limited_fraction  of tokens with a margin below 0
+    nodes               groups ("nodes") that hold a token's experts
+    specialisation      relative load of expert i on a domain's tokens (the report's Fig. 9)
 """
 
 import math
@@ -107,14 +107,14 @@ class RoutingStatistics(Metric):
         nodes = sum(n * count for n, count in enumerate(self.nodes_G.tolist(), 1)) / max(tokens, 1)
         return {
             "routed_tokens": round(tokens),
-            "violation_micro": (self.micro_violation / self.micro_batches.clamp(min=1)).item(),
-            "violation_step": (self.step_violation / self.steps.clamp(min=1)).item(),
-            "violation_interval": max_violation(load_E).item(),
+            "max_vio_micro": (self.micro_violation / self.micro_batches.clamp(min=1)).item(),
+            "max_vio_step": (self.step_violation / self.steps.clamp(min=1)).item(),
+            "max_vio_interval": max_violation(load_E).item(),
             "load_entropy": entropy / math.log(self.n_experts) if self.n_experts > 1 else 1.0,
             "effective_experts": math.exp(entropy),
             "gate_entropy": self.gate_entropy.item() / max(tokens, 1) / math.log(max(self.top_k, 2)),
             "margin": self.margin.item() / max(tokens, 1),
-            "limited": self.limited.item() / max(tokens, 1),
+            "group_limited_fraction": self.limited.item() / max(tokens, 1),
             "nodes": nodes,
             "load": load_E.tolist(),
             "gate": (self.gates_E / load_E.clamp(min=1)).tolist(),

@@ -33,19 +33,19 @@ def forward_flops(s: Skeleton, seen: int) -> dict[str, int]:
     return {**parts, "model": model, "MTP": mtp, "total": model + mtp}
 
 
-def training_flops(s: Skeleton, sequence: int) -> dict[str, int]:
-    """Forward and backward per token of rows of `sequence` tokens, by component."""
-    return {name: 3 * flops for name, flops in forward_flops(s, sequence // 2).items()}
+def training_flops(s: Skeleton, seq_len: int) -> dict[str, int]:
+    """Forward and backward per token of rows of `seq_len` tokens, by component."""
+    return {name: 3 * flops for name, flops in forward_flops(s, seq_len // 2).items()}
 
 
-def recomputed_flops(s: Skeleton, sequence: int, recompute: Recomputation) -> int:
+def recomputed_flops(s: Skeleton, seq_len: int, recompute: Recomputation) -> int:
     """Operations per token that the backward pass repeats: none, the up-projections, or every block's forward."""
     blocks = s.layers + s.mtp.dense_blocks + s.mtp.moe_blocks
     if recompute == "none":
         return 0
     if recompute == "selective":
         return blocks * 2 * sum(m.size for m in s.attention.matrices if m.role == "attention_up")
-    forward = forward_flops(s, sequence // 2)
+    forward = forward_flops(s, seq_len // 2)
     return forward["total"] - (1 + s.mtp.depth) * forward["head"]
 
 

@@ -34,14 +34,14 @@ def gpu_memory(s: Skeleton, r: Recipe) -> dict[str, float]:
 def _memory(s: Skeleton, r: Recipe, part: Part) -> dict[str, float]:
     f, linear, other = r.formats, part.weights.linear, part.weights.other
     experts = part.weights.experts // r.ep
-    holders = len(part.stages) * r.dp if r.zero else 1
-    expert_holders = holders // r.ep if r.zero else 1
+    holders = len(part.stages) * r.dp if r.zero_stage else 1
+    expert_holders = holders // r.ep if r.zero_stage else 1
     memory = {
         "weights": (linear + experts) * f.weight + other * f.other_weight,
         "gradients": (linear + other + experts) * f.gradient,
         "optimiser": (f.master + 2 * f.moment) * ((linear + other) / holders + experts / expert_holders),
         "activations": _activations(s, r, part),
-        "logits": logits(s) * r.sequence * r.micro_batch if part.has_head else 0,
+        "logits": logits(s) * r.seq_len * r.micro_batch if part.has_head else 0,
         "recomputed": _block_again(s, r, part) if r.recompute == "full" else 0,
     }
     return {**memory, "total": sum(memory.values())}
@@ -51,13 +51,13 @@ def _activations(s: Skeleton, r: Recipe, part: Part) -> float:
     per_token = part.dense_blocks * block_activations(s, r.formats, r.recompute, moe=False)
     per_token += part.moe_blocks * block_activations(s, r.formats, r.recompute, moe=True)
     per_token += part.mtp_modules * mtp_activations(s, r.formats, r.recompute)
-    costs = pipeline_costs(r.pipeline, pp=r.pp, micro_batches=r.micro_batches, times=r.times)
+    costs = pipeline_costs(r.pipeline, pp=r.pp, num_microbatches=r.num_microbatches, times=r.times)
     # Where a GPU has two stages, each holds half of the micro-batches in flight.
-    in_flight = min(costs.activations, r.micro_batches) / len(part.stages)
-    return per_token * r.sequence * r.micro_batch * in_flight
+    in_flight = min(costs.activations, r.num_microbatches) / len(part.stages)
+    return per_token * r.seq_len * r.micro_batch * in_flight
 
 
 def _block_again(s: Skeleton, r: Recipe, part: Part) -> float:
     kinds = [moe for moe, count in ((False, part.dense_blocks), (True, part.moe_blocks)) if count]
     per_token = max(block_activations(s, r.formats, "none", moe=moe) for moe in kinds)
-    return per_token * r.sequence * r.micro_batch
+    return per_token * r.seq_len * r.micro_batch

@@ -23,15 +23,15 @@ class Pipeline(NamedTuple):
     activations: int  # micro-batches' worth of a stage's activations that a GPU holds
 
 
-def pipeline_costs(schedule: PipelineSchedule, *, pp: int, micro_batches: int, times: ChunkTimes) -> Pipeline:
+def pipeline_costs(schedule: PipelineSchedule, *, pp: int, num_microbatches: int, times: ChunkTimes) -> Pipeline:
     """Raises ValueError for DualPipe with an odd number of stages."""
     f, b, w, fb = times
     if schedule == "dualpipe":
         if pp % 2:
             raise ValueError(f"pp={pp}: DualPipe pairs stages, so an even number")
-        return _costs((pp // 2 - 1) * (fb + b - 3 * w), micro_batches * fb, 2, pp + 1)
+        return _costs((pp // 2 - 1) * (fb + b - 3 * w), num_microbatches * fb, 2, pp + 1)
     chunk = f + b if schedule == "1f1b" else f + b - 2 * w
-    return _costs((pp - 1) * chunk, micro_batches * (f + b), 1, pp)
+    return _costs((pp - 1) * chunk, num_microbatches * (f + b), 1, pp)
 
 
 def _costs(bubble: float, busy: float, parameters: int, activations: int) -> Pipeline:

@@ -23,14 +23,14 @@ def make_plan(
     Raises ValueError where the recipe does not fit the model.
     """
     r.check()
-    counts, flops = parameters(s), training_flops(s, r.sequence)
+    counts, flops = parameters(s), training_flops(s, r.seq_len)
     plan = {
         "recipe": {**asdict(r), "times": r.times._asdict(), "dp": r.dp, "tokens_per_step": r.tokens_per_step},
         "parameters": {name: count._asdict() for name, count in counts.items()},
         "flops_per_token": {
-            "forward": forward_flops(s, r.sequence // 2),
+            "forward": forward_flops(s, r.seq_len // 2),
             "training": flops,
-            "recomputed": recomputed_flops(s, r.sequence, r.recompute),
+            "recomputed": recomputed_flops(s, r.seq_len, r.recompute),
         },
         "cache_per_token": {name: cache_bytes(a, s.layers, r.formats.cache) for name, a in attentions.items()},
         "memory_per_gpu": gpu_memory(s, r),
@@ -47,7 +47,8 @@ def make_plan(
 def _pipelines(r: Recipe) -> dict[str, Any]:
     fitting = [name for name in PIPELINES if name != "dualpipe" or r.pp % 2 == 0]
     return {
-        name: pipeline_costs(name, pp=r.pp, micro_batches=r.micro_batches, times=r.times)._asdict() for name in fitting
+        name: pipeline_costs(name, pp=r.pp, num_microbatches=r.num_microbatches, times=r.times)._asdict()
+        for name in fitting
     }
 
 
@@ -67,7 +68,7 @@ def _traffic(s: Skeleton, r: Recipe) -> dict[str, Any]:
 
 def _duration(s: Skeleton, r: Recipe, known_gpu_hours: float | None) -> dict[str, Any]:
     """Hours at the recipe's MFU; with known hours, the MFU that they imply."""
-    flops = training_flops(s, r.sequence)
+    flops = training_flops(s, r.seq_len)
     hours = gpu_hours(flops_per_token=flops["total"], tokens=r.tokens, peak=r.peak, mfu=r.mfu)
     duration: dict[str, Any] = {
         "flops": flops["total"] * r.tokens,
@@ -96,7 +97,7 @@ def _implied_mfu(flops: dict[str, int], r: Recipe, *, tokens: float, hours: floa
 def _beside_published(s: Skeleton, r: Recipe) -> dict[str, Any]:
     """Our hours for the published training, at the recipe's MFU, and the MFU that the published hours imply."""
     p = V3_PUBLISHED
-    flops = training_flops(s, p.sequence)
+    flops = training_flops(s, p.seq_len)
     ours = gpu_hours(flops_per_token=flops["total"], tokens=p.tokens, peak=r.peak, mfu=r.mfu)
     return {
         **p._asdict(),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 Recomputation = Literal["none", "selective", "full"]
-"""What the backward pass computes again instead of keeping it:
+"""Activation recomputation in the backward pass:
     none       nothing
     selective  RMSNorm, the attention's up-projections and the SwiGLU product (report, section 3.2.3)
     full       each layer from its input
@@ -15,7 +15,7 @@ PipelineSchedule = Literal["1f1b", "zb1p", "dualpipe"]
 
 @dataclass(frozen=True)
 class Formats:
-    """Bytes per number, by what the number is. Scales of FP8 blocks are left out: one per 128 numbers or more."""
+    """Bytes per element, by kind of tensor, without the scales of FP8 blocks (one per 128 elements or more)."""
 
     weight: float  # compute copy of the linear layers that the precision plugin makes
     other_weight: float  # of embedding, head, router and norms
@@ -23,26 +23,26 @@ class Formats:
     gradient: float
     moment: float  # each of the two
     activation: float  # residual stream, latents, queries, keys, values
-    linear_input: float  # inputs of linear layers, kept for the weight gradients
+    linear_input: float  # inputs of linear layers, saved for the weight gradients
     attention_output: float  # input of W_O, which attention's own backward pass reads too
     swiglu_input: float
     dispatch: float  # a token on its way to an expert
     combine: float  # an expert's output on its way back
-    cache: float  # what decoding keeps
+    cache: float  # KV cache
 
     def with_bytes(self, given: dict[str, float]) -> "Formats":
         """Replace some of them. Raises ValueError for a name that is not one of them, or a negative number."""
         known = [field.name for field in fields(self)]
         for name, value in given.items():
             if name not in known:
-                raise ValueError(f"bytes.{name}={value}: there is no such number; there are {', '.join(known)}")
+                raise ValueError(f"bytes.{name}={value}: unknown kind; must be one of {', '.join(known)}")
             if not value >= 0:
-                raise ValueError(f"bytes.{name}={value}: bytes per number, 0 or more")
+                raise ValueError(f"bytes.{name}={value}: must be 0 or more")
         return replace(self, **given)
 
 
 FORMATS = {
-    # The report's, section 3.3: E4M3 products, E5M6 (12 bits) before W_O, BF16 moments, FP32 master and gradients.
+    # The report's, section 3.3: E4M3 GEMMs, E5M6 (12 bits) before W_O, BF16 moments, FP32 master and gradients.
     "fp8": Formats(
         weight=1,
         other_weight=2,
@@ -102,21 +102,21 @@ class Recipe:
     """How a model is trained. GPUs = data parallel x pipeline stages; experts are spread within data parallelism."""
 
     tokens: float  # of the whole training
-    sequence: int  # tokens of a row
-    micro_batch: int  # rows that go through a stage at once
-    micro_batches: int  # per pipeline and optimiser step
+    seq_len: int  # tokens per sequence
+    micro_batch: int  # micro-batch size, in sequences
+    num_microbatches: int  # micro-batches per pipeline and optimiser step
     gpus: int
     gpus_per_node: int
     pp: int
     ep: int
-    zero: int  # 0 or 1
+    zero_stage: int  # 0 or 1
     pipeline: PipelineSchedule
     recompute: Recomputation
     formats: Formats
     times: ChunkTimes
-    peak: float  # dense BF16 operations per second of one GPU
+    peak: float  # dense BF16 FLOP/s of one GPU
     peak_fp8: float
-    mfu: float  # share of `peak` that is assumed to be reached
+    mfu: float  # assumed fraction of `peak`
 
     @property
     def dp(self) -> int:
@@ -124,7 +124,7 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.sequence * self.micro_batch * self.micro_batches * self.dp
+        return self.seq_len * self.micro_batch * self.num_microbatches * self.dp
 
     def check(self) -> None:
         """Raise a ValueError that names every value that does not fit."""
@@ -133,23 +133,23 @@ class Recipe:
             raise ValueError("; ".join(problems))
 
     def _bounds(self) -> list[tuple[str, Any, bool, str]]:
-        counts = ("sequence", "micro_batch", "micro_batches", "gpus", "gpus_per_node", "pp", "ep")
+        counts = ("seq_len", "micro_batch", "num_microbatches", "gpus", "gpus_per_node", "pp", "ep")
         amounts = ("tokens", "peak", "peak_fp8", "mfu")
-        bounds = [(name, getattr(self, name), getattr(self, name) >= 1, "at least 1") for name in counts]
-        bounds += [(name, getattr(self, name), getattr(self, name) > 0, "above 0") for name in amounts]
-        bounds.append(("zero", self.zero, self.zero in (0, 1), "0 or 1"))
+        bounds = [(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1") for name in counts]
+        bounds += [(name, getattr(self, name), getattr(self, name) > 0, "must be above 0") for name in amounts]
+        bounds.append(("zero_stage", self.zero_stage, self.zero_stage in (0, 1), "must be 0 or 1"))
         if all(right for _, _, right, _ in bounds):
             bounds += [
                 ("pp", self.pp, self.gpus % self.pp == 0, f"must divide gpus={self.gpus}"),
                 ("ep", self.ep, self.dp % self.ep == 0, f"must divide gpus / pp = {self.dp}"),
             ]
         odd = self.pipeline == "dualpipe" and self.pp % 2 == 1
-        bounds.append(("pipeline", self.pipeline, not odd, f"it pairs stages, so pp={self.pp} must be even"))
+        bounds.append(("pipeline", self.pipeline, not odd, f"pairs stages: pp={self.pp} must be even"))
         return bounds
 
 
 H800_BF16, H800_FP8 = 989.4e12, 1978.9e12
-"""Dense tensor-core peaks of an H800 (the same as an H100's), operations per second."""
+"""Dense tensor-core peaks of an H800 (the same as an H100's), FLOP/s."""
 
 CHUNK_TIMES = ChunkTimes(forward=1.0, backward=2.0, weight=1.0, overlapped=3.0)
 """Relative: the backward pass takes two forwards, half of it for weight gradients; overlapping costs nothing extra."""
@@ -157,14 +157,14 @@ CHUNK_TIMES = ChunkTimes(forward=1.0, backward=2.0, weight=1.0, overlapped=3.0)
 REPORT_PRESET = "v3_671b"
 REPORT = Recipe(
     tokens=14.8e12,
-    sequence=4096,
+    seq_len=4096,
     micro_batch=1,  # not published
-    micro_batches=120,  # 15360 sequences over 128 pipelines
+    num_microbatches=120,  # 15360 sequences over 128 pipelines
     gpus=2048,
     gpus_per_node=8,
     pp=16,
     ep=64,
-    zero=1,
+    zero_stage=1,
     pipeline="dualpipe",
     recompute="selective",
     formats=FORMATS["fp8"],
@@ -181,7 +181,7 @@ class Published(NamedTuple):
 
     parameters: int
     tokens: float
-    sequence: int
+    seq_len: int
     gpus: int
     gpu_hours: float
     gpu_hours_per_trillion_tokens: float
@@ -190,21 +190,21 @@ class Published(NamedTuple):
 V3_PUBLISHED = Published(
     parameters=671_026_419_200,
     tokens=14.8e12,
-    sequence=4096,
+    seq_len=4096,
     gpus=2048,
     gpu_hours=2_664_000,
     gpu_hours_per_trillion_tokens=180_000,
 )
 
 
-def single_gpu(*, tokens: float, sequence: int, micro_batch: int) -> Recipe:
-    """What is planned for where nothing is said: one GPU, everything in BF16, nothing recomputed."""
+def single_gpu(*, tokens: float, seq_len: int, micro_batch: int) -> Recipe:
+    """The default recipe: one GPU, everything in BF16, nothing recomputed."""
     return replace(
         REPORT,
         tokens=tokens,
-        sequence=sequence,
+        seq_len=seq_len,
         micro_batch=micro_batch,
-        micro_batches=1,
+        num_microbatches=1,
         gpus=1,
         pp=1,
         ep=1,

@@ -35,7 +35,7 @@ class Page:
         self.console.width = max(self.console.width, WIDEST)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, note: str = "") -> None:
-        """Title, table (the first column to the left, numbers to the right), and what is to be known of it."""
+        """Title, table (first column left-aligned, numbers right-aligned), and a note."""
         table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -62,7 +62,7 @@ def _flops(page: Page, plan: dict[str, Any]) -> None:
     rows = [(name, _giga(flops["forward"][name]), _giga(n)) for name, n in flops["training"].items() if n]
     rows.append((f"recomputed ({recipe['recompute']})", "", _giga(flops["recomputed"])))
     note = "Multiply-add = 2 FLOPs; causal attention counts half; training = 3 x forward, without recomputation."
-    title = f"GFLOPs per token, in rows of {recipe['sequence']:,} tokens"
+    title = f"GFLOPs per token, sequences of {recipe['seq_len']:,} tokens"
     page.table(title, ("component", "forward", "training"), rows, note=note)
 
 
@@ -72,35 +72,36 @@ def _cache(page: Page, plan: dict[str, Any]) -> None:
         rows.append((name, f"{cache['numbers_per_layer']:,}", f"{cache['bytes']:,.0f}"))
         if cache["expanded_numbers_per_layer"] != cache["numbers_per_layer"]:
             expanded = f"{cache['expanded_numbers_per_layer']:,}", f"{cache['expanded_bytes']:,.0f}"
-            rows.append((f"  {name}'s heads, each with its own key and value (MHA)", *expanded))
-    note = f"{plan['recipe']['formats']['cache']:g} bytes a number. MTP's own cache is left out."
+            rows.append((f"  {name}'s heads as multi-head attention (MHA)", *expanded))
+    note = f"{plan['recipe']['formats']['cache']:g} bytes per element, without MTP's own cache."
     page.table("KV cache per token", ("attention", "elements per layer", "bytes, all layers"), rows, note=note)
 
 
 def _memory(page: Page, plan: dict[str, Any]) -> None:
     recipe = plan["recipe"]
     memory = {name: size for name, size in plan["memory_per_gpu"].items() if size}
-    labels = {"mean_total": "mean of all", "recomputed": "one block again"}
+    labels = {"mean_total": "mean of all", "recomputed": "recomputed block"}
     rows = [(labels.get(name, name), f"{size / GIB:.2f}") for name, size in memory.items()]
-    shape = f"{recipe['gpus']:,} GPUs = PP {recipe['pp']} x DP {recipe['dp']}, EP {recipe['ep']}, ZeRO-{recipe['zero']}"
-    note = f"{shape}, {recipe['pipeline']}, recomputation {recipe['recompute']}, "
-    note += f"micro-batches of {recipe['micro_batch']} x {recipe['sequence']:,} tokens."
+    note = f"{recipe['gpus']:,} GPUs = PP {recipe['pp']} x DP {recipe['dp']}, EP {recipe['ep']}, "
+    note += f"ZeRO-{recipe['zero_stage']}, {recipe['pipeline']}, recomputation {recipe['recompute']}, "
+    note += f"micro-batches of {recipe['micro_batch']} x {recipe['seq_len']:,} tokens."
     page.table("Memory of the most loaded GPU", ("", "GiB"), rows, note=note)
 
 
 def _traffic(page: Page, plan: dict[str, Any]) -> None:
     recipe, traffic = plan["recipe"], plan["all_to_all"]
     rows = []
-    for limit, label in (("limited", "node-limited"), ("unlimited", "without a limit")):
+    for limit, label in (("limited", "node-limited"), ("unlimited", "unrestricted")):
         for bound in ("at_most", "expected"):
             t = traffic[limit]
             nodes, layer, training = t[f"nodes_{bound}"], t[f"bytes_{bound}"], t[f"training_bytes_{bound}"]
             name = f"{label}, {bound.replace('_', ' ')}"
             rows.append((name, f"{nodes:.3g}", f"{layer:,.0f}", f"{training / 1e6:,.2f}"))
     formats = recipe["formats"]
-    note = f"EP {recipe['ep']}, {recipe['gpus_per_node']} GPUs a node; bytes a number: {formats['dispatch']:g} out, "
-    note += f"{formats['combine']:g} back. Training: forward and backward of {traffic['moe_layers']} MoE layers."
-    columns = ("experts chosen", "nodes", "bytes a layer, forward", "MB, training")
+    note = f"EP {recipe['ep']}, {recipe['gpus_per_node']} GPUs per node; bytes per element: "
+    note += f"dispatch {formats['dispatch']:g}, combine {formats['combine']:g}. "
+    note += f"Training: forward and backward of {traffic['moe_layers']} MoE layers."
+    columns = ("experts chosen", "nodes", "bytes per layer, forward", "MB, training")
     page.table("All-to-all between nodes, per token", columns, rows, note=note)
 
 
@@ -111,21 +112,21 @@ def _pipelines(page: Page, plan: dict[str, Any]) -> None:
         for name, p in plan["pipeline"].items()
     ]
     times = ", ".join(f"{name} {value:g}" for name, value in recipe["times"].items())
-    note = f"PP {recipe['pp']}, {recipe['micro_batches']} micro-batches a step; chunk times: {times}. "
-    note += "Activations: micro-batches of a stage."
-    page.table("Pipeline bubbles", ("", "bubble", "of a step", "parameters", "activations"), rows, note=note)
+    note = f"PP {recipe['pp']}, {recipe['num_microbatches']} micro-batches per step; chunk times: {times}. "
+    note += "Activations: in micro-batches per stage."
+    page.table("Pipeline bubbles", ("", "bubble", "bubble fraction", "parameters", "activations"), rows, note=note)
 
 
 def _duration(page: Page, plan: dict[str, Any]) -> None:
     recipe, d = plan["recipe"], plan["duration"]
     rows = [
-        ("operations", f"{d['flops']:.4g}"),
+        ("FLOPs", f"{d['flops']:.4g}"),
         ("GPU hours", _number(d["gpu_hours"])),
         ("GPU hours per trillion tokens", _number(d["gpu_hours_per_trillion_tokens"])),
         (f"days on {recipe['gpus']:,} GPUs", _number(d["days"])),
-        (f"seconds a step of {recipe['tokens_per_step']:,} tokens", _number(d["seconds_per_step"])),
+        (f"seconds per step of {recipe['tokens_per_step']:,} tokens", _number(d["seconds_per_step"])),
     ]
-    note = f"Assumed: an MFU of {recipe['mfu']:.1%} of {recipe['peak'] / 1e12:,.1f} TFLOP/s a GPU."
+    note = f"Assumes {recipe['mfu']:.1%} MFU of {recipe['peak'] / 1e12:,.1f} TFLOP/s per GPU."
     page.table(f"Training on {_short(recipe['tokens'])} tokens", ("", ""), rows, note=note)
     if "implied_mfu" in d:
         _implied_mfu(page, recipe, d["implied_mfu"], f"{d['known_gpu_hours']:,.0f} GPU hours")
@@ -140,16 +141,16 @@ def _published(page: Page, plan: dict[str, Any]) -> None:
     )
     rows = [(name, _number(p[ours]), _number(p[theirs]), f"{p[ours] / p[theirs]:.3f}") for name, ours, theirs in pairs]
     title = f"Compared with the report: DeepSeek-V3's {_short(p['tokens'])} tokens on {p['gpus']:,} H800"
-    columns = ("", f"at an MFU of {plan['recipe']['mfu']:.1%}", "published", "ratio")
+    columns = ("", f"at {plan['recipe']['mfu']:.1%} MFU", "published", "ratio")
     page.table(title, columns, rows)
     _implied_mfu(page, plan["recipe"], p["implied_mfu"], f"the published {p['gpu_hours']:,.0f} GPU hours")
 
 
 def _implied_mfu(page: Page, recipe: dict[str, Any], mfu: dict[str, Any], hours: str) -> None:
-    parts = (("with MTP's operations", "total"), ("without them", "model"))
+    parts = (("with MTP", "total"), ("without MTP", "model"))
     rows = [(name, f"{mfu['peak'][part]:.1%}", f"{mfu['peak_fp8'][part]:.1%}") for name, part in parts]
     peaks = (f"of {label}, {recipe[key] / 1e12:,.1f} TFLOP/s" for key, label in (("peak", "BF16"), ("peak_fp8", "FP8")))
-    page.table(f"MFU that {hours} imply", ("", *peaks), rows)
+    page.table(f"MFU implied by {hours}", ("", *peaks), rows)
 
 
 def _short(count: float) -> str:

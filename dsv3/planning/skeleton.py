@@ -164,7 +164,7 @@ def _read_attention(attention: Attention) -> AttentionLayer:
     return AttentionLayer(
         parameters=_numbers(module),
         matrices=tuple(_matrices(module)),
-        cache_numbers=attention.cache_numbers_per_token(),
+        cache_numbers=attention.kv_cache_elements_per_token(),
         flops=attention.flops_per_token,
     )
 

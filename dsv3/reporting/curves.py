@@ -1,4 +1,4 @@
-"""Pictures of whole runs over tokens, wall-clock or operations: losses, rates, number formats, benchmarks."""
+"""Plots of whole runs over tokens, seconds or FLOPs: losses, rates, quantisation error, benchmarks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +68,7 @@ def held_out(run: History) -> go.Figure:
     """Bits per byte of the held-out text of each domain."""
     scores = run.validation()
     if scores.empty:
-        return empty("Held-out text", "no validation is written down yet")
+        return empty("Held-out text", "no validation logged yet")
     figure = go.Figure()
     for i, (domain, rows) in enumerate(scores.groupby("domain", sort=False)):
         figure.add_scatter(x=rows.tokens, y=numbers(rows.bpb), mode="lines+markers", line=line(i), name=str(domain))
@@ -113,11 +113,11 @@ def comparison(runs: Sequence[History], *, x: str, what: str = "training loss") 
 
 
 def formats(run: History) -> go.Figure:
-    """What quantisation costs, by role of layer: every number that a table of such diagnostics holds."""
-    title = "Number formats (FP8), by role of layer"
+    """Quantisation error, by role of layer: every numeric column of a table of such diagnostics."""
+    title = "Quantisation error (FP8), by role of layer"
     tables = run.tables_by_role()
     if not tables:
-        return empty(title, "this run has no diagnostics of a quantised format")
+        return empty(title, "no quantisation error logged")
     name, table = next(iter(tables.items()))
     numeric = [c for c in table.columns if c != "tokens" and pd.api.types.is_numeric_dtype(table[c])]
     keys = [c for c in table.columns if c not in numeric and c != "tokens"]
@@ -132,26 +132,26 @@ def formats(run: History) -> go.Figure:
     return stacked(f"{title}: {name}", panels, traces, x=TOKENS)
 
 
-UNITS = {"snr_db": "dB", "underflow": "share", "saturation": "share", "amax": "largest magnitude"}
+UNITS = {"snr_db": "dB", "underflow": "fraction", "saturation": "fraction", "amax": "largest magnitude"}
 
 
 def questions(runs: Sequence[History]) -> go.Figure:
-    """Exact answers to held-out questions, by family, beside what the commonest training answer scores."""
-    title = "Held-out questions, exact answers"
+    """Exact match on held-out questions, by family, next to the majority baseline."""
+    title = "Held-out questions, exact match"
     figure = go.Figure()
     for i, run in enumerate(runs):
         scores = (run.summary or {}).get("questions", {})
         if not scores:
             continue
-        shares = {f: [100 * s[k] / s["questions"] for k in ("correct", "baseline")] for f, s in scores.items()}
+        shares = {f: [100 * s[k] / s["questions"] for k in ("correct", "majority_correct")] for f, s in scores.items()}
         if not figure.data:
             base = [values[1] for values in shares.values()]
-            figure.add_bar(x=list(shares), y=base, marker_color=GRID, name="commonest training answer")
+            figure.add_bar(x=list(shares), y=base, marker_color=GRID, name="majority baseline")
         right = [values[0] for values in shares.values()]
         figure.add_bar(x=list(shares), y=right, marker_color=line(i)["color"], name=run.name)
     if not figure.data:
         return empty(title, "scored at the end of a run")
-    return framed(figure, title, x="family of questions", y="per cent")
+    return framed(figure, title, x="question family", y="accuracy, per cent")
 
 
 def benchmarks(runs: Sequence[History]) -> go.Figure:

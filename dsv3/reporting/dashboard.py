@@ -12,10 +12,11 @@ from dash.exceptions import PreventUpdate
 from dsv3.reporting import curves, experts
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.page import (
+    ALERT_HEADERS,
     CSS,
-    FINDING_HEADERS,
+    NO_ALERTS,
     SPIKE_HEADERS,
-    finding_rows,
+    alert_rows,
     shown,
     spike_rows,
     spike_text,
@@ -79,8 +80,8 @@ def layout(runs: Runs) -> html.Div:
                 className="controls",
             ),
             html.Div(id="runs", className="scroll"),
-            html.H2("Findings"),
-            html.Div(id="findings"),
+            html.H2("Alerts"),
+            html.Div(id="alerts"),
             html.H2("Training"),
             grid("loss", "held_out", "figures", "rates", "questions"),
             grid("compared_loss", "compared_bpb"),
@@ -98,7 +99,7 @@ def layout(runs: Runs) -> html.Div:
             html.Div(graph("specialisation"), className="wide"),
             grid("nodes", "stability"),
             html.Div(graph("output_norms"), className="wide"),
-            html.H2("Number formats"),
+            html.H2("Numeric formats"),
             html.Div(graph("formats"), className="wide"),
             dcc.Store(id="drawn"),
         ]
@@ -110,16 +111,16 @@ def control(label: str, element: Any) -> html.Div:
 
 
 def graph(name: str) -> dcc.Graph:
-    return dcc.Graph(id={"picture": name}, responsive=True, config={"displaylogo": False}, style={"height": "180px"})
+    return dcc.Graph(id={"plot": name}, responsive=True, config={"displaylogo": False}, style={"height": "180px"})
 
 
 def grid(*names: str) -> html.Div:
     return html.Div([html.Div(graph(name), className="card") for name in names], className="grid")
 
 
-Picture = Callable[[Sequence[History], str, str | None], go.Figure]
+Plot = Callable[[Sequence[History], str, str | None], go.Figure]
 
-PICTURES: dict[str, Picture] = {
+PLOTS: dict[str, Plot] = {
     "loss": lambda runs, x, layer: curves.loss(runs[0]),
     "held_out": lambda runs, x, layer: curves.held_out(runs[0]),
     "figures": lambda runs, x, layer: curves.figures(runs[0]),
@@ -138,7 +139,7 @@ PICTURES: dict[str, Picture] = {
     "output_norms": lambda runs, x, layer: experts.output_norms(runs[0]),
     "formats": lambda runs, x, layer: curves.formats(runs[0]),
 }
-"""Every picture but the load's: from the run (first) and those it is compared with, the x-axis, and the layer."""
+"""Every plot but the load's: from the run (first) and those it is compared with, the x-axis, and the layer."""
 
 
 def add_callbacks(app: Dash, runs: Runs) -> None:
@@ -164,15 +165,15 @@ def add_callbacks(app: Dash, runs: Runs) -> None:
         State("moment", "max"),
     )(partial(offer, runs))
     app.callback(
-        Output({"picture": "load"}, "figure"),
-        Output({"picture": "load"}, "style"),
+        Output({"plot": "load"}, "figure"),
+        Output({"plot": "load"}, "style"),
         Input("moment", "value"),
         Input("run", "value"),
     )(partial(draw_load, runs))
     app.callback(
-        *(Output({"picture": name}, "figure") for name in PICTURES),
-        *(Output({"picture": name}, "style") for name in PICTURES),
-        Output("findings", "children"),
+        *(Output({"plot": name}, "figure") for name in PLOTS),
+        *(Output({"plot": name}, "style") for name in PLOTS),
+        Output("alerts", "children"),
         Output("drawn", "data"),
         Input("tick", "n_intervals"),
         Input("run", "value"),
@@ -219,24 +220,24 @@ def draw_load(runs: Runs, moment: int, name: str | None) -> Any:
 def draw(
     runs: Runs, tick: Any, name: str | None, others: list[str] | None, x: str, layer: str | None, drawn: Any
 ) -> Any:
-    """All other pictures, where a choice changed or one of the runs has gone on."""
+    """All other plots, where a choice changed or one of the runs has gone on."""
     found = runs.look()
     chosen = [found[each] for each in [name, *(others or [])] if each in found]
     now = [x, layer, *(f"{run.name} {run.state} {run.tokens}" for run in chosen)]
     if not chosen or now == drawn:
         raise PreventUpdate
-    figures = [picture(chosen, x, layer) for picture in PICTURES.values()]
+    figures = [plot(chosen, x, layer) for plot in PLOTS.values()]
     return [*figures, *map(height_of, figures), found_in(chosen[0]), now]
 
 
 def height_of(figure: go.Figure) -> dict[str, str]:
-    """The place that a picture takes: its own height, and the width that the screen has for it."""
+    """The place that a plot takes: its own height, and the width that the screen has for it."""
     return {"height": f"{figure.layout.height}px"}
 
 
 def runs_table(runs: Sequence[History]) -> html.Div:
-    rows = [(run.name, run.state, run.tokens, run.facts.get("tokens"), latest_loss(run)) for run in runs]
-    return table(("run", "state", "tokens", "of", "nats per token"), rows)
+    rows = [(run.name, run.state, run.tokens, run.info.get("tokens"), latest_loss(run)) for run in runs]
+    return table(("run", "state", "tokens", "planned tokens", "nats per token"), rows)
 
 
 def latest_loss(run: History) -> float | None:
@@ -245,11 +246,9 @@ def latest_loss(run: History) -> float | None:
 
 
 def found_in(run: History) -> list[Any]:
-    """The findings, and the documents of each batch that the guard wrote down."""
-    rows = finding_rows(run)
-    content: list[Any] = [
-        table(FINDING_HEADERS, rows) if rows else html.P("No dead expert, no collapse, no loss spike.")
-    ]
+    """The alerts, and the documents of each batch that the guard logged."""
+    rows = alert_rows(run)
+    content: list[Any] = [table(ALERT_HEADERS, rows) if rows else html.P(NO_ALERTS)]
     for spike in run.spikes():
         content += [html.H2(spike_title(spike)), html.P(spike_text(spike)), table(SPIKE_HEADERS, spike_rows(spike))]
     return content

@@ -1,4 +1,4 @@
-"""Pictures of what the experts do: load of every expert of every layer, balance, bias, domains, co-activation."""
+"""Expert plots: load of every expert of every layer, balance, bias, domains, co-activation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
 
 def nothing(run: History) -> str:
     """Why there are no figures of experts."""
-    dense = run.facts.get("experts") == 0
+    dense = run.info.get("experts") == 0
     return "this model has no experts" if dense else "no interval of `callbacks.monitor.every_tokens` is over yet"
 
 
@@ -91,14 +91,14 @@ def load_over_time(run: History, *, most: int = 40) -> go.Figure:
 
 
 SCALARS = {
-    "violation_interval": Panel("of each interval's whole load", "largest / mean - 1"),
-    "violation_step": Panel("of an optimiser step, mean", "largest / mean - 1"),
-    "violation_micro": Panel("of a micro-batch, mean", "largest / mean - 1"),
+    "max_vio_interval": Panel("MaxVio of an interval", "MaxVio"),
+    "max_vio_step": Panel("MaxVio of an optimiser step, mean", "MaxVio"),
+    "max_vio_micro": Panel("MaxVio of a micro-batch, mean", "MaxVio"),
     "load_entropy": Panel("entropy of the load", "of ln E"),
     "gate_entropy": Panel("entropy of a token's gates, mean", "of ln K"),
     "margin": Panel("margin of the selection, mean", "score"),
-    "limited": Panel("tokens affected by the group limit", "share"),
-    "nodes": Panel("groups (nodes) of a token's experts, mean", "groups"),
+    "group_limited_fraction": Panel("tokens affected by the group limit", "fraction"),
+    "nodes": Panel("nodes per token, mean", "nodes"),
     "dispatch_bytes": Panel("all-to-all traffic implied, both ways", "bytes/token"),
 }
 
@@ -118,7 +118,7 @@ def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
 
 
 def violation(run: History) -> go.Figure:
-    return by_layer(run, ["violation_interval", "violation_step", "violation_micro"], "Balance: max violation")
+    return by_layer(run, ["max_vio_interval", "max_vio_step", "max_vio_micro"], "Load balance: MaxVio")
 
 
 def selection(run: History) -> go.Figure:
@@ -126,7 +126,7 @@ def selection(run: History) -> go.Figure:
 
 
 def nodes(run: History) -> go.Figure:
-    return by_layer(run, ["limited", "nodes", "dispatch_bytes"], "Nodes and traffic")
+    return by_layer(run, ["group_limited_fraction", "nodes", "dispatch_bytes"], "Nodes and traffic")
 
 
 def bias(run: History, layer: str | None = None) -> go.Figure:
@@ -196,8 +196,8 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
     pairs = np.asarray(table[table.layer == layer].pairs.iloc[-1], dtype=np.float64)
     pairs_EE = pairs.reshape(int(len(pairs) ** 0.5), -1)
     lift_EE = lift(pairs_EE)
-    hover = "experts %{y} and %{x}: %{z:.2f} x independent<extra></extra>"
-    scale = even_scale("x independent")
+    hover = "experts %{y} and %{x}: lift %{z:.2f}<extra></extra>"
+    scale = even_scale("lift")
     figure = go.Figure(go.Heatmap(z=lift_EE.astype(np.float32), hovertemplate=hover, **scale))
     return framed(figure, f"Co-activation of experts, {layer}", x="expert", y="expert", height=440, below=MAP_BELOW)
 
@@ -217,14 +217,14 @@ def output_norms(run: History) -> go.Figure:
 
 
 def stability(run: History) -> go.Figure:
-    """Share of a fixed micro-batch's choices that are the same as at the checkpoint before."""
+    """Fraction of a fixed micro-batch's top-K choices unchanged since the previous checkpoint."""
     table = run.table("metrics/stability")
     if table.empty:
-        return empty("Stability of routing", "compared from the second checkpoint on")
+        return empty("Routing stability", "compared from the second checkpoint on")
     figure = go.Figure()
     for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
         figure.add_scatter(
-            x=rows.tokens, y=numbers(100 * rows.kept), mode="lines+markers", line=line(i), name=str(layer)
+            x=rows.tokens, y=numbers(100 * rows.unchanged_fraction), mode="lines+markers", line=line(i), name=str(layer)
         )
     figure.update_layout(showlegend=table.layer.nunique() <= MOST_LEGENDS)
-    return framed(figure, "Stability of routing between checkpoints", x=TOKENS, y="choices kept, per cent")
+    return framed(figure, "Routing stability between checkpoints", x=TOKENS, y="unchanged top-K choices, per cent")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 
 QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
@@ -22,40 +23,40 @@ class History:
         self.folder = RunFolder(path)
         self.name = name
         self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
-        self._facts: tuple[int, dict[str, Any]] = (0, {})
+        self._info: tuple[int, dict[str, Any]] = (0, {})
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
-        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
+        parts = table_parts(self.folder.path, name)
         known, frame = self._tables.get(name, ([], pd.DataFrame()))
         if parts != known:
             if parts[: len(known)] != known:  # a run that went back to a checkpoint
                 known, frame = [], pd.DataFrame()
-            new = [pd.read_parquet(part) for part in parts[len(known) :]]
+            new = [read_part(part) for part in parts[len(known) :]]
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
             self._tables[name] = (parts, frame)
         return frame
 
     def newest(self, name: str) -> pd.DataFrame:
         """The rows of a table's newest part alone."""
-        parts = sorted((self.folder.path / name).glob("part-*.parquet"))
-        return pd.read_parquet(parts[-1]) if parts else pd.DataFrame()
+        parts = table_parts(self.folder.path, name)
+        return read_part(parts[-1]) if parts else pd.DataFrame()
 
     @property
     def summary(self) -> dict[str, Any] | None:
         return self.folder.summary()
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What `dsv3.training.facts` wrote down before the first step; empty until then."""
-        path = self.folder.path / "facts.json"
-        if path.exists() and (changed := path.stat().st_mtime_ns) != self._facts[0]:
-            self._facts = (changed, json.loads(path.read_text()))
-        return self._facts[1]
+    def info(self) -> dict[str, Any]:
+        """The run_info.json that `dsv3.training.run_info` writes before the first step; empty until then."""
+        path = file_to_read(self.folder.path, "run_info.json")
+        if path.exists() and (changed := path.stat().st_mtime_ns) != self._info[0]:
+            self._info = (changed, json.loads(path.read_text()))
+        return self._info[1]
 
     def statistics(self) -> dict[str, str]:
         """Unit of every figure that the objective and the parts record of a step, the loss first."""
-        declared = {figure["name"]: figure["unit"] for figure in self.facts.get("statistics", [])}
+        declared = {figure["name"]: figure["unit"] for figure in self.info.get("statistics", [])}
         if not declared:  # a run of an older version
             units = {"loss": "nats per token", "bpb": "bits per byte"}
             declared = units | {f"mtp{depth}_loss": "nats per token" for depth in range(1, 9)}
@@ -84,7 +85,7 @@ class History:
         timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
         if train.empty:
             return train
-        train = train.assign(flops=train.tokens * self.facts.get("flops_per_token", float("nan")))
+        train = train.assign(flops=train.tokens * self.info.get("flops_per_token", float("nan")))
         smoothed = {f"{c}_mean": train[c].ewm(alpha=1 - SMOOTHING).mean() for c in self.statistics()}
         train = train.assign(**smoothed)
         return train.merge(timing.assign(seconds=timing.seconds.cumsum()), on="tokens", how="left")
@@ -98,7 +99,7 @@ class History:
         clock = pd.concat([pd.DataFrame({"tokens": [0], "seconds": [0.0]}), timing], ignore_index=True)
         clock["seconds"] = clock.seconds.cumsum()
         scores = scores[scores.weights == weights].merge(clock, on="tokens", how="left")
-        return scores.assign(flops=scores.tokens * self.facts.get("flops_per_token", float("nan")))
+        return scores.assign(flops=scores.tokens * self.info.get("flops_per_token", float("nan")))
 
     def spikes(self) -> list[dict[str, Any]]:
         """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""

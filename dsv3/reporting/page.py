@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: text, tables and pictures in one file that needs no network and no server."""
+"""Self-contained HTML pages: text, tables and plots in one file that needs no network and no server."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,7 +14,7 @@ from dsv3.reporting.history import History
 from dsv3.reporting.style import GRID, INK
 
 FEW_LAYERS = 8
-"""Up to so many layers, each has its own pictures of bias and co-activation; beyond, the first, middle and last."""
+"""Up to so many layers, each has its own plots of bias and co-activation; beyond, the first, middle and last."""
 
 CSS = f"""
 :root {{ color-scheme: light; }}
@@ -61,7 +61,7 @@ def shown(value: Any) -> str:
 
 
 def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
-    """Parts one below the other; pictures in a list share a grid of columns as wide as the screen allows."""
+    """Parts one below the other; plots in a list share a grid of columns as wide as the screen allows."""
     from plotly.offline import get_plotlyjs
 
     body = "\n".join(_grid(part) if isinstance(part, list) else _part(part, "wide") for part in parts)
@@ -102,9 +102,9 @@ def write_run_report(path: Path) -> Path:
 
 
 def run_parts(run: History) -> Iterable[Part | list[Part]]:
-    yield facts_table(run)
-    yield "<h2>Findings</h2>"
-    yield findings_table(run)
+    yield info_table(run)
+    yield "<h2>Alerts</h2>"
+    yield alerts_table(run)
     yield from spike_tables(run)
     yield "<h2>Training</h2>"
     yield [curves.loss(run), curves.held_out(run), curves.figures(run), curves.rates(run), curves.questions([run])]
@@ -116,9 +116,9 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
         yield [experts.violation(run), experts.selection(run), experts.nodes(run), experts.stability(run)]
         yield experts.specialisation(run)
         yield experts.output_norms(run)
-        yield [picture(run, layer) for layer in shown_layers(run) for picture in (experts.bias, experts.coactivation)]
+        yield [plot(run, layer) for layer in shown_layers(run) for plot in (experts.bias, experts.coactivation)]
     if run.tables_by_role():
-        yield "<h2>Number formats</h2>"
+        yield "<h2>Numeric formats</h2>"
         yield curves.formats(run)
 
 
@@ -127,23 +127,23 @@ def shown_layers(run: History) -> list[str]:
     return names if len(names) <= FEW_LAYERS else [names[0], names[len(names) // 2], names[-1]]
 
 
-def facts_table(run: History) -> str:
-    facts, summary, train = run.facts, run.summary or {}, run.train()
-    counts = facts.get("parameters", {})
+def info_table(run: History) -> str:
+    info, summary, train = run.info, run.summary or {}, run.train()
+    counts = info.get("parameters", {})
     scores = run.validation()
     last = scores[scores.domain == "all"].bpb.iloc[-1] if len(scores) else None
     seconds = float(train.seconds.max())  # none of a step's are written yet: nan
     rows = {
         "training tokens": run.tokens,
-        "of": facts.get("tokens"),
+        "planned tokens": info.get("tokens"),
         "state": "finished" if summary else run.folder.failure() or "not finished",
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
-        "operations per token": facts.get("flops_per_token"),
-        "seconds of training": None if np.isnan(seconds) else round(seconds),
+        "FLOPs per token": info.get("flops_per_token"),
+        "training seconds": None if np.isnan(seconds) else round(seconds),
         "monitoring overhead": monitoring(run, seconds),
-        "bits per byte, all held-out text": None if last is None else float(last),
-        "seed": facts.get("seed"),
+        "bits per byte, held-out text": None if last is None else float(last),
+        "seed": info.get("seed"),
         "commit": summary.get("git_commit"),
     }
     return table(["", ""], [(name, value) for name, value in rows.items() if value is not None])
@@ -155,27 +155,28 @@ def monitoring(run: History, seconds: float) -> str | None:
     return None if timing.empty or np.isnan(seconds) else f"{timing.seconds.sum() / seconds:.2%}"
 
 
-MOST_FINDINGS = 40
-FINDING_HEADERS = ("tokens", "what", "layer", "expert", "")
+MOST_ALERTS = 40
+NO_ALERTS = "No dead expert, no routing collapse, no loss spike."
+ALERT_HEADERS = ("tokens", "alert", "layer", "expert", "")
 
 
-def finding_rows(run: History) -> list[tuple[Any, ...]]:
-    """The latest findings, newest last."""
-    found = run.table("metrics/findings").tail(MOST_FINDINGS)
+def alert_rows(run: History) -> list[tuple[Any, ...]]:
+    """The latest alerts, newest last."""
+    found = run.table("metrics/alerts").tail(MOST_ALERTS)
     return [(r.tokens, r.kind, r.layer, r.expert if r.expert >= 0 else "", r.text) for r in found.itertuples()]
 
 
-def findings_table(run: History) -> str:
-    rows = finding_rows(run)
-    earlier = len(run.table("metrics/findings")) - len(rows)
+def alerts_table(run: History) -> str:
+    rows = alert_rows(run)
+    earlier = len(run.table("metrics/alerts")) - len(rows)
     if not rows:
-        return "<p>No dead expert, no collapse, no loss spike.</p>"
-    more = f"<p>{earlier} earlier ones are in <code>metrics/findings</code>.</p>" if earlier else ""
-    return table(FINDING_HEADERS, rows) + more
+        return f"<p>{NO_ALERTS}</p>"
+    more = f"<p>{earlier} earlier alerts are in <code>metrics/alerts</code>.</p>" if earlier else ""
+    return table(ALERT_HEADERS, rows) + more
 
 
 def spike_tables(run: History) -> Iterable[str]:
-    """The documents with the highest losses in each batch that the guard wrote down."""
+    """The documents with the highest losses in each batch that the guard logged."""
     for spike in run.spikes():
         yield f"<h2>{escape(spike_title(spike))}</h2><p>{escape(spike_text(spike))}</p>"
         yield table(SPIKE_HEADERS, spike_rows(spike))
@@ -192,7 +193,7 @@ def spike_text(spike: dict[str, Any]) -> str:
     violations = ", ".join(f"{layer} {r['max_violation']:.2f}" for layer, r in spike["routing"].items())
     domains = ", ".join(f"{name} {count:,}" for name, count in spike["domains"].items())
     loss = shown(spike["loss"])
-    return f"Loss {loss} nats per token. Tokens by domain: {domains}. Max violation: {violations or 'no experts'}."
+    return f"Loss {loss} nats per token. Tokens by domain: {domains}. MaxVio: {violations or 'no experts'}."
 
 
 def spike_rows(spike: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -1,11 +1,11 @@
-"""Paired differences between two arms, their confidence intervals, and what may be concluded.
+"""Paired differences between two arms: confidence intervals, significance, minimum detectable effect.
 
 With d_k the difference on seed k of n, s their standard deviation and t_p Student's quantile for n - 1 degrees:
 
     interval       mean(d) +- t_0.975 s / sqrt(n)      covers the true difference in 95% of studies
-    detectable     (t_0.975 + t_0.8) s / sqrt(n)       about the smallest true difference that a study with this noise
-                                                       and n shows in 80% of its repetitions (77% for n = 3)
-A difference is shown where the interval leaves out zero. Several comparisons are not corrected for.
+    detectable     (t_0.975 + t_0.8) s / sqrt(n)       minimum detectable effect: significant in 80% of
+                                                       studies with this noise and n (77% for n = 3)
+A difference is significant if the interval excludes zero. There is no correction for multiple testing.
 """
 
 import math
@@ -26,7 +26,7 @@ class Difference(NamedTuple):
     detectable: float  # nan where all seeds differ by the same: nothing is known of the noise
 
     @property
-    def shown(self) -> bool:
+    def significant(self) -> bool:
         return self.low > 0 or self.high < 0
 
 
@@ -53,14 +53,14 @@ def paired(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
 def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lower_is_better: bool | None) -> str:
     """One plain sentence. `lower_is_better` None: neither is, only more or less."""
     if difference.seeds == 1:
-        return f"{name}: one seed, so nothing can be said of how sure its difference from {baseline} is."
+        return f"{name}: one seed only, so its difference from {baseline} has no interval."
     interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds"
-    if not difference.shown:
+    if not difference.significant:
         if math.isnan(difference.detectable):
             return f"{name}: equal to {baseline} with every seed."
         return (
-            f"{name}: no difference from {baseline} shown ({interval}). The smallest difference that this study "
-            f"would have shown four times out of five is about {difference.detectable:.4f} {unit}."
+            f"{name}: no significant difference from {baseline} ({interval}); the minimum detectable effect is "
+            f"about {difference.detectable:.4f} {unit}."
         )
     if lower_is_better is None:
         word = "higher" if difference.mean > 0 else "lower"

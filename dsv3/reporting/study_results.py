@@ -74,7 +74,7 @@ def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
     order: dict[str, None] = {}  # arms of all configs: one may have been added later
     unfinished, failed, about = [], {}, None
     for run in find_runs(root):
-        config = OmegaConf.load(run.folder.config_path)
+        config = run.folder.config()
         arm = OmegaConf.select(config, "study.arm")
         if arm is None:
             continue
@@ -115,7 +115,7 @@ def curve(run: History, budget: str, domain: str = "all") -> Curve:
 
 
 def common_budget(study: Study, budget: str) -> float:
-    """How much of it every run of the study has had; nan where it was not written down."""
+    """How much of it every run of the study has had; nan where it was not logged."""
     ends = [curve(run, budget)[0] for runs in study.runs.values() for run in runs.values()]
     return min((float(end[-1]) for end in ends if len(end)), default=float("nan")) if all(map(len, ends)) else np.nan
 
@@ -162,11 +162,11 @@ def metrics(study: Study) -> Iterator[Metric]:
         yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"))
     yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"))
     yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
-    yield Metric(Figure.VIOLATION, "largest / mean - 1", True, _violation(layers))
+    yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
     distance = "mean distance of relative load on a domain from that on all"
     yield Metric(Figure.SPECIALISATION, distance, None, lambda run: specialisation(routing_of(run, layers)))
-    yield Metric(Figure.NODES, "groups", True, _routing("nodes", layers))
-    yield Metric(Figure.TRAFFIC, "bytes per token and layer", True, _routing("dispatch_bytes", layers))
+    yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
+    yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
     yield Metric(Figure.ANSWERS, "per cent", False, _answers)
     for name in _benchmarks(first):

@@ -17,7 +17,7 @@ X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating
 
 
 def line(number: int) -> dict[str, Any]:
-    """Colour and dash of the n-th line of a picture."""
+    """Colour and dash of the n-th line of a plot."""
     return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 1.8}
 
 
@@ -42,7 +42,7 @@ def framed(
 
 
 def empty(title: str, why: str) -> go.Figure:
-    """A place kept for a picture that has nothing to show yet."""
+    """Placeholder for a plot without data yet."""
     figure = framed(go.Figure(), title, x="", y="", height=180)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -50,7 +50,7 @@ def empty(title: str, why: str) -> go.Figure:
 
 
 class Panel(NamedTuple):
-    """One of several pictures that share an x-axis."""
+    """One of several plots that share an x-axis."""
 
     title: str
     unit: str

@@ -1,4 +1,4 @@
-"""The same as a Weights & Biases workspace: panels of loss, balance, load, number formats and benchmarks.
+"""The same as a Weights & Biases workspace: panels of loss, balance, load, quantisation error and benchmarks.
 
 Runs log offline where there is no API key, and `wandb sync <run folder>/wandb/offline-run-*` sends them later. A
 workspace is made on the server, so that building one needs a key; `out` writes what would be sent.
@@ -60,8 +60,8 @@ def described(*, project: str, entity: str) -> Any:
             lines("Gradient norm before clipping", "L2", "train/grad_norm"),
         ],
         "Balance": [
-            lines("Max violation of a step", "largest / mean - 1", pattern="max_violation/.*"),
-            lines("Max violation of an interval", "largest / mean - 1", pattern=".*/violation_interval"),
+            lines("MaxVio of a step", "MaxVio", pattern="max_violation/.*"),
+            lines("MaxVio of an interval", "MaxVio", pattern=".*/max_vio_interval"),
             lines("Entropy of the load", "of ln E", pattern=".*/load_entropy"),
             lines("Nodes of a token", "groups", pattern=".*/nodes"),
         ],
@@ -69,7 +69,7 @@ def described(*, project: str, entity: str) -> Any:
             wr.MediaBrowser(title=title, media_keys=[key], num_columns=1)
             for title, key in (("Load, layer x expert", "experts/load"), ("By domain", "experts/specialisation"))
         ],
-        "Number formats (FP8)": [
+        "Quantisation error (FP8)": [
             lines(f"Quantisation: {unit}", unit, pattern=f"quantisation/.*{unit}.*") for unit in FP8
         ],
         "Benchmarks": [lines("Benchmarks", "score", pattern="benchmarks/.*")],

@@ -1,72 +1,118 @@
 """The jail: bubblewrap (github.com/containers/bubblewrap), limits, a seccomp filter.
 
-What a program sees: its interpreter's standard library and the shared libraries it needs, read-only; a small private
-/tmp; three devices; its own process; nothing else. No packages, no home, no other file of the machine, no network. It
-may start no process and no thread. Where bubblewrap runs as root it makes no user namespace; the program gives
-up root before anything else (limits on processes do not bind root).
+What a program sees: its interpreter with the standard library, and the shared libraries it needs, read-only; a small
+private /tmp; three devices; its own process; nothing else. No packages, no home, no other file of the machine, no
+network. It may start no process and no thread. Where bubblewrap runs as root it makes no user namespace; the program
+gives up root before anything else (limits on processes do not bind root).
+
+A limit on the address space does not bind what the kernel holds for a process. Every such kind of memory is therefore
+either bounded (bytes and files of /tmp, open files, pending signals) or refused by the filter (sockets, queues,
+semaphores, shared memory, watches, file locks).
 """
 
-import errno
-import functools
+import json
 import os
-import platform
 import shutil
-import struct
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GUEST = Path(__file__).with_name("guest.py")
+OWN = Path(__file__).parents[1]  # the package dsv3, for services
 NOBODY = 65534
+MIB = 1024 * 1024
 
 
 class Limits(NamedTuple):
-    """What one program may use."""
+    """What one program, its tests included, may use."""
 
     seconds: int = 5  # of processor time
     deadline: float = 30.0  # seconds by the clock, from start to verdict, for those that wait; a busy machine is slow
-    memory: int = 512 * 1024 * 1024  # bytes of address space
-    file_bytes: int = 1024 * 1024  # of one file
-    scratch_bytes: int = 4 * 1024 * 1024  # of /tmp
+    memory: int = 512 * MIB  # bytes: address space of program and tests, and what the kernel holds for them
+    file_bytes: int = 1 * MIB  # of one file
+    scratch_bytes: int = 4 * MIB  # of /tmp
+    scratch_files: int = 512  # of /tmp
+
+    def address_space(self, role: str) -> int:
+        """Bytes for one guest of a program; what they leave is the kernel's. A service has all for itself."""
+        return self.memory * {"worker": 9, "checker": 4, "helper": 2, "service": 16}[role] // 16
 
 
-def command(role: str, limits: Limits, job_fd: int, verdict_fd: int, *, jailed: bool, seccomp_fd: int) -> list[str]:
-    """The command line of a worker or a checker. Without a jail: the same program under its limits alone."""
-    uid = NOBODY if os.geteuid() == 0 and jailed else 0
-    numbers = (uid, limits.memory, limits.file_bytes, limits.seconds, job_fd, verdict_fd)
-    interpreter = [os.path.realpath(sys.executable), "-I", "-S", "-B"]
+def command(
+    role: str, settings: Mapping[str, Any], limits: Limits, *, jailed: bool, fds: Mapping[str, int]
+) -> list[str]:
+    """The command line of a guest. Without a jail: the same program under its limits alone.
+
+    `settings`: of the role, for guest.py. `fds`: options of bubblewrap that take a file descriptor.
+    """
+    service = role == "service"
+    settings = {
+        "uid": NOBODY if jailed and os.geteuid() == 0 else 0,
+        "scratch": f"size={limits.scratch_bytes},nr_inodes={limits.scratch_files},mode=1777" if jailed else "",
+        "limits": resource_limits(limits, role),
+        "imports": (["/own", *installed().values()] if jailed else [str(OWN.parent), *installed()]) if service else [],
+    } | dict(settings)
+    flags = ["-I", "-S", "-B"]
     if not jailed:
-        return [*interpreter, str(GUEST), role, *map(str, numbers)]
-    walls = ["bwrap", *namespaces(), *files(limits)]
-    if seccomp_fd >= 0:
-        walls += ["--seccomp", str(seccomp_fd)]
-    return [*walls, "--", *interpreter, "/guest.py", role, *map(str, numbers)]
+        return [os.path.realpath(sys.executable), *flags, str(GUEST), role, json.dumps(settings)]
+    walls = ["bwrap", *namespaces(), *files({str(OWN): f"/own/{OWN.name}"} | installed() if service else {})]
+    walls += [part for name, fd in fds.items() for part in (f"--{name}", str(fd))]
+    return [*walls, "--", f"/python/bin/{_interpreter().name}", *flags, "/guest.py", role, json.dumps(settings)]
+
+
+def resource_limits(limits: Limits, role: str) -> dict[str, int]:
+    """Names of setrlimit(2) -> limits. A service limits the time of each request instead."""
+    memory = limits.address_space(role)
+    result = {"AS": memory, "DATA": memory, "FSIZE": limits.file_bytes, "CORE": 0, "NOFILE": 32, "NPROC": 0}
+    result |= {"MSGQUEUE": 0, "MEMLOCK": 0, "SIGPENDING": 64}
+    return result if role == "service" else result | {"CPU": limits.seconds}
 
 
 def namespaces() -> list[str]:
+    """The guest itself mounts /tmp and then drops the capabilities that it is given here."""
     common = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    common += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    common += ["--die-with-parent", "--new-session", "--clearenv", "--setenv", "LD_LIBRARY_PATH", "/python/lib"]
+    common += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]
     if os.geteuid() == 0:
         return [*common, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     return [*common, "--unshare-user"]
 
 
-def files(limits: Limits) -> list[str]:
-    """Mounts: everything read-only but /tmp."""
-    interpreter, library = os.path.realpath(sys.executable), sysconfig.get_path("stdlib")
-    shared = [str(path) for path in sorted(Path(sys.base_prefix, "lib").glob("libpython*.so*"))]
-    system = [path for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache") if os.path.exists(path)]
+def installed() -> dict[str, str]:
+    """Folders of installed packages -> where a service sees them."""
+    folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    return {path: f"/packages/{i}" for i, path in enumerate(folders)}
+
+
+def files(more: Mapping[str, str]) -> list[str]:
+    """Mounts of the system, the interpreter and `more`, all read-only.
+
+    The interpreter is seen in another place than its own, so that no path of the machine shows.
+    """
+    interpreter, library = _interpreter(), Path(sysconfig.get_path("stdlib"))
+    shared = sorted(Path(sys.base_prefix, "lib").glob("libpython*.so*"))
+    system = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
     devices = [f"/dev/{name}" for name in ("null", "zero", "urandom")]
-    seen = [*system, library, interpreter, *shared]
-    mounts = [part for path in seen for part in ("--ro-bind", path, path)]
-    for packages in (f"{library}/site-packages", f"{library}/dist-packages", "/usr/lib/python3/dist-packages"):
-        if os.path.isdir(packages):
-            mounts += ["--tmpfs", packages]
+    seen = {path: path for path in system if os.path.exists(path)}
+    seen |= {str(library): f"/python/lib/{library.name}", str(interpreter): f"/python/bin/{interpreter.name}"}
+    seen |= {str(path): f"/python/lib/{path.name}" for path in shared} | {str(GUEST): "/guest.py"}
+    seen |= more
+    mounts = [part for path, place in seen.items() for part in ("--ro-bind", path, place)]
     mounts += [part for path in devices for part in ("--dev-bind", path, path)]
-    mounts += ["--proc", "/proc", "--ro-bind", str(GUEST), "/guest.py"]
-    mounts += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return [*folders([*seen, *devices]), *mounts, "--remount-ro", "/"]
+    for hidden in ("site-packages", "dist-packages"):
+        if (library / hidden).is_dir():
+            mounts += _empty(f"/python/lib/{library.name}/{hidden}")
+    if os.path.isdir("/usr/lib/python3/dist-packages"):
+        mounts += _empty("/usr/lib/python3/dist-packages")
+    mounts += ["--proc", "/proc"]
+    mounts += ["--perms", "0755", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
+    return [*folders([*seen.values(), *devices]), *mounts]
+
+
+def _empty(folder: str) -> list[str]:
+    return ["--tmpfs", folder, "--remount-ro", folder]
 
 
 def folders(paths: list[str]) -> list[str]:
@@ -75,39 +121,8 @@ def folders(paths: list[str]) -> list[str]:
     return [part for folder in sorted(above) for part in ("--perms", "0755", "--dir", folder)]
 
 
-# Names of system calls -> numbers, of the two architectures whose numbers are written down here.
-_AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_REFUSED = {
-    "x86_64": {"ptrace": 101, "mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "perf_event_open": 298,
-               "bpf": 321, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "io_uring_setup": 425, "clone3": 435,
-               "memfd_create": 319, "shmget": 29},
-    "aarch64": {"ptrace": 117, "mount": 40, "umount2": 39, "unshare": 97, "setns": 268, "perf_event_open": 241,
-                "bpf": 280, "userfaultfd": 282, "keyctl": 219, "add_key": 217, "io_uring_setup": 425, "clone3": 435,
-                "memfd_create": 279, "shmget": 194},
-}  # fmt: skip
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_CLONE_NEWUSER = 0x10000000
-
-
-@functools.cache
-def seccomp_filter() -> bytes | None:
-    """A BPF program that refuses calls by which a program could widen its jail or take memory outside its limits.
-
-    Refused calls fail with ENOSYS; new user namespaces by clone likewise. None on an architecture not listed.
-    """
-    machine = platform.machine()
-    if machine not in _AUDIT:
-        return None
-    load, equal, at_least, bits, stop = 0x20, 0x15, 0x35, 0x45, 0x06
-    refuse, allow, kill = 0x00050000 | errno.ENOSYS, 0x7FFF0000, 0x80000000
-    numbers = sorted(_REFUSED[machine].values())
-    last = len(numbers)
-    program = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT[machine]), (stop, 0, 0, kill)]  # another architecture's calls
-    program += [(load, 0, 0, 0), (at_least, last + 4, 0, 0x40000000)]  # x32's numbers: to the last instruction
-    program += [(equal, last + 3 - i, 0, number) for i, number in enumerate(numbers)]  # likewise
-    program += [(equal, 0, 2, _CLONE[machine]), (load, 0, 0, 16), (bits, 1, 0, _CLONE_NEWUSER)]
-    program += [(stop, 0, 0, allow), (stop, 0, 0, refuse)]
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+def _interpreter() -> Path:
+    return Path(os.path.realpath(sys.executable))
 
 
 def missing() -> str | None:

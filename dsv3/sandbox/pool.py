@@ -2,18 +2,19 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import select
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dsv3.sandbox.jail import Limits, command, missing, seccomp_filter
+from dsv3.sandbox.confined import Confined
+from dsv3.sandbox.guest import needs_helpers
+from dsv3.sandbox.jail import Limits, missing
 
 LONGEST_VERDICT = 10_000  # bytes
 
@@ -24,7 +25,7 @@ class Program(NamedTuple):
     code: str  # the model's, with what its prompt began
     test: str  # trusted: runs in the checker; with an entry point it defines `check(candidate)`
     setup: str = ""  # trusted: runs before the test, in the same namespace
-    entry_point: str = ""  # the function under test; "": every function that `code` defines may be called
+    entry_point: str = ""  # the function under test; "": `code` defines what the test's free names mean
 
 
 class Verdict(NamedTuple):
@@ -51,7 +52,7 @@ class Sandbox:
             RuntimeError: there is no jail, and none was waived.
         """
         if not self.usable:
-            raise RuntimeError(f"{self.refusal}; allow_unsafe_code=true runs programs without it")
+            raise RuntimeError(f"{self.refusal}; confirm_run_unsafe_code=true runs programs without it")
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(functools.partial(judge, limits=self.limits, jailed=self.jailed), programs))
 
@@ -69,18 +70,22 @@ def refusal() -> str | None:
 def judge(program: Program, *, limits: Limits, jailed: bool) -> Verdict:
     """Run one program against its test; whatever goes wrong is a failure of the program."""
     started = time.monotonic()
+    fields = program._asdict()
+    workers = ["worker", "helper"] if needs_helpers(fields) else ["worker"]
     with contextlib.ExitStack() as stack:
-        to_worker, to_checker, verdict = (stack.enter_context(_pipe()) for _ in range(3))
+        verdict = stack.enter_context(_pipe())
+        links = [(stack.enter_context(_pipe()), stack.enter_context(_pipe())) for _ in workers]
         job = stack.enter_context(tempfile.TemporaryFile())
-        job.write(json.dumps(program._asdict()).encode())
+        job.write(json.dumps(fields).encode())
         job.seek(0)
-        checker_fds = (to_worker.write, to_checker.read, job.fileno(), verdict.write)
-        for role, stdin, stdout, fds in (
-            ("worker", to_worker.read, to_checker.write, (-1, -1)),
-            ("checker", to_checker.read, to_worker.write, checker_fds[2:]),
-        ):
-            stack.enter_context(_running(role, stdin, stdout, fds, limits, jailed))
-        for end in (to_worker, to_checker):
+        for role, (to_worker, to_checker) in zip(workers, links, strict=True):
+            guest = Confined(role, {}, limits, stdin=to_worker.read, stdout=to_checker.write, jailed=jailed)
+            stack.callback(guest.end)
+        ends = [(to_checker.read, to_worker.write) for to_worker, to_checker in links]
+        settings = {"job_fd": job.fileno(), "verdict_fd": verdict.write, "workers": ends}
+        fds = [job.fileno(), verdict.write, *itertools.chain(*ends)]
+        stack.callback(Confined("checker", settings, limits, jailed=jailed, pass_fds=fds).end)
+        for end in itertools.chain(*links):
             end.close()
         verdict.close_write()
         detail = _verdict(verdict.read, started + limits.deadline)
@@ -128,26 +133,3 @@ def _pipe() -> Iterator[_Pipe]:
         yield pipe
     finally:
         pipe.close()
-
-
-@contextlib.contextmanager
-def _running(
-    role: str, stdin: int, stdout: int, fds: tuple[int, int], limits: Limits, jailed: bool
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker or a checker, killed at the end with all that it may have started."""
-    rules = seccomp_filter() if jailed else None
-    with tempfile.TemporaryFile() as file:
-        if rules:
-            file.write(rules)
-            file.seek(0)
-        passed = [fd for fd in (*fds, file.fileno() if rules else -1) if fd >= 0]
-        line = command(role, limits, *fds, jailed=jailed, seccomp_fd=file.fileno() if rules else -1)
-        process = subprocess.Popen(
-            line, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, pass_fds=passed, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -1,4 +1,4 @@
-"""Pictures of a study: held-out bits per byte of each arm, paired differences from the baseline, experts by domain."""
+"""Plots of a study: held-out bits per byte of each arm, paired differences from the baseline, experts by domain."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,9 +87,9 @@ def draw(study: Study, out: Path) -> None:
         errors = np.stack((means - lows, highs - means))
         right.errorbar(x / 1e6 + width, means, errors, fmt="o-", color=COLOURS[i % len(COLOURS)], capsize=3, label=arm)
     right.axhline(0, color=INK, linewidth=1)
-    left.set(title=study.name, xlabel="tokens trained on (millions)", ylabel="held-out text, bits per byte")
+    left.set(title=study.name, xlabel="training tokens (millions)", ylabel="held-out text, bits per byte")
     title = f"difference from {study.baseline}, with 95% intervals"
-    right.set(title=title, xlabel="tokens trained on (millions)", ylabel="bits per byte; below 0 is better")
+    right.set(title=title, xlabel="training tokens (millions)", ylabel="bits per byte; below 0 is better")
     left.legend(loc="upper right")
     write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
 

@@ -1,4 +1,4 @@
-"""The report of a study as HTML, Markdown and a picture: verdicts first, then numbers, with seeds and intervals."""
+"""Study report as HTML, Markdown and plots: verdicts first, then metrics with seeds and intervals."""
 
 import math
 import re
@@ -16,19 +16,19 @@ from dsv3.reporting.study_results import BUDGETS, Metric, Study, at_equal, commo
 from dsv3.study.figures import curves, domains, draw, draw_domains, first_runs, gaps
 
 NOTE = (
-    "Differences are paired by seed; intervals hold 95% (Student's t). Where an interval covers zero, no difference is "
-    "shown. `detectable` is about the smallest true difference that a study with this noise and as many seeds shows in "
-    "four repetitions out of five. Comparisons are not corrected for their number."
+    "Differences are paired by seed, with 95% confidence intervals (Student's t). A difference is significant if its "
+    "interval excludes zero. The minimum detectable effect is the true difference that a study with this noise and as "
+    "many seeds finds significant in 80% of its repetitions. Comparisons are not corrected for multiple testing."
 )
 SCHEDULES = (
-    "At equal operations or seconds a run that took more of them is read before its end, in the midst of its "
-    "learning-rate schedule, and straight between two validations: with a schedule that ends there it would score "
-    "better, so these rows overstate what a dearer arm loses."
+    "At equal FLOPs or seconds, a run that used more is read before its end, during its learning-rate schedule, and "
+    "interpolated linearly between two validations. A schedule that ended there would score better, so these rows "
+    "overstate the loss of a more expensive arm."
 )
 
 
 class Section(NamedTuple):
-    """A heading, sentences, and a table, in both forms of the report."""
+    """A heading, sentences and a table of the report."""
 
     title: str
     sentences: list[str]
@@ -52,10 +52,10 @@ def verdicts(study: Study, metric: Metric) -> list[str]:
         replaced = f"{study.planned_baseline}, the baseline, has no finished run"
         about.append(f"{replaced}: the others are compared with {study.baseline}.")
     if study.unfinished:
-        about.append(f"Not finished, and left out: {', '.join(study.unfinished)}.")
+        about.append(f"Unfinished, not included: {', '.join(study.unfinished)}.")
     if study.failed:
         causes = "; ".join(f"{name} ({why.splitlines()[0]})" for name, why in study.failed.items())
-        about.append(f"Failed, and left out: {causes}.")
+        about.append(f"Failed, not included: {causes}.")
     sentences = [sentence for _, sentence in judged(study, metric)]
     if not sentences:
         return [*about, "There is no second arm to compare."]
@@ -63,20 +63,20 @@ def verdicts(study: Study, metric: Metric) -> list[str]:
         f"{other.name}: {sentence}"
         for other in metrics(study)
         if other.name != metric.name
-        for shown, sentence in judged(study, other)
-        if shown
+        for significant, sentence in judged(study, other)
+        if significant
     ]
-    besides = ["Among the other figures at the end, these differences are shown:"] if others else []
+    besides = ["Other significant differences at the end of the runs:"] if others else []
     return [*about, f"By {metric.name}:", *sentences, *besides, *others]
 
 
 def judged(study: Study, metric: Metric) -> Iterator[tuple[bool, str]]:
-    """Of each arm but the baseline: whether a difference from it is shown, and the verdict."""
+    """For each arm but the baseline: whether its difference is significant, and the verdict."""
     for _, arm in study.compared():
         if difference := study.difference(metric, arm):
             better = metric.lower_is_better
             sentence = verdict(arm, study.baseline, difference, unit=metric.unit, lower_is_better=better)
-            yield difference.shown, sentence
+            yield difference.significant, sentence
 
 
 def made_of(study: Study) -> list[str]:
@@ -106,28 +106,29 @@ def distinct(summaries: Sequence[dict[str, Any]], *keys: str) -> list[tuple[Any,
 
 
 def sizes(study: Study) -> Section:
-    """What each arm costs, so that an unfair comparison is seen."""
+    """Cost of each arm, to reveal unfair comparisons."""
     headers = (
         "arm",
         "seeds",
         "parameters",
         "active per token",
         "in MTP",
-        "operations per token",
-        "cache bytes per token",
+        "FLOPs per token",
+        "KV-cache bytes per token",
     )
     rows = []
     for arm, runs in study.runs.items():
-        facts = next(iter(runs.values())).facts
-        counts = facts.get("parameters", {})
+        info = next(iter(runs.values())).info
+        counts = info.get("parameters", {})
         numbers = [counts.get(name) for name in ("total", "active", "mtp")]
-        numbers += [facts.get("flops_per_token"), facts.get("cache_bytes_per_token")]
+        numbers += [info.get("flops_per_token"), info.get("cache_bytes_per_token")]
         rows.append((arm, ", ".join(map(str, sorted(runs))), *(round(n) if n is not None else "" for n in numbers)))
     return Section("Arms", [f"The others are compared with `{study.baseline}`."], headers, rows)
 
 
 def compared(title: str, study: Study, of: Sequence[Metric], notes: list[str]) -> Section:
-    headers = ("metric", "unit", "arm", "mean", "difference", "95% interval", "shown", "detectable", "seeds")
+    head = ("metric", "unit", "arm", "mean", "difference", "95% interval", "significant")
+    headers = (*head, "minimum detectable effect", "seeds")
     rows: list[Sequence[Any]] = []
     for metric in of:
         for arm in study.runs:
@@ -146,13 +147,13 @@ def difference_cells(difference: Difference | None, values: Sequence[float]) -> 
     if difference.seeds == 1:
         return (f"{difference.mean:+.4g}", "", "", "", 1)
     interval = f"{difference.low:+.4g} to {difference.high:+.4g}"
-    answer = "yes" if difference.shown else "no difference shown"
+    answer = "yes" if difference.significant else "no"
     detectable = "" if math.isnan(difference.detectable) else difference.detectable
     return (f"{difference.mean:+.4g}", interval, answer, detectable, difference.seeds)
 
 
 def markdown(study: Study, content: Sequence[Section], pictures: dict[str, str]) -> str:
-    """The report with the pictures' file names, `png` and (where experts were watched) `domains`."""
+    """The report with the plots' file names, `png` and (where experts were watched) `domains`."""
     alternative = "held-out bits per byte of each arm over tokens, and differences from the baseline"
     parts = [f"# {study.name}", f"![{alternative}]({pictures['png']})"]
     for section in content:
@@ -192,7 +193,7 @@ def html(study: Study, content: Sequence[Section]) -> str:
 
 
 def write_study_report(study: Study, content: Sequence[Section], folder: Path) -> dict[str, str]:
-    """Write report.html, report.md and their pictures; returns the paths. `content`: the study's `sections`."""
+    """Write report.html, report.md and their plots; returns the paths. `content`: the study's `sections`."""
     paths = {kind: folder / f"report.{kind}" for kind in ("png", "md", "html")}
     draw(study, paths["png"])
     if first_runs(study):

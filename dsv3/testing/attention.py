@@ -204,11 +204,11 @@ def _gradients(attention: Any, x_BTD: Tensor) -> None:
 
 def _figures(attention: Any, x_BTD: Tensor) -> None:
     numbers, short, long = (
-        attention.cache_numbers_per_token(),
+        attention.kv_cache_elements_per_token(),
         attention.flops_per_token(LENGTH),
         attention.flops_per_token(2 * LENGTH),
     )
-    for name, value in (("cache_numbers_per_token()", numbers), ("flops_per_token()", short)):
+    for name, value in (("kv_cache_elements_per_token()", numbers), ("flops_per_token()", short)):
         require(isinstance(value, int) and value > 0, f"{name} must be an integer above 0, not {value!r}")
     products = 2 * sum(p.numel() for p in attention.parameters() if p.ndim > 1)
     require(
@@ -221,7 +221,7 @@ def _figures(attention: Any, x_BTD: Tensor) -> None:
     held = sum(tensor.numel() for tensor in _tensors(cache))
     require(
         held <= numbers * ROWS * (LENGTH + CACHE_BLOCK),
-        f"the cache holds {held / ROWS:g} numbers for a row of {LENGTH} tokens; cache_numbers_per_token() says "
+        f"the cache holds {held / ROWS:g} numbers for a row of {LENGTH} tokens; kv_cache_elements_per_token() says "
         f"{numbers}, and room for at most {CACHE_BLOCK} more may be held",
     )
 

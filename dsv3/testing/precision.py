@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import Role
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 from dsv3.testing.plain import drawn, error, loop_mm
 from dsv3.testing.requirement import require, require_reloadable
 
@@ -166,7 +166,7 @@ def _held(
 ) -> None:
     """Two micro-batches while the weight is held, and a step after it."""
     layer.weight.grad = None
-    with held_weights(layer):
+    with cached_weight_casts(layer):
         for _ in range(2):
             held_y = layer(x.clone().requires_grad_(), *more)
             held_y.backward(upstream)

@@ -43,7 +43,7 @@ def require_uncast(module: nn.Module) -> None:
             require(
                 tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]),
                 f"`{name}` is {before[name].dtype} and must stay so, with its values, under `.to({dtype})`; "
-                f"it became {tensor.dtype}: derive from dsv3.model.layers.KeepsDtype",
+                f"it became {tensor.dtype}: derive from dsv3.model.layers.FixedDtype",
             )
 
 

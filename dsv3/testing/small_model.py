@@ -23,7 +23,7 @@ from dsv3.contracts import (
 )
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.initialisation import init_weights
-from dsv3.model.layers import KeepsDtype, PositionCache, SwiGLU, next_positions
+from dsv3.model.layers import FixedDtype, PositionCache, SwiGLU, next_positions
 from dsv3.model.moe import MoE
 from dsv3.testing.plain import Plain, loop_mm
 
@@ -62,14 +62,14 @@ class MeanAttention(nn.Module):
         weight: Any = self.o_proj.weight
         return PositionCache(self.dim, dtype=torch.float32, device=weight.device, rows=rows)
 
-    def cache_numbers_per_token(self) -> int:
+    def kv_cache_elements_per_token(self) -> int:
         return self.dim
 
     def flops_per_token(self, context: int) -> int:
         return 2 * self.dim * (self.dim + context)
 
 
-class SoftmaxRouter(KeepsDtype):
+class SoftmaxRouter(FixedDtype):
     """The K likeliest experts of a softmax."""
 
     top_k = TOP_K
@@ -84,7 +84,7 @@ class SoftmaxRouter(KeepsDtype):
         return Routing(experts_NK, affinities_NE.gather(1, experts_NK), affinities_NE)
 
 
-class NoBalancing(KeepsDtype):
+class NoBalancing(FixedDtype):
     """A bias that stays zero, and no loss."""
 
     bias: Tensor

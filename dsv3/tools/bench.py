@@ -28,7 +28,7 @@ def run(options: Options) -> dict[str, Any]:
     from rich.console import Console
 
     from dsv3.bench.measuring import Figure
-    from dsv3.process import device_named, set_up_process
+    from dsv3.runtime import device_named, set_up_process
 
     wanted = [name for name in options.only.split(",") if name] or list(CASES)
     unknown = [name for name in wanted if name not in CASES]

@@ -44,8 +44,8 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
-    from dsv3.process import device_named
     from dsv3.prompts.infilling import infilling_prompt
+    from dsv3.runtime import device_named
 
     if options.drafts < 1:
         raise ValueError(f"drafts={options.drafts}: at least 1")

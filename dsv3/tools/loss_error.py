@@ -37,9 +37,9 @@ def run(options: Options) -> dict[str, Any]:
     rows = [{"pair": pair, **describe(curve)} for pair, curve in curves.items()]
     mean = sum(row["mean_absolute"] for row in rows) / len(rows)
     width = max(len(pair) for pair in curves)
-    print(f"{'':{width}}  last tenth: mean |error|   mean error   steps")
+    print(f"{'':{width}}  last 10%: mean |error|   mean error   steps")
     for row in rows:
-        print(f"{row['pair']:{width}}  {row['mean_absolute']:24.3%}  {row['mean']:+11.3%}  {row['steps']:6,}")
+        print(f"{row['pair']:{width}}  {row['mean_absolute']:22.3%}  {row['mean']:+11.3%}  {row['steps']:6,}")
     print(f"mean |error| {mean:.3%}; the report stays below {PUBLISHED:.2%}")
     if options.out:
         draw(curves, Path(options.out))
@@ -81,17 +81,14 @@ def losses(folder: str) -> Any:
 
 def config_differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
     """Keys of the two configs that should be equal and are not, with both values."""
-    from omegaconf import OmegaConf
-
     from dsv3.checkpoint.run_folder import RunFolder
     from dsv3.training.resume import FREE, differences
 
-    paths = [RunFolder(folder).config_path for folder in (one, other)]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"runs and baselines: {path.parent} is not a run folder, it has no config.yaml")
-    configs = [OmegaConf.load(path) for path in paths]
-    return differences(*configs, free=(*FREE, *MAY_DIFFER))
+    folders = [RunFolder(folder) for folder in (one, other)]
+    for folder in folders:
+        if not folder.config_path.exists():
+            raise FileNotFoundError(f"runs and baselines: {folder.path} is not a run folder, it has no config.yaml")
+    return differences(*(folder.config() for folder in folders), free=(*FREE, *MAY_DIFFER))
 
 
 def describe(curve: Any) -> dict[str, Any]:

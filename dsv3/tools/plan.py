@@ -1,7 +1,7 @@
-"""Plan a training: parameters, operations, caches, memory, traffic, bubbles and GPU hours, by arithmetic alone.
+"""Plan a training: parameters, FLOPs, KV cache, memory, communication, pipeline bubbles and GPU hours, by arithmetic.
 
-python -m dsv3 plan model=v3_671b            the report's recipe, beside the published GPU hours
-python -m dsv3 plan model=small gpus=8 ep=8  what you would train, on what you have
+python -m dsv3 plan model=v3_671b            the report's recipe, compared with its GPU hours
+python -m dsv3 plan model=small gpus=8 ep=8  your own model on your own GPUs
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,27 +22,29 @@ class Options:
     """Where an option is null, model=v3_671b takes the report's recipe, any other one GPU and its training config."""
 
     overrides: list[str] = option([], "")
-    tokens: float | None = option(None, "trained on; null: 14.8e12, or run.tokens")
-    sequence: int | None = option(None, "tokens of a row; null: 4096, or data.sequence_length")
-    micro_batch: int | None = option(None, "rows that go through a stage at once; null: 1, or data.micro_batch_size")
-    micro_batches: int | None = option(None, "per pipeline and optimiser step; null: 120, or 1")
+    tokens: float | None = option(None, "training tokens; null: 14.8e12, or run.tokens")
+    seq_len: int | None = option(None, "tokens per sequence; null: 4096, or data.sequence_length")
+    micro_batch: int | None = option(None, "micro-batch size, in sequences; null: 1, or data.micro_batch_size")
+    num_microbatches: int | None = option(None, "micro-batches per pipeline and optimiser step; null: 120, or 1")
     gpus: int | None = option(None, "pp times the data-parallel ranks; null: 2048, or 1")
     gpus_per_node: int = option(8, "GPUs joined by fast links")
     pp: int | None = option(None, "pipeline stages; null: 16, or 1")
-    ep: int | None = option(None, "data-parallel ranks that a layer's experts are spread over; null: 64, or 1")
-    zero: int = option(1, "1: optimiser states are divided among data-parallel ranks", choices=(0, 1))
+    ep: int | None = option(None, "data-parallel ranks that share the experts of a layer; null: 64, or 1")
+    zero_stage: int = option(1, "1 shards optimiser states over the data-parallel ranks", choices=(0, 1))
     pipeline: str | None = option(None, "null: dualpipe, or 1f1b", choices=("1f1b", "zb1p", "dualpipe"))
     recompute: str | None = option(
-        None, "in the backward pass; null: selective, or none", choices=("none", "selective", "full")
+        None, "activation recomputation; null: selective, or none", choices=("none", "selective", "full")
     )
-    formats: str | None = option(None, "numbers; null: fp8 (the report's), or bf16", choices=tuple(FORMATS))
-    bytes: dict[str, float] = option({}, "changes to them, such as {moment: 4}; an unknown name lists all")
+    formats: str | None = option(None, "numeric formats; null: fp8 (the report's), or bf16", choices=tuple(FORMATS))
+    bytes: dict[str, float] = option(
+        {}, "changes to their bytes per element, such as {moment: 4}; an unknown name lists all"
+    )
     times: dict[str, float] = option(
         {}, "of chunks F, B, W and F&B; null: {forward: 1, backward: 2, weight: 1, overlapped: 3}"
     )
-    peak: float = option(REPORT.peak, "dense BF16 operations per second of a GPU, which mfu is a share of (H800)")
+    peak: float = option(REPORT.peak, "dense BF16 FLOP/s of a GPU, the peak that mfu refers to (H800)")
     peak_fp8: float = option(REPORT.peak_fp8, "the same in FP8")
-    mfu: float = option(REPORT.mfu, "share of the peak that the training is assumed to reach")
+    mfu: float = option(REPORT.mfu, "assumed model FLOPs utilisation, a fraction of the peak")
     gpu_hours: float | None = option(None, "measured GPU hours; the plan derives the implied MFU")
 
 
@@ -75,7 +77,7 @@ def recipe_of(options: Options, config: "DictConfig", *, is_report: bool) -> Rec
         REPORT
         if is_report
         else single_gpu(
-            tokens=config.run.tokens, sequence=config.data.sequence_length, micro_batch=config.data.micro_batch_size
+            tokens=config.run.tokens, seq_len=config.data.sequence_length, micro_batch=config.data.micro_batch_size
         )
     )
     names = {field.name for field in fields(Recipe)} - {"formats", "times"}

@@ -15,9 +15,7 @@ FIRST = "folder"  # may be given without its name
 @dataclass
 class Options:
     folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
-    out: str | None = option(
-        None, "the folder to write a study's report.html, report.md and pictures to; null: the same"
-    )
+    out: str | None = option(None, "the folder to write a study's report.html, report.md and plots to; null: the same")
     metric: str | None = option(None, "of a study: what the verdict is on; null: `study.metric` of its runs")
 
 

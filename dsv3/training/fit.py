@@ -25,6 +25,7 @@ def fit(config: DictConfig) -> Run:
             config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         except Exception as error:
             run.folder.write_failure(error)
+            run.folder.flush(run.module.tokens_seen)
             run.folder.release()
             raise
         else:

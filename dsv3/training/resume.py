@@ -28,8 +28,8 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
-    "callbacks.guard.most_rollbacks",
-    "callbacks.guard.most_nonfinite",
+    "callbacks.guard.max_rollbacks",
+    "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
 """Keys that may change between the parts of one run: none has a say in what is computed."""

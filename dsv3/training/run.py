@@ -8,16 +8,16 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model, part, token_bytes
-from dsv3.checkpoint.loading import begin_with, load_run
+from dsv3.checkpoint.loading import init_from, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.contracts import Data
 from dsv3.model.compile import compile_parts
-from dsv3.process import set_up_process
+from dsv3.runtime import set_up_process
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
-from dsv3.training.facts import write_facts
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare
+from dsv3.training.run_info import write_run_info
 from dsv3.training.settle import kept_choices, settled
 
 
@@ -54,14 +54,14 @@ def build_run(config: DictConfig) -> Run:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
     resume_from = prepare(config, folder)
-    start = load_run(config.run.weights_from) if config.run.weights_from else None
+    start = load_run(config.run.init_from) if config.run.init_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
     if config.compile:
         compile_parts(model)
     if start:
-        begin_with(model, start)
+        init_from(model, start)
     module = LanguageModel(
         model,
         objective=part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size)),
@@ -72,7 +72,7 @@ def build_run(config: DictConfig) -> Run:
         recompute=config.recompute,
     )
     module.config, module.folder = config, folder
-    write_facts(config, model, module.losses.statistics, folder)
+    write_run_info(config, model, module.losses.statistics, folder)
     if resume_from is not None:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
     trainer = lightning.Trainer(

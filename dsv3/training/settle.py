@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dsv3.build import part
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Settles
-from dsv3.process import device_named
+from dsv3.runtime import device_named
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def kept_choices(config: DictConfig, folder: RunFolder) -> DictConfig:
     """The config with open choices as the folder's run has made them already, if it continues."""
     if config.resume == "never" or not folder.config_path.exists():
         return config
-    before = OmegaConf.load(folder.config_path)
+    before = folder.config()
     if OmegaConf.select(before, f"{SETTLED}._target_") != config[SETTLED]._target_:
         return config
     return with_choices(config, {key: OmegaConf.select(before, key) for key in open_choices(config)})

@@ -28,7 +28,7 @@ from dsv3.contracts import (
     Step,
 )
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 from dsv3.model.load import Loads, max_violation, real_tokens
 from dsv3.model.recompute import recomputing
 
@@ -152,7 +152,7 @@ def take_gradients(
     denominators = dict(zip(own, reduce(torch.stack(list(own.values())).double()).unbind(), strict=True))
     sums = Sums(Loads.zeros(losses.n_experts, model.device))
     head = model.head()
-    with held_weights(model):
+    with cached_weight_casts(model):
         for micro in step.micro_batches:
             with recomputing(recompute):
                 forward = model(micro, with_mtp=True)

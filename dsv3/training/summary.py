@@ -46,8 +46,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "max_violation": last_tenth(train, "max_violation/"),
         "mtp_accuracy": last_tenth(train, "mtp"),
         "questions": {
-            family: score._asdict() | {"lead_in_standard_errors": round(score.lead_in_standard_errors, 2)}
-            for family, score in questions.items()
+            family: score._asdict() | {"z_score": round(score.z_score, 2)} for family, score in questions.items()
         },
         "benchmarks": benchmark_scores(run.folder),
         "samples": [completed(run, tokenizer, sample) for sample in run.data.samples()],
@@ -87,7 +86,7 @@ def benchmark_scores(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def last_tenth(train: Any, prefix: str) -> dict[str, float]:
-    """Means over the steps of the last tenth of the tokens, by column."""
+    """Means over the steps of the last 10% of the tokens, by column."""
     late = train[train["tokens"] > 0.9 * train["tokens"].iloc[-1]]
     columns = [c for c in train.columns if c.startswith(prefix) and not c.endswith(("_loss", "_weight"))]
     return {column.removeprefix("max_violation/"): float(late[column].mean()) for column in columns}
@@ -142,15 +141,9 @@ def show(folder: RunFolder) -> None:
     }
     for name, text in lines.items():
         console.print(f"[bold]{name:<14}[/bold] {text}", soft_wrap=True)
-    for sample in samples_of(summary):
+    for sample in summary["samples"]:
         console.rule(f"{sample['name']} (generated text in green)", align="left")
         console.print(Text.assemble(sample["prefix"], (sample["generated"], "bold green"), sample["suffix"]))
-
-
-def samples_of(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """The samples of a run; older versions wrote two of them by name."""
-    old = ("completion", "infilling")
-    return summary.get("samples") or [{"name": name, **summary[name]} for name in old if name in summary]
 
 
 def validation_table(summary: dict[str, Any]) -> Table:
@@ -170,8 +163,8 @@ def questions_table(summary: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "family" else "right")
     for family, score in summary["questions"].items():
         n = score["questions"]
-        shares = (f"{score[key] / n:.0%}" for key in ("correct", "baseline"))
-        table.add_row(family, str(n), *shares, f"{score['lead_in_standard_errors']:+.1f}")
+        shares = (f"{score[key] / n:.0%}" for key in ("correct", "majority_correct"))
+        table.add_row(family, str(n), *shares, f"{score['z_score']:+.1f}")
     return table
 
 

@@ -88,7 +88,7 @@ class GroupedQueryAttention(nn.Module):
         shape = (2, self.n_kv_heads, self.head_dim)  # k (after RoPE) and v
         return PositionCache(*shape, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
 
-    def cache_numbers_per_token(self) -> int:
+    def kv_cache_elements_per_token(self) -> int:
         """A key and a value of every KV head."""
         return 2 * self.n_kv_heads * self.head_dim
 

@@ -4,7 +4,7 @@
     c_KV = norm(W_DKV h)        k = [W_UK c_KV ; RoPE(W_KR h)]   v = W_UV c_KV     k_R is shared by all heads
     o = softmax(q k^T * scale) v,   output W_O o,   scale = (d_h + d_R)^-1/2
 
-Decoding keeps c_KV and k_R only. `absorbed` decoding never expands them: q_C^T (W_UK c) = (W_UK^T q_C)^T c, so the
+Decoding keeps c_KV and k_R only. `absorb` decoding never expands them: q_C^T (W_UK c) = (W_UK^T q_C)^T c, so the
 query is taken to the latent space, attends to the latents as one shared head, and W_UV is applied to the result.
 
 Weights carry transformers' names and layout: `kv_a_proj_with_mqa` is [W_DKV ; W_KR], and each head's rows in
@@ -62,14 +62,14 @@ class MultiHeadLatentAttention(nn.Module):
         rope_theta: float,
         yarn: Mapping[str, Any] | None,
         norm_eps: float,
-        decode: Literal["absorbed", "plain"],
+        decode: Literal["absorb", "naive"],
         precision: Precision,
     ) -> None:
         super().__init__()
         if qk_rope_head_dim % 2:
             raise ValueError(f"model.qk_rope_head_dim={qk_rope_head_dim}: RoPE turns pairs, so an even number")
-        if decode not in ("absorbed", "plain"):
-            raise ValueError(f"attention.decode={decode}: absorbed or plain")
+        if decode not in ("absorb", "naive"):
+            raise ValueError(f"attention.decode={decode}: must be absorb or naive")
         self.n_heads, self.decode = n_heads, decode
         self.nope, self.rope, self.v, self.rank = qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
         self.rope_theta, self.yarn = rope_theta, yarn
@@ -112,7 +112,7 @@ class MultiHeadLatentAttention(nn.Module):
             began_empty = not any(cache.lengths.values())
             cache.append(torch.cat((c_BTC, k_rope), -1))
             lengths = list(cache.lengths.values())
-            if self.decode == "absorbed" and not began_empty:
+            if self.decode == "absorb" and not began_empty:
                 q_nope, q_rope = self._query(c_Q_BTC, cos, sin)
                 return self.o_proj(self._absorbed(q_nope, q_rope, cache.blocks(), lengths))
             c_BTC, k_rope = cache.read().split([self.rank, self.rope], dim=-1)
@@ -186,10 +186,10 @@ class MultiHeadLatentAttention(nn.Module):
         return made
 
     def new_cache(self, rows: Iterable[int] = ()) -> LatentCache:
-        width = self.cache_numbers_per_token()
+        width = self.kv_cache_elements_per_token()
         return LatentCache(width, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
 
-    def cache_numbers_per_token(self) -> int:
+    def kv_cache_elements_per_token(self) -> int:
         """d_c + d_R: 576 at 671B."""
         return self.rank + self.rope
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import Routing
-from dsv3.model.layers import KeepsDtype
+from dsv3.model.layers import FixedDtype
 
 
-class Unbalanced(KeepsDtype):
+class Unbalanced(FixedDtype):
     """No balancing: a bias of zero, no loss, no counting. The base of every method, each adding what it does.
 
     n_experts: E.

@@ -57,16 +57,16 @@ def counts(expert_M: Tensor, n_experts: int) -> Tensor:
 class LocalDispatch:
     """Tokens to experts and back on one device; no token is dropped.
 
-    row_multiple: pads each expert's tokens to a multiple of it with rows of gate 0, which change no result and no
+    pad_multiple: pads each expert's tokens to a multiple of it with rows of gate 0, which change no result and no
         gradient. On a CPU the BF16 GEMM (oneDNN) compiles a kernel for every new number of rows, at about a third of a
         millisecond: with loads that change at every step that takes as long as the step. The number of rows is then
         needed on the host, so that each layer waits for the device: on a GPU, 1 (no padding, no waiting).
     """
 
-    def __init__(self, *, row_multiple: int) -> None:
-        if row_multiple < 1:
-            raise ValueError(f"dispatch.row_multiple={row_multiple}: at least 1")
-        self.row_multiple = row_multiple
+    def __init__(self, *, pad_multiple: int) -> None:
+        if pad_multiple < 1:
+            raise ValueError(f"dispatch.pad_multiple={pad_multiple}: at least 1")
+        self.pad_multiple = pad_multiple
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         if not torch.is_grad_enabled() and routing.experts_NK.numel() <= routing.affinities_NE.shape[1]:
@@ -94,9 +94,9 @@ class LocalDispatch:
         expert_M = routing.experts_NK.flatten()
         order_M = expert_M.argsort(stable=True)
         load_E = counts(expert_M, routing.affinities_NE.shape[1])
-        counts_E = (load_E + self.row_multiple - 1).div(self.row_multiple, rounding_mode="floor") * self.row_multiple
+        counts_E = (load_E + self.pad_multiple - 1).div(self.pad_multiple, rounding_mode="floor") * self.pad_multiple
         filling_before_E = (counts_E - load_E).cumsum(0) - (counts_E - load_E)
         places_M = torch.empty_like(order_M)
         places_M[order_M] = torch.arange(len(order_M), device=order_M.device) + filling_before_E[expert_M[order_M]]
-        rows = len(order_M) if self.row_multiple == 1 else on_host(counts_E.sum())
+        rows = len(order_M) if self.pad_multiple == 1 else on_host(counts_E.sum())
         return counts_E, places_M.view_as(routing.experts_NK), rows

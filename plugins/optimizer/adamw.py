@@ -27,18 +27,18 @@ def adamw(
     eps: float,
     weight_decay: float,
     moments_dtype: Literal["float32", "bfloat16"],
-    rows_lr_scale: float,
+    sparse_lr_scale: float,
 ) -> torch.optim.Optimizer:
     """An AdamW over two groups: matrices and stacks of them (ndim >= 2), decayed; the rest (norms), not decayed.
 
-    rows_lr_scale: the learning rate of tables with sparse gradients, as a multiple of the others'.
+    sparse_lr_scale: the learning rate of tables with sparse gradients, as a multiple of the others'.
 
     The learning rate is 0 until the schedule sets it. Raises ValueError where `moments_dtype` is neither of the two.
     """
     beta1, beta2 = betas
     groups = decay_groups(named_parameters, weight_decay=weight_decay)
     for group in groups:
-        group["rows_lr_scale"] = rows_lr_scale
+        group["sparse_lr_scale"] = sparse_lr_scale
     if moments_dtype == "float32":
         return FusedAdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
     if moments_dtype == "bfloat16":
@@ -71,7 +71,7 @@ def step_sparse(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and parameter.grad.is_sparse:
-                rate = group["lr"] * group["rows_lr_scale"]
+                rate = group["lr"] * group["sparse_lr_scale"]
                 step_rows(parameter, parameter.grad, optimizer.state[parameter], lr=rate, eps=group["eps"])
                 parameter.grad = None
 

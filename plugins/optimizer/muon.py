@@ -35,32 +35,32 @@ def muon(
     momentum: float,
     newton_schulz_steps: int,
     newton_schulz_dtype: Literal["bfloat16", "float32"],
-    adamw_names: Sequence[str],
+    adamw_params: Sequence[str],
     lr_scale: float,
     adamw_lr_scale: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    rows_lr_scale: float,
+    sparse_lr_scale: float,
 ) -> torch.optim.Optimizer:
-    """One optimiser: Muon for parameters with ndim >= 2 whose name fits none of `adamw_names`, AdamW for the others.
+    """One optimiser: Muon for parameters with ndim >= 2 whose name fits none of `adamw_params`, AdamW for the others.
 
     momentum: mu. newton_schulz_steps, newton_schulz_dtype: of the approximation of O(X).
-    adamw_names: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
+    adamw_params: shell patterns of whole names, for matrices that are no hidden maps (embedding, head, router).
     lr_scale, adamw_lr_scale: their learning rates, as multiples of the schedule's. betas, eps: AdamW's.
     weight_decay: of every matrix, in both.
-    rows_lr_scale: the learning rate of tables with sparse gradients, as a multiple of their group's: AdamW's where
-        `adamw_names` names them.
+    sparse_lr_scale: the learning rate of tables with sparse gradients, as a multiple of their group's: AdamW's where
+        `adamw_params` names them.
 
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
     """
     if newton_schulz_dtype not in ("bfloat16", "float32"):
         raise ValueError(f"optimizer.newton_schulz_dtype={newton_schulz_dtype!r}: it is bfloat16 or float32")
     named = list(named_parameters)
-    left = {name for name, p in named if p.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in adamw_names)}
+    left = {name for name, p in named if p.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in adamw_params)}
     hidden = [parameter for name, parameter in named if name not in left]
     if not hidden:
-        raise ValueError(f"optimizer.adamw_names={list(adamw_names)} leaves no matrix to Muon")
+        raise ValueError(f"optimizer.adamw_params={list(adamw_params)} leaves no matrix to Muon")
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
         group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}
@@ -73,7 +73,7 @@ def muon(
         "newton_schulz_dtype": newton_schulz_dtype,
         "betas": (beta1, beta2),
         "eps": eps,
-        "rows_lr_scale": rows_lr_scale,
+        "sparse_lr_scale": sparse_lr_scale,
     }
     return Muon(groups, defaults)
 

@@ -42,7 +42,7 @@ class FP8Blockwise(EmulatedFP8):
         amax_floor: float,
         attention_out_format: Literal["E5M6", "E4M3"],
         fp8_dispatch: bool,
-        hold_swiglu_inputs: bool,
+        save_swiglu_inputs: bool,
         activation_grad_blocks: bool,
         compile_quantiser: bool,
     ) -> None:
@@ -53,7 +53,7 @@ class FP8Blockwise(EmulatedFP8):
         self.tile = tile
         self.attention_out_format = FORMATS[attention_out_format]
         self.fp8_dispatch = fp8_dispatch
-        self.hold_swiglu_inputs = hold_swiglu_inputs
+        self.save_swiglu_inputs = save_swiglu_inputs
         self.activation_grad_blocks = activation_grad_blocks
         self.row = Quantiser(E4M3, 1, tile, power_of_two_scales, amax_floor, compile_quantiser)
 
@@ -80,6 +80,6 @@ class FP8Blockwise(EmulatedFP8):
     def swiglu(self, gate_up: Tensor, row_weights: Tensor | None = None) -> Tensor:
         reader: Role = "ffn_down" if row_weights is None else "expert_down"
         recorded = torch.is_grad_enabled() and gate_up.requires_grad
-        if not (self.hold_swiglu_inputs and recorded and reader in self.roles):
+        if not (self.save_swiglu_inputs and recorded and reader in self.roles):
             return super().swiglu(gate_up, row_weights)
         return held_swiglu(gate_up, row_weights, self.row)

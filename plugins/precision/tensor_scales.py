@@ -11,13 +11,13 @@ changes nothing, so forward passes that are recomputed count once.
 import torch
 from torch import Tensor
 
-from dsv3.model.layers import KeepsDtype
+from dsv3.model.layers import FixedDtype
 from plugins.precision.quantiser import Quantiser, scale_of
 
 KINDS = ("x", "w", "dy")
 
 
-class TensorScales(KeepsDtype):
+class TensorScales(FixedDtype):
     """Scales of one layer's x, w and dy. `history`: steps remembered; 0: the tensor's own amax."""
 
     precision_history: Tensor  # float32 [3, history], newest first

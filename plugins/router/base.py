@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from dsv3.model.layers import KeepsDtype
+from dsv3.model.layers import FixedDtype
 from dsv3.model.recompute import recomputed
 
 
-class FP32Projection(KeepsDtype):
+class FP32Projection(FixedDtype):
     """u . e_i for every expert i, in FP32 whatever the input's dtype, autocast or a cast of the whole model.
 
     `weight` is [E, D], a row e_i per expert.

@@ -1,10 +1,11 @@
-"""A run, its checkpoint and its export from before the packages were in layers still open.
+"""A run, its checkpoint and its export from before the packages were in layers still open, under today's names.
 
 `tests/golden/run_of_before.tar.gz` was made at commit 1fc46de: six steps of a tiny model on twelve small files, and the
-texts and scores that it gave there.
+texts and scores that it gave there. What so short a run did not write is added in the form of that version.
 """
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
+from data.datamodule import DataModule
 from dsv3.checkpoint.loading import load_run
-from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.cli import main
 from dsv3.evaluation.evaluate import evaluate
 from dsv3.paths import CONF
+from dsv3.reporting.history import History
+from dsv3.training.callbacks.guard import skipped_updates
+from dsv3.training.fit import fit
 from dsv3.training.resume import refuse_other_settings
+from dsv3.training.summary import show
 from tests.conftest import ROOT
 
 SETTINGS = {
@@ -43,7 +49,28 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for mark, place in {"TEXTS": "texts", "CACHE": "cache", "RUN": "run"}.items():
             text = text.replace(f" {mark}\n", f" {folder / place}\n").replace(f'"{mark}"', f'"{folder / place}"')
         path.write_text(text)
+    add_rare_records(RunFolder(folder / "run"))
     return folder
+
+
+def add_rare_records(run: RunFolder) -> None:
+    """A finding, a comparison of routings, an update left out and a scored family of questions."""
+    finding = {
+        "tokens": 1024,
+        "layer": "mtp.0",
+        "kind": "collapse",
+        "expert": -1,
+        "value": 1.0,
+        "text": "mtp.0 collapsed",
+    }
+    run.table("metrics/findings").append(finding)
+    run.table("metrics/stability").append({"tokens": 1024, "layer": "mtp.0", "kept": 0.75})
+    run.flush(1024)
+    (run.path / "spikes").mkdir()
+    (run.path / "spikes" / "left_out.json").write_text("[512]")
+    summary = json.loads(run.summary_path.read_text())
+    score = {"questions": 4, "correct": 2, "baseline": 1, "lead_in_standard_errors": 0.76}
+    run.summary_path.write_text(json.dumps(summary | {"questions": {"sisters": score}}))
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +114,78 @@ def test_its_export_is_read_back(before: Path, capsys: pytest.CaptureFixture[str
             torch.testing.assert_close(tensor, live[name], rtol=0, atol=0, msg=name)
 
 
-def test_its_settings_are_those_of_todays_keys(before: Path) -> None:
-    """What `guard`, `ema`, `monitor` and `diagnostics` said counts for `callbacks`; another value is refused."""
-    folder = RunFolder(before / "run")
+def todays_config(before: Path, *overrides: str) -> DictConfig:
+    """What the run's settings are called today; its steps were capped, its length was the default."""
+    texts = f"{{_target_: data.sources.local_files, path: {before / 'texts'}, text_column: text, weight: 1.0}}"
+    keys = [
+        f"hydra.searchpath=[file://{ROOT}/tests/conf]",
+        *("model=tiny", "data=files", "precision=bf16", "logger=none", "benchmarks=none"),
+        *(f"model.{name}=16" for name in ("dim", "inter_dim")),
+        *(
+            f"model.{name}=8"
+            for name in ("moe_inter_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
+        ),
+        *("model.n_layers=2", "model.n_routed_experts=4", "model.top_k=1", "model.n_groups=2", "model.topk_groups=1"),
+        *("model.qk_rope_head_dim=4"),
+        *("router.group_score_top=2", "tokenizer.vocab_size=300", "model.vocab_size=300"),
+        *("data.held_out_fraction=0.3", "data.validation_tokens=128", f"data.cache_dir={before / 'cache'}"),
+        f"+data.sources.code={texts}",
+        *("run.checkpoint_every_tokens=1536", "run.validate_every_tokens=1536", "run.keep_checkpoints=1"),
+        *("callbacks.monitor.every_tokens=512", "trainer.accelerator=cpu", f"run.dir={before / 'run'}"),
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        today = compose("train", overrides=["callbacks.monitor.every_tokens=512"])
-    asked = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder.config_path)))
-    for part in ("objective", "callbacks"):
-        asked[part] = today[part]
-    asked.model.n_groups = today.model.n_groups = 2  # what callbacks interpolate
-    asked = OmegaConf.create(OmegaConf.to_container(asked, resolve=True))
-    for key in ("guard", "ema", "monitor", "diagnostics"):
-        del asked[key]
-    refuse_other_settings(asked, folder)
-    asked.callbacks.ema.decay = 0.5
-    with pytest.raises(ValueError, match=r"callbacks\.ema\.decay: 0\.99 there, 0\.5 now"):
-        refuse_other_settings(asked, folder)
+        return compose("train", overrides=[*keys, *overrides])
+
+
+def test_its_settings_are_those_of_todays_keys(before: Path) -> None:
+    """Keys that have moved, keys and values with new names; another value is refused under its name of today."""
+    folder = RunFolder(before / "run")
+    refuse_other_settings(todays_config(before), folder)
+    changed = ("callbacks.ema.decay=0.5", "callbacks.guard.min_rise=0.7", "attention.decode=naive")
+    with pytest.raises(ValueError, match="different settings") as error:
+        refuse_other_settings(todays_config(before, *changed), folder)
+    assert "callbacks.ema.decay: 0.99 there, 0.5 now" in str(error.value)
+    assert "callbacks.guard.min_rise: 0.5 there, 0.7 now" in str(error.value)
+    assert "attention.decode: absorb there, naive now" in str(error.value)
+
+
+def test_its_tables_have_todays_names(before: Path) -> None:
+    history = History(before / "run", "run")
+    for read in (history.folder.read, history.table, history.newest):
+        assert {"max_vio_micro", "max_vio_step", "max_vio_interval", "group_limited_fraction"} <= set(
+            read("metrics/routing").columns
+        )
+        assert read("metrics/stability").unchanged_fraction.tolist() == [0.75]
+        assert read("metrics/alerts").kind.tolist() == ["collapse"]
+    assert len(history.table("metrics/routing")) == 6
+
+
+def test_its_files_and_summary_have_todays_names(before: Path) -> None:
+    history = History(before / "run", "run")
+    assert history.info["parameters"]["total"] == 14516
+    assert skipped_updates(before / "run") == [512]
+    summary = history.summary
+    assert summary is not None
+    expected = {"questions": 4, "correct": 2, "majority_correct": 1, "z_score": 0.76}
+    assert summary["questions"] == {"sisters": expected}
+    assert [sample["name"] for sample in summary["samples"]] == ["completion", "infilling"]
+
+
+def test_its_summary_is_shown(before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show(RunFolder(before / "run"))
+    assert "sisters" in capsys.readouterr().out
+
+
+def test_it_resumes(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoint to the eighth step. Its texts are in another folder now, which counts as another stream."""
+    copied = before / "resumed"
+    shutil.copytree(before / "run", copied)
+    stream = load_checkpoint(RunFolder(copied).checkpoints()[-1])["dsv3"]["data_state"]["stream"]
+    monkeypatch.setattr(DataModule, "stream_key", lambda self: stream)
+    config = todays_config(before, f"run.dir={copied}", "trainer.max_steps=8")
+    run = fit(config)
+    run.folder.release()
+    assert run.folder.read("metrics/train").tokens.tolist() == list(range(256, 2049, 256))
+    assert run.folder.read("metrics/routing").max_vio_step.notna().all()
+    assert {group["sparse_lr_scale"] for group in run.trainer.optimizers[0].param_groups} == {5.0}
+    assert not any("rows_lr_scale" in group for group in run.trainer.optimizers[0].param_groups)

@@ -92,12 +92,26 @@ def test_three_mistakes_are_reported_together() -> None:
         ("model@other=tiny", "model@other", "write +model@other=tiny"),
         ("+model.dim=3", "+model.dim", "there is already such a key"),
         ("~seedd", "~seedd", "Did you mean 'seed'?"),
-        ("guard.window=32", "guard.window", "this key has moved: write callbacks.guard.window=32"),
+        ("guard.window=32", "guard.window", "write callbacks.guard.window=32"),
         ("ema.decay=0.9", "ema.decay", "write callbacks.ema.decay=0.9"),
         (
             "diagnostics.quantisation_tokens=5",
             "diagnostics.quantisation_tokens",
             "callbacks.quantisation.every_tokens=5",
+        ),
+        ("guard.most_rollbacks=1", "guard.most_rollbacks", "write callbacks.guard.max_rollbacks=1"),
+        (
+            "data.batch_sequences.peak=16",
+            "data.batch_sequences.peak",
+            "this key is now called data.global_batch_size.peak: write data.global_batch_size.peak=16",
+        ),
+        ("run.validation_tokens=9", "run.validation_tokens", "write run.validate_every_tokens=9"),
+        ("data.held_out=0.2", "data.held_out", "write data.held_out_fraction=0.2"),
+        ("+optimizer.rows_lr_scale=2", "optimizer.rows_lr_scale", "write optimizer.sparse_lr_scale=2"),
+        (
+            "attention.decode=absorbed",
+            "attention.decode",
+            "this value is now called absorb: write attention.decode=absorb",
         ),
         ("~callbacks.ema.decay=0.5", "~callbacks.ema.decay", "Could not delete"),
         ("model.top_k=[1,", "model.top_k", "invalid Hydra override"),
@@ -114,6 +128,23 @@ def test_an_override_that_does_not_fit_is_explained(argument: str, key: str, mes
     problem = only(check("train", ["logger=none", argument]))
     assert problem.key == key
     assert message in problem.message
+
+
+def test_an_old_key_of_evaluate_is_answered_with_the_new_one() -> None:
+    old = {"shots": "num_fewshot", "results": "output_path", "allow_unsafe_code": "confirm_run_unsafe_code"}
+    problems = check("evaluate", ["checkpoint=runs", *(f"{key}=1" for key in old)])
+    answers = {problem.key: problem.message for problem in problems}
+    assert answers == {key: f"this key is now called {now}: write {now}=1" for key, now in old.items()}
+
+
+def test_old_keys_in_an_experiment_file_are_answered_with_the_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    old = "run: {checkpoint_tokens: 5}\ndispatch: {row_multiple: 1}\nguard: {window: 9}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{old}")
+    found = {p.key: p.message for p in check("train", ["--config-dir", str(tmp_path), "experiment=mine"])}
+    assert "write run.checkpoint_every_tokens=5" in found["run.checkpoint_tokens"]
+    assert "write dispatch.pad_multiple=1" in found["dispatch.row_multiple"]
+    assert "write callbacks.guard={window: 9}" in found["guard"]
 
 
 def test_keys_that_another_option_has_are_not_blamed_for_the_option() -> None:

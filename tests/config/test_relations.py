@@ -46,7 +46,7 @@ from tests.config.looking import BASE, keys_of
         (["precision=fp8_blockwise", "precision.tile=0"], ["precision.tile"]),
         (["precision=fp8_tensorwise", "precision.amax_history=-1"], ["precision.amax_history"]),
         (["schedule.segments=[]"], ["schedule.segments"]),
-        (["run.weights_from=nowhere"], ["run.weights_from"]),
+        (["run.init_from=nowhere"], ["run.init_from"]),
         (["resume=nowhere/at/all.ckpt"], ["resume"]),
         (["run.dir=pyproject.toml/run"], ["run.dir"]),
         (

@@ -71,10 +71,10 @@ def make(tokenizer: ByteLevelBPE, sources: dict[str, Source], tmp_path_factory: 
             "sequence_length": 64,
             "total_tokens": 64 * 4 * 30,
             "micro_batch_size": 4,
-            "batch_sequences": lambda tokens: 4,
-            "shuffle_rows": 16,
+            "global_batch_size": lambda tokens: 4,
+            "shuffle_window": 16,
             "isolate_documents": False,
-            "held_out": 0.1,
+            "held_out_fraction": 0.1,
             "validation_tokens": 1000,
             "questions": 0,
             "fim": {"rate": 0.1, "order": "psm", "max_characters": 200},
@@ -97,9 +97,9 @@ def default_data() -> DataModule:
             "tokenizer": OmegaConf.load(ROOT / "conf/tokenizer/bpe.yaml"),
         }
     )
-    del config.data.batch_sequences  # the schedule has tests of its own
+    del config.data.global_batch_size  # the schedule has tests of its own
     tokenizer = instantiate(config.tokenizer, _convert_="all")
     make = instantiate(config.data, _convert_="all")
-    data = make(tokenizer=tokenizer, batch_sequences=lambda tokens: 8, cache_dir=ROOT / config.data.cache_dir)
+    data = make(tokenizer=tokenizer, global_batch_size=lambda tokens: 8, cache_dir=ROOT / config.data.cache_dir)
     data.setup()
     return data

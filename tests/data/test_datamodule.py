@@ -93,8 +93,8 @@ def test_a_longer_run_continues_a_shorter_one(make: Make) -> None:
     [
         {"seed": 2},
         {"sequence_length": 32},
-        {"shuffle_rows": 8},
-        {"held_out": 0.2},
+        {"shuffle_window": 8},
+        {"held_out_fraction": 0.2},
         {"split_punctuation_newline": 0.0},
         {"fim": {"rate": 0.5, "order": "psm", "max_characters": 200}},
     ],
@@ -117,7 +117,7 @@ def test_seeds_give_different_batches(make: Make) -> None:
 
 
 def test_batch_size_follows_the_schedule_and_padding_fills_the_last_micro_batch(make: Make) -> None:
-    data = make(batch_sequences=lambda tokens: 1.0 + tokens / 1000, total_tokens=20_000)
+    data = make(global_batch_size=lambda tokens: 1.0 + tokens / 1000, total_tokens=20_000)
     tokens = 0
     for step in data.train_dataloader():
         assert step.tokens_before == tokens
@@ -139,7 +139,7 @@ def test_batch_size_follows_the_schedule_and_padding_fills_the_last_micro_batch(
 
 def test_twelve_rows_in_micro_batches_of_eight_are_twelve_rows(make: Make) -> None:
     """And the same rows as in micro-batches of four."""
-    eight, four = (make(micro_batch_size=size, batch_sequences=lambda tokens: 12) for size in (8, 4))
+    eight, four = (make(micro_batch_size=size, global_batch_size=lambda tokens: 12) for size in (8, 4))
     for one, other in zip(eight.train_dataloader(), four.train_dataloader(), strict=True):
         assert one[1:] == other[1:]
         rows, expected = (torch.cat([batch.tokens_BT for batch in step.micro_batches]) for step in (one, other))
@@ -261,7 +261,7 @@ def test_questions_are_even_over_families_and_end_where_the_answer_begins(make: 
         answers = Counter(
             a for family, a in zip(training["family"], training["answer"], strict=True) if family == question.family
         )
-        assert answers[question.commonest.removeprefix(" ")] == max(answers.values())
+        assert answers[question.majority_answer.removeprefix(" ")] == max(answers.values())
     with pytest.raises(ValueError, match=r"data\.questions=1000, but the sources hold out (59|60) "):
         make(sources=sources, questions=1000).questions()
 
@@ -295,7 +295,7 @@ def test_samples_begin_at_a_function_where_there_is_one() -> None:
     [
         ({"sequence_length": 0}, "data.sequence_length=0"),
         ({"micro_batch_size": 0}, "data.micro_batch_size=0"),
-        ({"held_out": 0.0}, "data.held_out=0.0"),
+        ({"held_out_fraction": 0.0}, "data.held_out_fraction=0.0"),
         ({"split_punctuation_newline": 2}, "data.split_punctuation_newline=2"),
         ({"sources": {}}, "data.sources is empty"),
         ({"fim": {"rate": 2, "order": "psm", "max_characters": None}}, "data.fim.rate=2"),

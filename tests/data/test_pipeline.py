@@ -141,7 +141,7 @@ def test_every_document_comes_once_an_epoch_in_changing_order(data: DataModule) 
             weights={"short": 1.0},
             rendering=rendering(data),
             sequence_length=50,
-            shuffle_rows=1,
+            shuffle_window=1,
             seed=1,
         )
     )
@@ -167,7 +167,7 @@ def test_window_holds_the_packed_rows_in_another_order(data: DataModule) -> None
             weights={"long": 0.5, "middle": 0.3, "short": 0.2},
             rendering=rendering(data),
             sequence_length=50,
-            shuffle_rows=window,
+            shuffle_window=window,
             seed=1,
         )
         by_domain: dict[int, list[tuple[int, ...]]] = defaultdict(list)
@@ -186,7 +186,7 @@ def test_window_holds_the_packed_rows_in_another_order(data: DataModule) -> None
 def test_every_stretch_of_rows_has_the_shares_of_the_domains_to_within_a_row(data: DataModule) -> None:
     weights = {"long": 0.5, "middle": 0.3, "short": 0.2}
     found = training_rows(
-        domains=data._train, weights=weights, rendering=rendering(data), sequence_length=50, shuffle_rows=4, seed=1
+        domains=data._train, weights=weights, rendering=rendering(data), sequence_length=50, shuffle_window=4, seed=1
     )
     domains = [row.domain for row in itertools.islice(found, 400)]
     for start in range(0, 400, 40):

@@ -20,7 +20,7 @@ def load_local(path: Path, **changes: Any) -> list[dict[str, Any]]:
 
 
 def read(sources: dict[str, Source], folder: Path) -> None:
-    read_corpus(sources=sources, held_out=0.3, cache_dir=folder)
+    read_corpus(sources=sources, held_out_fraction=0.3, cache_dir=folder)
 
 
 def test_text_file_is_one_document(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_parts_of_a_preset_are_still_swapped_by_one_key():
 def test_figures_of_the_report():
     """70,272 bytes of latent cache a token over 61 layers in BF16; YaRN off."""
     model = on_meta("model=v3_671b")
-    caches = [layer.self_attn.cache_numbers_per_token() for layer in model.layers]
+    caches = [layer.self_attn.kv_cache_elements_per_token() for layer in model.layers]
     assert 2 * sum(caches) == 70_272
     assert math.isclose(model.attention(0).scale, 192**-0.5)
 

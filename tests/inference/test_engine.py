@@ -11,7 +11,7 @@ from dsv3.inference.generation import generate, stream
 from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
-from dsv3.model.layers import CACHE_BLOCK, held_weights
+from dsv3.model.layers import CACHE_BLOCK, cached_weight_casts
 from tests.inference.test_generation import Watched, prompt_of
 from tests.parity.test_decoder import SHAPES
 from tests.parity.twins import configured, copied, distance, micro_batch, random_model
@@ -19,7 +19,7 @@ from tests.parity.twins import configured, copied, distance, micro_batch, random
 OPTIONS = [
     (),
     ("attention=gqa", "mtp.depth=2", "mtp.after_final_norm=false"),
-    ("attention.decode=plain", "memory=ngram", "memory.rows=97"),
+    ("attention.decode=naive", "memory=ngram", "memory.rows=97"),
 ]
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
 DRAFTING = [(), ("mtp.depth=2", "mtp.after_final_norm=false"), ("mtp.depth=3", "attention=gqa")]
@@ -81,7 +81,7 @@ def test_rows_write_among_others_what_each_writes_alone(chosen):
     settings = [Settings(max_tokens=4 + i % 9, drafts=(0, 2, 0, 3)[i % 4]) for i in range(50)]
     engine, rows, ids = Engine(DecoderBackend(model)), {}, {}
     together = 0
-    with held_weights(model):
+    with cached_weight_casts(model):
         while len(rows) < 50 or engine.rows:
             for i in range(len(rows), min(len(rows) + 3, 50)):
                 rows[engine.add(prompts[i], settings[i])] = i
@@ -113,7 +113,7 @@ def test_a_thousand_rows_come_and_go_and_leave_nothing(chosen):
     backend = DecoderBackend(model)
     engine, ended, added = Engine(backend), {}, 0
     beginning = [1] * (SHORTEST_SHARED + 1)
-    with held_weights(model):
+    with cached_weight_casts(model):
         for _ in range(1000):
             if draw.random() < 0.5 and len(engine.rows) < 6:
                 prompt = draw.choice([beginning, []]) + [draw.randrange(50) for _ in range(draw.randint(1, 9))]
@@ -143,7 +143,7 @@ def test_rows_are_allocated_with_their_texts(chosen):
     engine = Engine(backend)
     for prompt in prompts:
         engine.add(prompt, Settings(max_tokens=70, drafts=3))
-    with held_weights(model):
+    with cached_weight_casts(model):
         while engine.rows:
             engine.step()
             for part in parts(backend):

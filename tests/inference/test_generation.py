@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Greedy, Sampled, Settings
 from dsv3.inference.speculation import Speculation
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 from tests.chances import every_outcome
 from tests.parity.test_decoder import SHAPES
 from tests.parity.twins import configured, copied, distance, micro_batch, random_model
@@ -20,7 +20,7 @@ OPTIONS = [
     (),
     ("mtp.depth=2", "mtp.concat=hidden_embedding", "mtp.after_final_norm=false"),
     ("mtp.depth=3", "attention=gqa"),
-    ("mtp.depth=2", "attention.decode=plain", "router=hash"),
+    ("mtp.depth=2", "attention.decode=naive", "router=hash"),
     ("memory=ngram", "memory.rows=97"),
 ]
 options = pytest.mark.parametrize("chosen", OPTIONS, ids=" ".join)
@@ -154,7 +154,7 @@ def test_weights_are_held_for_one_text_only():
     assert all(one is other for one, other in zip(casts, held(model), strict=True))
     text.close()
     assert not held(model)
-    with held_weights(model):
+    with cached_weight_casts(model):
         list(generate(model, [1, 2], Settings(max_tokens=2)))
         assert held(model)
     assert not held(model)

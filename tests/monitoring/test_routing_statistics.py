@@ -9,7 +9,7 @@ import torch
 
 from dsv3.contracts import Routing
 from dsv3.model.load import max_violation
-from dsv3.monitoring.findings import changes, condition
+from dsv3.monitoring.alerts import changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics, load_entropy
 
 E, K, G, X, N = 8, 2, 4, 3, 40
@@ -74,11 +74,11 @@ def test_figures_equal_those_counted_token_by_token(observed: tuple) -> None:
     assert figures["gate"] == pytest.approx([gates[e] / load[e] for e in range(E)], rel=1e-5)
     assert figures["nodes"] == pytest.approx(sum(n * count for n, count in nodes.items()) / tokens)
     assert figures["margin"] == pytest.approx(sum(margins) / tokens, rel=1e-4)
-    assert figures["limited"] == sum(m < 0 for m in margins) / tokens
-    assert 0 < figures["limited"] < 1
+    assert figures["group_limited_fraction"] == sum(m < 0 for m in margins) / tokens
+    assert 0 < figures["group_limited_fraction"] < 1
     assert figures["gate_entropy"] == pytest.approx(sum(entropies) / tokens, rel=1e-5)
-    assert figures["violation_micro"] == pytest.approx(sum(violations) / 2)
-    assert figures["violation_interval"] == pytest.approx(max(load.values()) / (sum(load.values()) / E) - 1)
+    assert figures["max_vio_micro"] == pytest.approx(sum(violations) / 2)
+    assert figures["max_vio_interval"] == pytest.approx(max(load.values()) / (sum(load.values()) / E) - 1)
 
 
 def test_sums_continue_after_saving_and_loading(observed: tuple) -> None:
@@ -111,11 +111,11 @@ def test_dead_expert_and_collapse_are_told_once_and_by_name() -> None:
     assert condition(healthy, top_k=2) == {}
     dead = condition(figures_of([100] * 5 + [0] + [100] * 10), top_k=2)
     assert dead == {("dead expert", 5): 0.0}
-    (finding,) = changes(5000, "layers.2", 16, set(), dead)
-    assert finding.text == "layers.2 expert 5 is dead: 0.00% of the balanced load"
+    (alert,) = changes(5000, "layers.2", 16, set(), dead)
+    assert alert.text == "layers.2 expert 5 is dead: 0.00% of the balanced load"
     assert list(changes(6000, "layers.2", 16, set(dead), dead)) == []
-    (finding,) = changes(7000, "layers.2", 16, set(dead), {})
-    assert (finding.kind, finding.expert) == ("revived expert", 5)
+    (alert,) = changes(7000, "layers.2", 16, set(dead), {})
+    assert (alert.kind, alert.expert) == ("revived expert", 5)
     assert condition(figures_of([100] * 4 + [80] * 4), top_k=6) == {}, "most experts serve each token"
     collapsed = condition(figures_of([800, 790] + [1] * 14), top_k=2)
     assert ("collapse", -1) in collapsed

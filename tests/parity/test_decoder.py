@@ -32,7 +32,7 @@ SHAPES = {
 ROUNDING = 1e-5
 OPTIONS = [
     ("attention=mla",),
-    ("attention=mla", "attention.decode=plain"),
+    ("attention=mla", "attention.decode=naive"),
     ("attention=gqa",),
     ("router=softmax_group_limited",),
     ("router=hash",),

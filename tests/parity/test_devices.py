@@ -42,7 +42,7 @@ def gradients(config: DictConfig, device: str) -> tuple[float, dict[str, torch.T
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: " ".join(parts) or "default")
 def test_a_step_in_fp32_has_the_gradients_of_the_cpu(composed: Compose, device: str, parts: list[str]) -> None:
     """FP32 in full: torch's default leaves TF32 off for products."""
-    config = composed("precision=fp32", "dispatch.row_multiple=1", *parts)
+    config = composed("precision=fp32", "dispatch.pad_multiple=1", *parts)
     (loss, ours), (expected, theirs) = gradients(config, device), gradients(config, "cpu")
     assert loss == pytest.approx(expected, rel=1e-5)
     assert ours.keys() == theirs.keys()
@@ -53,7 +53,7 @@ def test_a_step_in_fp32_has_the_gradients_of_the_cpu(composed: Compose, device: 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["bf16", "fp8_blockwise"])
 def test_a_run_trains_on_the_device(composed: Compose, tmp_path: Path, device: str, precision: str) -> None:
-    keys = ("trainer.max_steps=4", "dispatch.row_multiple=1", f"precision={precision}")
+    keys = ("trainer.max_steps=4", "dispatch.pad_multiple=1", f"precision={precision}")
     losses = {}
     for name in (device, "cpu"):
         run = build_run(composed(f"run.dir={tmp_path}/{name}", f"trainer.accelerator={name}", *keys))
@@ -65,7 +65,7 @@ def test_a_run_trains_on_the_device(composed: Compose, tmp_path: Path, device: s
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_greedy_text_is_that_of_the_cpu(composed: Compose, device: str) -> None:
-    model = build_model(composed("precision=fp32", "dispatch.row_multiple=1")).eval()
+    model = build_model(composed("precision=fp32", "dispatch.pad_multiple=1")).eval()
     settings = Settings(max_tokens=12)
     expected = list(generate(model, [97, 98, 99], settings))
     assert list(generate(model.to(device), [97, 98, 99], settings)) == expected

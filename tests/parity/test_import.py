@@ -23,7 +23,7 @@ DENSE = {"n_dense_layers": 3, "n_routed_experts": 0, "n_shared_experts": 0}
 MODELS = {
     "v3": ((), {}),
     "v3 without MTP": (("mtp=none",), {"n_shared_experts": 0, "q_lora_rank": None}),
-    "v3, two depths, tied": (("mtp.depth=2", "attention.decode=plain"), {"tie_embeddings": True}),
+    "v3, two depths, tied": (("mtp.depth=2", "attention.decode=naive"), {"tie_embeddings": True}),
     "v3, loss-free alone": (("balancing=loss_free",), {"n_groups": 1, "topk_groups": 1}),
     "v3, dense, YaRN": (
         ("mtp=none",),

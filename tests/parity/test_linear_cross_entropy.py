@@ -60,7 +60,7 @@ def test_losses_of_each_token():
     found = losses.token_losses(hidden, weight, targets)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="none")
     assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.equal(losses.likeliest_tokens(hidden, weight), (hidden @ weight.T).argmax(-1))
+    assert torch.equal(losses.greedy_tokens(hidden, weight), (hidden @ weight.T).argmax(-1))
     assert not found.requires_grad
 
 

@@ -10,7 +10,7 @@ from dsv3.planning.recipe import FORMATS
 from dsv3.planning.skeleton import Skeleton
 from tests.planning.models import PRESETS, config, skeleton
 
-SMALL = ("model=small", "precision=fp32", "experts=loop", "dispatch.row_multiple=1")
+SMALL = ("model=small", "precision=fp32", "experts=loop", "dispatch.pad_multiple=1")
 ROWS, LENGTH = 2, 32
 
 

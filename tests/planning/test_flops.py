@@ -13,7 +13,7 @@ from tests.planning.models import config, skeleton
 
 ROWS, LENGTH = 2, 12
 # The grouped product counts as nothing; rows of filling would be counted.
-COUNTABLE = ("model=tiny", "experts=loop", "precision=fp32", "dispatch.row_multiple=1")
+COUNTABLE = ("model=tiny", "experts=loop", "precision=fp32", "dispatch.pad_multiple=1")
 MODELS = (
     (),
     ("attention=gqa", "model.n_kv_heads=1"),

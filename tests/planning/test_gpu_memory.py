@@ -13,7 +13,7 @@ from dsv3.planning.sizes import parameters
 from dsv3.planning.stages import parts_of_pipeline
 from tests.planning.models import PRESETS, skeleton
 
-ONE_GPU = single_gpu(tokens=1e9, sequence=512, micro_batch=8)
+ONE_GPU = single_gpu(tokens=1e9, seq_len=512, micro_batch=8)
 SCHEDULES = ["1f1b", "zb1p", "dualpipe"]
 V3 = ("model=v3_671b",)
 
@@ -63,12 +63,12 @@ def test_states_on_one_gpu_are_parameters_times_bytes(preset: str, formats: str,
 @pytest.mark.parametrize(("pp", "pipeline"), [(1, "1f1b"), (2, "dualpipe")])
 def test_zero_1_keeps_the_optimiser_states_once_over_all_gpus(pp: int, pipeline: Any) -> None:
     """Both GPUs of a DualPipe of two hold the whole model; 12 bytes: the master weight and two FP32 moments."""
-    s, r = skeleton("model=tiny"), replace(ONE_GPU, gpus=16, pp=pp, ep=4, pipeline=pipeline, zero=1)
+    s, r = skeleton("model=tiny"), replace(ONE_GPU, gpus=16, pp=pp, ep=4, pipeline=pipeline, zero_stage=1)
     assert gpu_memory(s, r)["optimiser"] * r.gpus == pytest.approx(12 * all_weights("tiny"))
     routed = 3 * s.dim * s.expert_dim * s.n_experts * (s.moe_layers + s.mtp.moe_blocks)
     each = all_weights("tiny") - routed * (1 - 1 / r.ep)
-    assert gpu_memory(s, replace(r, zero=0))["optimiser"] == pytest.approx(12 * each)
-    assert gpu_memory(s, r)["gradients"] == gpu_memory(s, replace(r, zero=0))["gradients"] == 4 * each
+    assert gpu_memory(s, replace(r, zero_stage=0))["optimiser"] == pytest.approx(12 * each)
+    assert gpu_memory(s, r)["gradients"] == gpu_memory(s, replace(r, zero_stage=0))["gradients"] == 4 * each
 
 
 def test_report_recipe_by_hand() -> None:
@@ -91,19 +91,19 @@ def test_report_recipe_by_hand() -> None:
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from(SCHEDULES), st.sampled_from(["none", "selective", "full"]))
 def test_more_of_anything_takes_no_more_memory(ep: int, pipeline: Any, recompute: Any) -> None:
     s = skeleton("model=v2_lite")
-    r = replace(ONE_GPU, gpus=64, pp=4, ep=ep, pipeline=pipeline, recompute=recompute, micro_batches=16)
+    r = replace(ONE_GPU, gpus=64, pp=4, ep=ep, pipeline=pipeline, recompute=recompute, num_microbatches=16)
     memory = gpu_memory(s, r)
     assert gpu_memory(s, replace(r, ep=2 * ep))["total"] <= memory["total"]
     assert gpu_memory(s, replace(r, gpus=128))["total"] <= memory["total"]
-    assert gpu_memory(s, replace(r, zero=0))["optimiser"] >= memory["optimiser"]
+    assert gpu_memory(s, replace(r, zero_stage=0))["optimiser"] >= memory["optimiser"]
     assert gpu_memory(s, replace(r, micro_batch=2 * r.micro_batch))["total"] > memory["total"]
     if recompute != "none":
         assert gpu_memory(s, replace(r, recompute="none"))["total"] > memory["total"]
 
 
 def test_no_more_micro_batches_are_in_flight_than_there_are() -> None:
-    s, r = skeleton("model=tiny"), replace(ONE_GPU, gpus=2, pp=2, micro_batches=8)
-    both, one = gpu_memory(s, r), gpu_memory(s, replace(r, micro_batches=1))
+    s, r = skeleton("model=tiny"), replace(ONE_GPU, gpus=2, pp=2, num_microbatches=8)
+    both, one = gpu_memory(s, r), gpu_memory(s, replace(r, num_microbatches=1))
     assert both["activations"] == 2 * one["activations"]
 
 
@@ -123,9 +123,9 @@ def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str)
     ("changes", "messages"),
     [
         ({"gpus": 6, "pp": 4, "ep": 2}, ["pp=4: must divide gpus=6", "ep=2: must divide gpus / pp = 1"]),
-        ({"pp": 0, "mfu": -1.0}, ["pp=0: at least 1", "mfu=-1.0: above 0"]),
-        ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: it pairs stages, so pp=3 must be even"]),
-        ({"zero": 2}, ["zero=2: 0 or 1"]),
+        ({"pp": 0, "mfu": -1.0}, ["pp=0: must be at least 1", "mfu=-1.0: must be above 0"]),
+        ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: pairs stages: pp=3 must be even"]),
+        ({"zero_stage": 2}, ["zero_stage=2: must be 0 or 1"]),
     ],
 )
 def test_a_recipe_names_all_that_does_not_fit(changes: dict[str, Any], messages: list[str]) -> None:

@@ -8,15 +8,15 @@ from dsv3.planning.pipeline import pipeline_costs
 from dsv3.planning.recipe import CHUNK_TIMES, ChunkTimes
 
 
-def simulated_1f1b(pp: int, micro_batches: int, f: float, b: float) -> tuple[float, int]:
+def simulated_1f1b(pp: int, num_microbatches: int, f: float, b: float) -> tuple[float, int]:
     """Duration of a step, and the most micro-batches that a stage holds at once, by running the schedule."""
     orders = []
     for stage in range(pp):
-        ahead = min(pp - stage, micro_batches)
+        ahead = min(pp - stage, num_microbatches)
         order = [("F", i) for i in range(ahead)]
-        for i in range(micro_batches):
+        for i in range(num_microbatches):
             order.append(("B", i))
-            if ahead + i < micro_batches:
+            if ahead + i < num_microbatches:
                 order.append(("F", ahead + i))
         orders.append(order)
     done: dict[tuple[int, str, int], float] = {}
@@ -38,11 +38,11 @@ def simulated_1f1b(pp: int, micro_batches: int, f: float, b: float) -> tuple[flo
 
 @given(st.integers(1, 8), st.integers(0, 12), st.floats(0.5, 3), st.floats(0.5, 3))
 def test_1f1b_equals_its_simulation(pp: int, more: int, f: float, b: float) -> None:
-    micro_batches = pp + more
-    duration, held = simulated_1f1b(pp, micro_batches, f, b)
+    num_microbatches = pp + more
+    duration, held = simulated_1f1b(pp, num_microbatches, f, b)
     times = ChunkTimes(forward=f, backward=b, weight=b / 2, overlapped=f + b)
-    costs = pipeline_costs("1f1b", pp=pp, micro_batches=micro_batches, times=times)
-    assert costs.bubble == pytest.approx(duration - micro_batches * (f + b))
+    costs = pipeline_costs("1f1b", pp=pp, num_microbatches=num_microbatches, times=times)
+    assert costs.bubble == pytest.approx(duration - num_microbatches * (f + b))
     assert costs.share == pytest.approx(costs.bubble / duration)
     assert (costs.parameters, costs.activations) == (1, held)
 
@@ -57,14 +57,14 @@ def test_1f1b_equals_its_simulation(pp: int, more: int, f: float, b: float) -> N
 )
 def test_table_2(schedule: str, bubble: float, parameters: int, activations: int) -> None:
     times = ChunkTimes(forward=2.0, backward=5.0, weight=1.5, overlapped=6.0)
-    costs = pipeline_costs(schedule, pp=16, micro_batches=120, times=times)  # type: ignore[arg-type]
+    costs = pipeline_costs(schedule, pp=16, num_microbatches=120, times=times)  # type: ignore[arg-type]
     assert (costs.bubble, costs.parameters, costs.activations) == (bubble, parameters, activations)
 
 
 @given(st.integers(1, 16), st.integers(1, 200))
-def test_each_schedule_betters_the_one_before(half: int, micro_batches: int) -> None:
+def test_each_schedule_betters_the_one_before(half: int, num_microbatches: int) -> None:
     one, zero, dual = (
-        pipeline_costs(schedule, pp=2 * half, micro_batches=micro_batches, times=CHUNK_TIMES).bubble  # type: ignore[arg-type]
+        pipeline_costs(schedule, pp=2 * half, num_microbatches=num_microbatches, times=CHUNK_TIMES).bubble  # type: ignore[arg-type]
         for schedule in ("1f1b", "zb1p", "dualpipe")
     )
     assert one > zero > dual >= 0
@@ -72,4 +72,4 @@ def test_each_schedule_betters_the_one_before(half: int, micro_batches: int) -> 
 
 def test_dualpipe_pairs_stages() -> None:
     with pytest.raises(ValueError, match="pp=3"):
-        pipeline_costs("dualpipe", pp=3, micro_batches=6, times=CHUNK_TIMES)
+        pipeline_costs("dualpipe", pp=3, num_microbatches=6, times=CHUNK_TIMES)

@@ -80,9 +80,9 @@ def test_every_preset_is_planned(preset: str, plan: Any) -> None:
 
 
 def test_what_is_given_is_planned_for(plan: Any) -> None:
-    arguments = ("gpus=16", "pp=2", "ep=4", "zero=0", "pipeline=dualpipe", "recompute=full", "micro_batches=8")
+    arguments = ("gpus=16", "pp=2", "ep=4", "zero_stage=0", "pipeline=dualpipe", "recompute=full", "num_microbatches=8")
     recipe = plan("model=v2_lite", *arguments, "formats=fp8", "bytes={moment: 4}", "times={overlapped: 2.5}")["recipe"]
-    expected = {"gpus": 16, "pp": 2, "dp": 8, "ep": 4, "zero": 0, "pipeline": "dualpipe", "recompute": "full"}
+    expected = {"gpus": 16, "pp": 2, "dp": 8, "ep": 4, "zero_stage": 0, "pipeline": "dualpipe", "recompute": "full"}
     assert expected.items() <= recipe.items()
     assert (recipe["formats"]["weight"], recipe["formats"]["moment"]) == (1, 4)
     assert recipe["times"] == {"forward": 1, "backward": 2, "weight": 1, "overlapped": 2.5}
@@ -90,7 +90,7 @@ def test_what_is_given_is_planned_for(plan: Any) -> None:
 
 def test_the_training_config_is_the_default(plan: Any) -> None:
     recipe = plan("model=tiny", "run.tokens=123456", "data.sequence_length=64", "data.micro_batch_size=4")["recipe"]
-    assert (recipe["tokens"], recipe["sequence"], recipe["micro_batch"], recipe["gpus"]) == (123456, 64, 4, 1)
+    assert (recipe["tokens"], recipe["seq_len"], recipe["micro_batch"], recipe["gpus"]) == (123456, 64, 4, 1)
 
 
 class Windowed(nn.Module):
@@ -106,7 +106,7 @@ class Windowed(nn.Module):
     def new_cache(self, rows: Iterable[int] = ()) -> None:
         return None
 
-    def cache_numbers_per_token(self) -> int:
+    def kv_cache_elements_per_token(self) -> int:
         return 2 * self.dim
 
     def flops_per_token(self, context: int) -> int:
@@ -117,7 +117,7 @@ def test_a_strangers_attention_is_planned(plan: Any, tmp_path: Path) -> None:
     (tmp_path / "attention").mkdir()
     yaml = f"_target_: {__name__}.Windowed\n_partial_: true\ndim: ${{model.dim}}\nwindow: 10\n"
     (tmp_path / "attention" / "windowed.yaml").write_text(yaml)
-    found = plan(f"hydra.searchpath=[file://{tmp_path}]", "attention=windowed", "model=tiny", "sequence=100")
+    found = plan(f"hydra.searchpath=[file://{tmp_path}]", "attention=windowed", "model=tiny", "seq_len=100")
     assert found["parameters"]["attention"]["total"] == 3 * (4 * 64 * 64 + 64)
     assert found["flops_per_token"]["training"]["attention scores"] == 3 * 3 * 4 * 64 * 10
     assert found["cache_per_token"].keys() == {"windowed", "mla", "gqa"}

@@ -25,7 +25,7 @@ class MadeUpRun:
         self.steps = 0
         path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create({"run": {"experiment": "made_up"}}), path / "config.yaml")
-        (path / "facts.json").write_text(
+        (path / "run_info.json").write_text(
             '{"parameters": {"total": 7801824, "active": 3672960, "mtp": 1867200}, "flops_per_token": 2.4e7,'
             ' "cache_bytes_per_token": 640, "tokens": 2600000, "seed": 1}'
         )
@@ -61,8 +61,8 @@ class MadeUpRun:
         load_E = load_XE.sum(0)
         self.bias[i] += 0.003 * np.sign(load_E.mean() - load_E)
         scalars = {
-            "violation_micro": 0.9, "violation_step": 0.8, "violation_interval": load_E.max() / load_E.mean() - 1,
-            "load_entropy": 0.97, "gate_entropy": 0.95, "margin": 0.03, "limited": 0.1, "nodes": 1.9,
+            "max_vio_micro": 0.9, "max_vio_step": 0.8, "max_vio_interval": load_E.max() / load_E.mean() - 1,
+            "load_entropy": 0.97, "gate_entropy": 0.95, "margin": 0.03, "group_limited_fraction": 0.1, "nodes": 1.9,
             "dispatch_bytes": 1459.2, "effective_experts": self.experts * 0.9, "routed_tokens": tokens,
         }  # fmt: skip
         lists = {
@@ -71,7 +71,9 @@ class MadeUpRun:
         }  # fmt: skip
         row = {"tokens": self.tokens, "layer": layer} | scalars | {name: v.tolist() for name, v in lists.items()}
         self.folder.table("metrics/routing").append(row)
-        self.folder.table("metrics/stability").append({"tokens": self.tokens, "layer": layer, "kept": 0.8})
+        self.folder.table("metrics/stability").append(
+            {"tokens": self.tokens, "layer": layer, "unchanged_fraction": 0.8}
+        )
         if self.steps % 120:
             return  # as with checkpoints, which are further apart
         pairs_EE = self.random.poisson(np.outer(load_E, load_E) / load_E.sum() * (self.top_k - 1))
@@ -81,5 +83,5 @@ class MadeUpRun:
 
     def find(self, layer: str, kind: str, expert: int, text: str) -> None:
         row = {"tokens": self.tokens, "layer": layer, "kind": kind, "expert": expert, "value": 0.0, "text": text}
-        self.folder.table("metrics/findings").append(row)
+        self.folder.table("metrics/alerts").append(row)
         self.folder.flush(self.tokens)

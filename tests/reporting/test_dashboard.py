@@ -15,7 +15,7 @@ from dsv3.reporting.page import write_run_report
 from tests.reporting.browser import Tab, launched, opened, served
 from tests.reporting.made_up import MadeUpRun
 
-PLOT = "document.getElementById('{\"picture\":\"%s\"}')?.querySelector('.js-plotly-plot')"
+PLOT = "document.getElementById('{\"plot\":\"%s\"}')?.querySelector('.js-plotly-plot')"
 """Dash writes an id with sorted keys and no spaces; the plot is inside."""
 
 
@@ -102,7 +102,7 @@ def test_a_dense_model_is_told_from_one_that_has_just_begun(tmp_path: Path) -> N
     (tmp_path / "config.yaml").write_text("{}")
     run = History(tmp_path, "x")
     assert "is over yet" in experts.load(run).layout.annotations[0].text
-    (tmp_path / "facts.json").write_text('{"experts": 0}')
+    (tmp_path / "run_info.json").write_text('{"experts": 0}')
     assert "this model has no experts" in experts.load(run).layout.annotations[0].text
 
 

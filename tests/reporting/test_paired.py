@@ -16,18 +16,18 @@ def test_interval_is_that_of_the_paired_t_test(seed: int) -> None:
     expected = ttest_rel(ours, theirs).confidence_interval(0.95)
     difference = paired(ours, theirs)
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
-    assert difference.shown == (ttest_rel(ours, theirs).pvalue < 0.05)
+    assert difference.significant == (ttest_rel(ours, theirs).pvalue < 0.05)
 
 
 @pytest.mark.parametrize(("n", "least", "most"), [(3, 0.74, 0.80), (8, 0.75, 0.87)])
-def test_a_difference_of_the_detectable_size_is_shown_in_about_four_studies_of_five(
+def test_a_difference_of_the_detectable_size_is_significant_in_about_four_studies_of_five(
     n: int, least: float, most: float
 ) -> None:
     """With n seeds and noise 1: (t_0.975 + t_0.8) / sqrt(n), exact for many seeds."""
     draw = random.Random(0)
     studies = [[draw.gauss(0, 1) for _ in range(n)] for _ in range(3000)]
     detectable = (t.ppf(0.975, n - 1) + t.ppf(0.8, n - 1)) / math.sqrt(n)
-    shown = sum(paired([d + detectable for d in study], [0.0] * n).shown for study in studies) / len(studies)
+    shown = sum(paired([d + detectable for d in study], [0.0] * n).significant for study in studies) / len(studies)
     assert least < shown < most
     squares = [paired(study, [0.0] * n).detectable ** 2 for study in studies]
     assert math.sqrt(sum(squares) / len(squares)) == pytest.approx(detectable, rel=0.05)
@@ -38,14 +38,14 @@ def test_pairing_removes_what_the_seeds_share() -> None:
     difference = paired([x - 0.1 for x in shared], shared)
     assert difference.mean == pytest.approx(-0.1)
     assert difference.high - difference.low == pytest.approx(0.0, abs=1e-12)
-    assert difference.shown
+    assert difference.significant
 
 
 def test_verdicts_are_plain() -> None:
     say = {"unit": "bits per byte", "lower_is_better": True}
     covers = verdict("mtp", "without", paired([1.0, 1.2, 0.9], [1.1, 1.0, 1.0]), **say)
-    assert covers.startswith("mtp: no difference from without shown (95% interval")
-    assert "would have shown four times out of five is about" in covers
+    assert covers.startswith("mtp: no significant difference from without (95% interval")
+    assert "the minimum detectable effect is about" in covers
     better = verdict("mtp", "without", paired([1.0, 1.11, 1.19], [1.1, 1.2, 1.3]), **say)
     assert better.startswith("mtp: better than without by 0.1000 bits per byte")
     worse = verdict("mtp", "without", paired([1.0, 1.11, 1.19], [1.1, 1.2, 1.3]), unit="%", lower_is_better=False)

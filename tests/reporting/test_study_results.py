@@ -80,7 +80,7 @@ def test_an_unfinished_baseline_is_named(tmp_path: Path) -> None:
     made(tmp_path, "b", 1)
     text = sentences(tmp_path, "Verdict")
     assert "a, the baseline, has no finished run: the others are compared with b." in text
-    assert "Not finished, and left out: a/seed1." in text
+    assert "Unfinished, not included: a/seed1." in text
     assert "There is no second arm to compare." in text
 
 

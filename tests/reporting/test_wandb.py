@@ -20,7 +20,7 @@ def test_pictures_are_maps_and_a_table_of_the_newest_interval(tmp_path: Path) ->
     assert set(drawn) == {"experts/load", "experts/specialisation", "experts/output_norm", "experts/table"}
     table = drawn.pop("experts/table")
     assert len(table.data) == 4
-    assert {"layer", "tokens", "violation_interval", "nodes"} <= set(table.columns)
+    assert {"layer", "tokens", "max_vio_interval", "nodes"} <= set(table.columns)
     assert not {"load", "bias", "domains"} & set(table.columns), "arrays are in the maps"
     assert all(isinstance(picture, wandb.Plotly) for picture in drawn.values())
     assert draw(RunFolder(tmp_path / "none")) == {}
@@ -30,7 +30,7 @@ def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> N
     out = tmp_path / "workspace.json"
     assert main(["dashboard", "wandb", f"out={out}", "project=mine", "entity=team"]) == 0
     text = out.read_text()
-    for name in ("Loss", "Balance", "Load of the experts", "Number formats (FP8)", "Benchmarks"):
+    for name in ("Loss", "Balance", "Load of the experts", "Quantisation error (FP8)", "Benchmarks"):
         assert name in text
     for key in ("train/loss", "max_violation", "experts/load", "quantisation/", "benchmarks/"):
         assert key in text

@@ -12,7 +12,8 @@ import pytest
 
 from dsv3.sandbox import Program, Sandbox, Verdict
 from dsv3.sandbox.guest import pack, unpack
-from dsv3.sandbox.jail import Limits, seccomp_filter
+from dsv3.sandbox.jail import Limits
+from dsv3.sandbox.seccomp import seccomp_filter
 from tests.sandbox.hostile import PROGRAMS, WAITING
 
 TEST = """
@@ -93,7 +94,7 @@ def test_the_jail_is_what_stops_them() -> None:
 
 def test_without_a_jail_only_a_waiver_runs_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv3.sandbox.pool.refusal", lambda: "no jail here")
-    with pytest.raises(RuntimeError, match="no jail here; allow_unsafe_code=true"):
+    with pytest.raises(RuntimeError, match="no jail here; confirm_run_unsafe_code=true"):
         Sandbox(LIMITS).run([program("")])
     waived = Sandbox(LIMITS, unsafe=True)
     right, wrong = "def double(x):\n    return 2 * x", "def double(x):\n    return x"

@@ -23,8 +23,8 @@ SOURCE = f"{{_target_: data.sources.local_files, path: {ROOT / 'dsv3'}, text_col
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
     f"+data.sources.code={SOURCE}",
-    "data.held_out=0.2", "trainer.max_steps=20", "run.checkpoint_tokens=2560", "run.validation_tokens=2560",
-    "benchmarks=none",
+    "data.held_out_fraction=0.2", "trainer.max_steps=20", "run.checkpoint_every_tokens=2560",
+    "run.validate_every_tokens=2560", "benchmarks=none",
     "precision=bf16", "router.group_score_top=2",  # what the export format can hold
 ]  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path
 
     before = (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns
     text = call(tmp_path, *command[:-1]).stdout
-    assert "no_such_task was not run: there is no such task" in text
+    assert "skipped no_such_task: there is no such task" in text
     assert (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns == before
 
 
@@ -128,7 +128,7 @@ def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path
 def test_evaluate_reads_a_hugging_face_folder(trained: Path, tmp_path: Path) -> None:
     call(tmp_path, "-m", "dsv3", "export", f"checkpoint={trained}", f"out={tmp_path}/hf")
     command = ["evaluate.py", f"checkpoint={tmp_path}/hf", "tasks=[rg_arithmetic,stdlib_infilling]"]
-    result = json.loads(call(tmp_path, *command, "limit=3", f"results={tmp_path}/out", "format=json").stdout)
+    result = json.loads(call(tmp_path, *command, "limit=3", f"output_path={tmp_path}/out", "format=json").stdout)
     assert set(result["benchmarks"]["results"]) == {"rg_arithmetic"}
     assert "has no run with any" in result["benchmarks"]["dsv3"]["failures"]["stdlib_infilling"]
     run = ["evaluate.py", f"checkpoint={trained}", "tasks=[rg_arithmetic]", "limit=3", "format=json"]

@@ -49,10 +49,10 @@ ELSEWHERE = {
 """Kinds that are no part of a model, and where they are tried."""
 
 SHORT = [
-    "model=tiny", "trainer.max_steps=20", "run.validation_tokens=100000000", "data.sequence_length=64",
-    "data.micro_batch_size=2", "data.batch_sequences.peak=2", "data.validation_tokens=256", "data.questions=8",
+    "model=tiny", "trainer.max_steps=20", "run.validate_every_tokens=100000000", "data.sequence_length=64",
+    "data.micro_batch_size=2", "data.global_batch_size.peak=2", "data.validation_tokens=256", "data.questions=8",
     "benchmarks=none",
-    "data.shuffle_rows=64",  # by default 12,000 rows are made before the first step
+    "data.shuffle_window=64",  # by default 12,000 rows are made before the first step
 ]  # fmt: skip
 
 

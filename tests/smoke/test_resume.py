@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-    "run.tokens=12288", "run.checkpoint_tokens=3072", "run.validation_tokens=4608", "balancing=v3", "precision=fp32",
-    "benchmarks=none", "callbacks.monitor.every_tokens=1536",
+    "run.tokens=12288", "run.checkpoint_every_tokens=3072", "run.validate_every_tokens=4608",
+    "balancing=v3", "precision=fp32", "benchmarks=none", "callbacks.monitor.every_tokens=1536",
 ]  # fmt: skip
 
 

@@ -28,8 +28,9 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 SMALL = [
     "--config-dir", str(ROOT / "tests" / "conf"), "experiment=table5_balancing", "model=tiny", "data=synthetic",
     "precision=fp32", "model.n_layers=2",
-    "tokenizer=bytes", "logger=none", "run.tokens=5120", "run.checkpoint_tokens=1280", "run.validation_tokens=2560",
-    "callbacks.monitor.every_tokens=2560", "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
+    "tokenizer=bytes", "logger=none", "run.tokens=5120", "run.checkpoint_every_tokens=1280",
+    "run.validate_every_tokens=2560", "callbacks.monitor.every_tokens=2560",
+    "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
     "benchmarks.tasks.rg_arithmetic.limit=8", "~benchmarks.tasks.gsm8k_100_answers",
 ]  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_every_arm_with_every_seed() -> None:
         (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
         (["study.arms.none=balancing"], "study.arms.none", "must be a list of overrides"),
         (["study.metric=nonsense"], "study.metric", "held-out code, held-out prose, held-out math, held-out all"),
-        (["study.metric='exact answer'"], "study.metric", "Did you mean 'exact answers'?"),
+        (["study.metric='exact matches'"], "study.metric", "Did you mean 'exact match'?"),
         (["run.name=mine"], "run.dir", "12 runs would write to this folder"),
         (["run.name='of-${study.arm}'", "study.only=[none]"], "run.dir", "'seed=1' and 'seed=2'"),
         (["run.name='of-${study.arm}'", "seed=4,5", "study.only=[none]"], "run.dir", "2 runs would write"),
@@ -143,7 +144,7 @@ def test_mistakes_in_a_study_are_found_before_any_work(arguments: list[str], key
     "arguments",
     [
         ["study.metric='held-out prose'"],
-        ["study.metric='training loss, last tenth'"],
+        ["study.metric='training loss, last 10% of tokens'"],
         ["study.metric='gsm8k_100_answers acc'", "benchmarks=quick"],
         ["study.metric='held-out letters'", "data=synthetic", f"hydra.searchpath=[file://{ROOT}/tests/conf]"],
         ["run.name='of-${study.arm}'", "seed=4"],
@@ -168,7 +169,7 @@ def test_a_diverging_arm_leaves_the_others_to_run(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "error: non-finite loss" in done.stderr
     assert "1 of 2 runs failed" in done.stderr
-    assert "Failed, and left out: bad/seed1 (non-finite loss" in done.stdout
+    assert "Failed, not included: bad/seed1 (non-finite loss" in done.stdout
     assert RunFolder(tmp_path / "good" / "seed1").summary() is not None
     assert "bad/seed1" in (tmp_path / "report.md").read_text()
 
@@ -184,10 +185,10 @@ def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
     sweeper = StudySweeper(max_batch_size=None)
     sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
-    sweeper.report({**now, "metric": "training loss, last tenth"})
+    sweeper.report({**now, "metric": "training loss, last 10% of tokens"})
     sweeper.report({**now, "metric": None})
     assert [headline(study).name for study in reported] == [
-        "training loss, last tenth",
+        "training loss, last 10% of tokens",
         "held-out text at equal tokens",
     ]
     assert [(study.baseline, study.question) for study in reported] == [("b", "Now?")] * 2

@@ -294,7 +294,9 @@ def test_trap_14_loggers_get_tokens_as_the_axis_across_a_resume(composed: Compos
     """Two micro-batches a step and a resume: the tokens logged are those trained on, each once."""
     seen: list[float] = []
     for tokens_cap in (3, 7):
-        config = composed(f"run.dir={tmp_path}/run", f"trainer.max_steps={tokens_cap}", "run.checkpoint_tokens=256")
+        config = composed(
+            f"run.dir={tmp_path}/run", f"trainer.max_steps={tokens_cap}", "run.checkpoint_every_tokens=256"
+        )
         run = build_run(config)
         logger = RecordingLogger()
         run.trainer.loggers = [logger]

@@ -125,10 +125,10 @@ def watched_run(config: DictConfig, monkeypatch: pytest.MonkeyPatch, *, step: in
     "parts",
     [
         ["precision=bf16"],
-        ["precision=bf16", "dispatch.row_multiple=1"],
+        ["precision=bf16", "dispatch.pad_multiple=1"],
         ["precision=fp32", "experts=loop", "attention=gqa", "optimizer=adamw"],
         ["precision=fp32", "router=softmax", "balancing=switch_aux", "recompute=[norm,attention_up,swiglu]"],
-        ["precision=fp8_blockwise", "dispatch.row_multiple=1"],
+        ["precision=fp8_blockwise", "dispatch.pad_multiple=1"],
         [
             "precision=fp32",
             "optimizer=adamw",
@@ -146,7 +146,7 @@ def test_a_step_and_its_callbacks_wait_only_to_be_recorded(
     watch = watched_run(config, monkeypatch, step=3)
     assert watch.watched == 1
     layers = config.model.n_layers - config.model.n_dense_layers + ("mtp=none" not in parts)
-    rows = layers * config.data.micro_batches if config.dispatch.row_multiple > 1 and "experts=loop" not in parts else 0
+    rows = layers * config.data.micro_batches if config.dispatch.pad_multiple > 1 and "experts=loop" not in parts else 0
     if "experts=loop" not in parts and "precision=fp8_blockwise" not in parts:
         assert watch.allowed == 1 + rows, "one record, and a number of rows for each layer that pads"
 

@@ -14,6 +14,7 @@ run programs unguarded; while tasks are loaded that name gives `CodeEval`, which
 
 import contextlib
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
@@ -70,10 +71,17 @@ class CodeEval:
         if _sandbox is None:
             return {}, []
         pairs = zip(predictions, references, strict=True)
-        verdicts = run_nested([[Program(code, test) for code in group] for group, test in pairs])
+        verdicts = run_nested([[program_of(code, test) for code in group] for group, test in pairs])
         passed = [[v["passed"] for v in group] for group in verdicts]
         means = {n: sum(pass_at_k(len(g), sum(g), n) for g in passed) / len(passed) for n in k}
         return {f"pass@{n}": mean for n, mean in means.items()}, verdicts
+
+
+def program_of(code: str, reference: str) -> Program:
+    """lm-eval's references are a test; HumanEval's ends in `check(entry_point)`."""
+    test, _, last = reference.rstrip().rpartition("\n")
+    call = re.fullmatch(r"check\((\w+)\)", last.strip())
+    return Program(code, test, entry_point=call[1]) if call else Program(code, reference)
 
 
 class _Evaluate(ModuleType):

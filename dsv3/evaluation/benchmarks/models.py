@@ -20,7 +20,7 @@ from dsv3.inference.engine import PREFILL
 from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.prefixes import common_prefix, padded
 from dsv3.model.decoder import Caches, Decoder
-from dsv3.model.layers import held_weights
+from dsv3.model.layers import cached_weight_casts
 from dsv3.prompts.infilling import Order
 
 
@@ -44,7 +44,7 @@ class NativeModel:
     @contextmanager
     def steady(self) -> Iterator[None]:
         try:
-            with held_weights(self.model):
+            with cached_weight_casts(self.model):
                 yield
         finally:  # a task may fail, and training goes on
             self._prefix, self._prefix_caches = [], None

@@ -109,7 +109,7 @@ def scores(results: Mapping[str, Any], shots_used: Mapping[str, float]) -> Itera
 
 def score_table(rows: Sequence[Score], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in ("task", "shots", "n", "metric", "value", "± standard error"):
+    for column in ("task", "few-shot", "n", "metric", "value", "± standard error"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     last = None
     for row in rows:

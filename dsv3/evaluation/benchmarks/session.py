@@ -1,4 +1,4 @@
-"""`python evaluate.py` with benchmarks: which model, where results go, what is run again, the comparison."""
+"""The benchmarks of `python evaluate.py`: model, results folder, finished tasks, comparison."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.build import build_data
-from dsv3.checkpoint.loading import Loaded, is_published, load_run
+from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
@@ -19,19 +19,19 @@ from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, score
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.inference.scored_model import ScoredModel
-from dsv3.process import device_named
+from dsv3.runtime import device_named
 from dsv3.sandbox import Sandbox
 
 
 class Session:
-    """The benchmarks of one call of evaluate.py."""
+    """Runs the benchmarks of one call of evaluate.py."""
 
     def __init__(self, config: DictConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.device = device_named(config.device)
-        self.sandbox = Sandbox(unsafe=config.allow_unsafe_code)
+        self.sandbox = Sandbox(unsafe=config.confirm_run_unsafe_code)
         chosen = entries(config.benchmarks) | {name: Entry() for name in config.tasks}
-        changes = {key: config[key] for key in ("limit", "shots", "num_samples")}
+        changes = {key: config[key] for key in ("limit", "num_fewshot", "num_samples")}
         self.entries = {name: entry.changed(**changes) for name, entry in chosen.items()}
         self.finished: dict[str, list[str]] = {}  # tasks with results, by checkpoint
 
@@ -66,14 +66,14 @@ class Session:
         rows = list(scores(combined, combined["dsv3"]["shots_used"]))
         self.console.print(score_table(rows, f"Benchmarks of {model.name}"))
         for name, reason in failures.items():
-            self.console.print(f"{name} was not run: {reason}", soft_wrap=True)
+            self.console.print(f"skipped {name}: {reason}", soft_wrap=True)
         if not self.sandbox.jailed and self.sandbox.unsafe:
             self.console.print(f"programs ran without a sandbox: {self.sandbox.refusal}", soft_wrap=True)
         self.console.print(f"results and generations in {folder.path}", soft_wrap=True)
 
     def compare(self, checkpoint: str, other: str) -> list[dict[str, Any]]:
         """Run the same tasks on the other checkpoint; every metric's paired difference, other minus this one."""
-        if is_published(other):
+        if is_hf_checkpoint(other):
             self.run(other, None, None)
         else:
             loaded = load_run(other, device=self.device)
@@ -85,11 +85,11 @@ class Session:
         return [row._asdict() for row in rows]
 
     def folder(self, checkpoint: str) -> Path:
-        """Where the results of a checkpoint go."""
+        """The results folder of a checkpoint."""
         name = Path(checkpoint).absolute()
-        if self.config.results:
-            return Path(self.config.results) / "-".join(name.parts[-2:])
-        if is_published(checkpoint):
+        if self.config.output_path:
+            return Path(self.config.output_path) / "-".join(name.parts[-2:])
+        if is_hf_checkpoint(checkpoint):
             return Path("runs", "benchmarks", name.name).absolute()
         run = name if name.is_dir() else name.parent.parent
         stem = "newest" if name.is_dir() else name.stem
@@ -97,7 +97,7 @@ class Session:
 
 
 def native_model(loaded: Loaded, weights: str) -> NativeModel:
-    """The run's model with its live or its averaged weights."""
+    """The run's model with its current or its EMA weights."""
     loaded.use(weights)
     data = loaded.config.data
     return NativeModel(

@@ -19,6 +19,7 @@ import torch
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
+from dsv3.config.moved import answer
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.answers import AnswerBits, answer_bits
 from dsv3.evaluation.benchmarks.code import runs_code, sandbox_in_use
@@ -38,7 +39,7 @@ class Entry:
     """How one task runs. None: as the task itself says."""
 
     limit: int | None = None  # documents, from the first
-    shots: int | None = None
+    num_fewshot: int | None = None  # few-shot examples
     num_samples: int | None = None  # generations for each document, of tasks that run programs
     temperature: float | None = None  # of sampling; with more than one sample 0.8 where nothing is said
     answer: str | None = None  # template of the right answer in words, where the task's own target is none
@@ -52,14 +53,15 @@ def entries(suite: Mapping[str, Any]) -> dict[str, Entry]:
     """The tasks of a composed conf/benchmarks/*.yaml.
 
     Raises:
-        ValueError: a task has a setting that there is not.
+        ValueError: a task has a setting that does not exist.
     """
     result = {}
+    known = list(Entry.__dataclass_fields__)
     for name, settings in suite["tasks"].items():
-        unknown = set(settings or {}) - set(Entry.__dataclass_fields__)
-        if unknown:
-            known = ", ".join(Entry.__dataclass_fields__)
-            raise ValueError(f"benchmarks.tasks.{name}: there is no setting {', '.join(sorted(unknown))}; {known}")
+        for setting, value in (settings or {}).items():
+            if setting not in known:
+                message = answer(setting, value, known) or f"unknown setting; must be one of {', '.join(known)}"
+                raise ValueError(f"benchmarks.tasks.{name}.{setting}={value}: {message}")
         result[name] = Entry(**(settings or {}))
     return result
 
@@ -108,8 +110,8 @@ class Suite:
         return Outcome(results, samples, used, time.perf_counter() - started)
 
     def _prepare(self, task: Any, entry: Entry) -> FittingShots:
-        shots = entry.shots if entry.shots is not None else task.get_config("num_fewshot") or 0
-        task.set_config(key="num_fewshot", value=shots)
+        count = entry.num_fewshot if entry.num_fewshot is not None else task.get_config("num_fewshot") or 0
+        task.set_config(key="num_fewshot", value=count)
         task.set_fewshot_seed(seed=self.seed)
         if runs_code(task) and entry.num_samples is not None:
             task.set_config(key="repeats", value=entry.num_samples)

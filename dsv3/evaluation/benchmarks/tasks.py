@@ -109,9 +109,9 @@ class TaskFinder:
 
 def check_programs_can_run(task: Any, sandbox: Sandbox) -> None:
     if not sandbox.usable:
-        raise UnavailableError(f"{sandbox.refusal}; allow_unsafe_code=true runs programs without it")
+        raise UnavailableError(f"{sandbox.refusal}; confirm_run_unsafe_code=true runs programs without it")
     if not is_sandboxed(task) and not sandbox.unsafe:
-        raise UnavailableError("it runs programs by itself, outside the sandbox; only allow_unsafe_code=true lets it")
+        raise UnavailableError("runs programs outside the sandbox; confirm_run_unsafe_code=true allows it")
 
 
 @contextlib.contextmanager

@@ -2,21 +2,21 @@
 
 A loss is a spike where it lies above the median of the last `window` finite ones by more than
 
-    max(rise, deviations * sigma),    sigma = 1.4826 / sqrt(2) * median |d - median d|,
+    max(min_rise, threshold_sigmas * sigma),    sigma = 1.4826 / sqrt(2) * median |d - median d|,
 
 d being the differences of successive losses: what varies from step to step, not the trend of the window. (For
 independent normal losses sigma is their standard deviation.) One spike moves neither median; a rise that lasts is the
 new level after half a window. The policies:
 
-    record      write it down and go on
-    skip        write it down and leave out this update of the weights; the data moves on
-    roll_back   go back to the newest checkpoint and train again, leaving out the update at which the loss rose
+    record      log the batch and go on
+    skip        log the batch and skip this update of the weights; the data moves on
+    roll_back   roll back to the newest checkpoint and train again, skipping the update at which the loss rose
 
-Training ends with an error after `most_nonfinite` losses or gradients in a row that are not finite: weights that give
+Training ends with an error after `max_nonfinite` losses or gradients in a row that are not finite: weights that give
 such losses are not mended by further batches.
 
-What is written down (`spikes/tokens-<n>.json`, n the tokens before the step) is the batch: its documents with their
-own losses, worst first, its domains, and the load of every expert. The newest BATCHES_KEPT stay.
+The batch is logged to `spikes/tokens-<n>.json`, n the tokens before the step: its documents with their own losses,
+worst first, its domains, and the load of every expert. The newest BATCHES_KEPT stay.
 """
 
 import json
@@ -31,10 +31,11 @@ from typing import Any, Literal, get_args
 import lightning
 import torch
 
+from dsv3.checkpoint.older_runs import file_to_read
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
 from dsv3.model.losses import token_losses
-from dsv3.monitoring.findings import Finding
+from dsv3.monitoring.alerts import Alert
 from dsv3.strict_json import finite
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
@@ -52,7 +53,7 @@ NONFINITE = "non-finite loss"
 
 
 class RollBack(Exception):  # noqa: N818  (a request to `dsv3.training.fit`, not an error)
-    """Training goes back to the newest checkpoint."""
+    """Training rolls back to the newest checkpoint."""
 
 
 class Guard(lightning.Callback):
@@ -66,10 +67,10 @@ class Guard(lightning.Callback):
         on_spike: OnSpike,
         on_nonfinite: OnNonfinite,
         window: int,
-        deviations: float,
-        rise: float,
-        most_rollbacks: int,
-        most_nonfinite: int,
+        threshold_sigmas: float,
+        min_rise: float,
+        max_rollbacks: int,
+        max_nonfinite: int,
     ) -> None:
         """Raises ValueError for an unknown policy, or a `window` too small to tell a spike from noise."""
         for name, policy, allowed in (("spike", on_spike, OnSpike), ("nonfinite", on_nonfinite, OnNonfinite)):
@@ -77,29 +78,24 @@ class Guard(lightning.Callback):
                 raise ValueError(f"callbacks.guard.on_{name}={policy}: must be one of {', '.join(get_args(allowed))}")
         if window < FEWEST_LOSSES:
             raise ValueError(f"callbacks.guard.window={window}: must be at least {FEWEST_LOSSES}")
-        if most_nonfinite < 1:
-            raise ValueError(f"callbacks.guard.most_nonfinite={most_nonfinite}: must be at least 1")
+        if max_nonfinite < 1:
+            raise ValueError(f"callbacks.guard.max_nonfinite={max_nonfinite}: must be at least 1")
         self.policies = {"loss spike": on_spike, NONFINITE: on_nonfinite}
-        self.deviations, self.rise = deviations, rise
-        self.most_rollbacks, self.most_nonfinite = most_rollbacks, most_nonfinite
+        self.threshold_sigmas, self.min_rise = threshold_sigmas, min_rise
+        self.max_rollbacks, self.max_nonfinite = max_rollbacks, max_nonfinite
         self.losses: deque[float] = deque(maxlen=window)
         self.nonfinite = 0  # in a row
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.model, self.data = pl_module.model, trainer.datamodule
-        self.run_folder = pl_module.folder
-        self.findings = pl_module.folder.table("metrics/findings")
+        self.folder, self.alerts = pl_module.folder.path, pl_module.folder.table("metrics/alerts")
         pl_module.guard = self
-
-    @property
-    def folder(self) -> Path:
-        return self.run_folder.path / "spikes"
 
     def allows(self, step: Step, record: StepRecord) -> bool:
         """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
         loss = record.loss
-        if step.tokens_before in left_out_steps(self.folder):
-            self._tell(step, "update left out", loss, f"skipped the update at {step.tokens_before:,} tokens")
+        if step.tokens_before in skipped_updates(self.folder):
+            self._alert(step, "skipped update", loss, f"skipped the update at {step.tokens_before:,} tokens")
             allowed = False
         else:
             kind = self._judge(loss, record.figures["grad_norm"])
@@ -110,24 +106,23 @@ class Guard(lightning.Callback):
         return allowed
 
     def _act(self, step: Step, kind: str, record: StepRecord) -> bool:
-        """Write the step down and do what the policy says; whether its update is made."""
+        """Log the step and follow the policy; whether its update is made."""
         policy, norm = self.policies[kind], record.figures["grad_norm"]
         text = f"{kind} {record.loss:.3f} (gradient norm {norm:.3g}) at {step.tokens_before:,} tokens: {policy}"
-        self._tell(step, kind, record.loss, text)
-        self._write_down(step, kind, policy, record)
+        self._alert(step, kind, record.loss, text)
+        self._log_batch(step, kind, policy, record)
         if policy == "roll_back":
-            left_out = left_out_steps(self.folder)
-            if len(left_out) >= self.most_rollbacks:
-                raise ValueError(f"{text}; limit of callbacks.guard.most_rollbacks={self.most_rollbacks} reached")
-            leave_out(self.folder, [*left_out, step.tokens_before])
+            skipped = skipped_updates(self.folder)
+            if len(skipped) >= self.max_rollbacks:
+                raise ValueError(f"{text}; limit of callbacks.guard.max_rollbacks={self.max_rollbacks} reached")
+            write_skipped_updates(self.folder, [*skipped, step.tokens_before])
             raise RollBack(text)
-        if self.nonfinite >= self.most_nonfinite:
-            self.run_folder.flush(record.tokens)
+        if self.nonfinite >= self.max_nonfinite:
             raise ValueError(
-                f"callbacks.guard.most_nonfinite={self.most_nonfinite}: {self.nonfinite} steps in a row had a loss or "
+                f"callbacks.guard.max_nonfinite={self.max_nonfinite}: {self.nonfinite} steps in a row had a loss or "
                 f"gradient that is not finite, the last one at {step.tokens_before:,} tokens (loss {record.loss:.3f}, "
                 f"gradient norm {norm:.3g}); lower schedule.peak, or resume=CHECKPOINT from before it. Their batches "
-                f"are in {self.folder}"
+                f"are in {self.folder / 'spikes'}"
             )
         return policy == "record"
 
@@ -143,13 +138,13 @@ class Guard(lightning.Callback):
         differences = [after - before for before, after in pairwise(self.losses)]
         middle = median(differences)
         sigma = 1.4826 / math.sqrt(2) * median(abs(d - middle) for d in differences)
-        return median(self.losses) + max(self.rise, self.deviations * sigma)
+        return median(self.losses) + max(self.min_rise, self.threshold_sigmas * sigma)
 
-    def _tell(self, step: Step, kind: str, loss: float, text: str) -> None:
+    def _alert(self, step: Step, kind: str, loss: float, text: str) -> None:
         log.warning(text)
-        self.findings.append(Finding(step.tokens_before, "", kind, -1, loss, text)._asdict())
+        self.alerts.append(Alert(step.tokens_before, "", kind, -1, loss, text)._asdict())
 
-    def _write_down(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
+    def _log_batch(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
         domains_N = torch.cat([micro.domains_BT[micro.document_ids_BT > 0] for micro in step.micro_batches])
         counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
         content = {
@@ -167,8 +162,9 @@ class Guard(lightning.Callback):
             },
         }
         text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
-        write_atomically(self.folder / f"tokens-{step.tokens_before:015d}.json", lambda path: path.write_text(text))
-        for old in sorted(self.folder.glob("tokens-*.json"))[:-BATCHES_KEPT]:
+        out = self.folder / "spikes" / f"tokens-{step.tokens_before:015d}.json"
+        write_atomically(out, lambda path: path.write_text(text))
+        for old in sorted(out.parent.glob("tokens-*.json"))[:-BATCHES_KEPT]:
             old.unlink()
 
     @torch.no_grad()
@@ -210,11 +206,14 @@ class Guard(lightning.Callback):
         self.nonfinite = state_dict.get("nonfinite", 0)  # older runs have none
 
 
-def left_out_steps(folder: Path) -> list[int]:
-    """Tokens before each step whose update is left out, from the run's `spikes/left_out.json`."""
-    path = folder / "left_out.json"
+SKIPPED_UPDATES = "spikes/skipped_updates.json"
+
+
+def skipped_updates(run: Path) -> list[int]:
+    """Tokens before each step whose update a rollback skips."""
+    path = file_to_read(run, SKIPPED_UPDATES)
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def leave_out(folder: Path, steps: list[int]) -> None:
-    write_atomically(folder / "left_out.json", lambda path: path.write_text(json.dumps(steps)))
+def write_skipped_updates(run: Path, tokens_before: list[int]) -> None:
+    write_atomically(run / SKIPPED_UPDATES, lambda path: path.write_text(json.dumps(tokens_before)))

@@ -1,5 +1,5 @@
 """Expert monitoring: routing tables over training tokens, `metrics/routing`, `metrics/coactivation`,
-`metrics/stability` and `metrics/findings`.
+`metrics/stability` and `metrics/alerts`.
 
 In a step, sums are added up for each MoE layer (`dsv3.monitoring.routing_statistics`); figures are made of them once an
 interval. Expert outputs are measured in one step an interval. What has been added up is part of a checkpoint, so that
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dsv3.contracts import MicroBatch, Routing, Step
 from dsv3.model.load import count_experts, real_tokens
-from dsv3.monitoring.findings import changes, condition
+from dsv3.monitoring.alerts import changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics
 from dsv3.planning.recipe import FORMATS
 from dsv3.training.callbacks.intervals import crossed
@@ -64,7 +64,7 @@ class Monitor(lightning.Callback):
     def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
         table = pl_module.folder.table
         self.routing, self.coactivation = table("metrics/routing"), table("metrics/coactivation")
-        self.stability, self.findings = table("metrics/stability"), table("metrics/findings")
+        self.stability, self.alerts = table("metrics/stability"), table("metrics/alerts")
         self.timing = table("timing/monitor")
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
@@ -134,18 +134,18 @@ class Monitor(lightning.Callback):
             row["dispatch_bytes"] = figures["nodes"] * self.dispatch_bytes
             self.routing.append(row)
             self.pairs[layer] = self.pairs.get(layer, 0) + statistics.pairs_EE.cpu()
-            self._tell(tokens, layer, figures, self.moes[layer].router.top_k)
+            self._log_alerts(tokens, layer, figures, self.moes[layer].router.top_k)
             scalars |= {f"{layer}/{name}": value for name, value in row.items() if isinstance(value, float)}
             statistics.reset()
         for logger in trainer.loggers:
             logger.log_metrics(scalars)
 
-    def _tell(self, tokens: int, layer: str, figures: dict[str, Any], top_k: int) -> None:
+    def _log_alerts(self, tokens: int, layer: str, figures: dict[str, Any], top_k: int) -> None:
         now = condition(figures, top_k=top_k)
         before = set(self.wrong.get(layer, []))
-        for finding in changes(tokens, layer, len(figures["load"]), before, now):
-            self.findings.append(finding._asdict())
-            log.warning("after %s tokens: %s", f"{tokens:,}", finding.text)
+        for alert in changes(tokens, layer, len(figures["load"]), before, now):
+            self.alerts.append(alert._asdict())
+            log.warning("after %s tokens: %s", f"{tokens:,}", alert.text)
         self.wrong[layer] = sorted(now)
 
     def _end_stretch(self, model: Any, tokens: int) -> None:
@@ -164,8 +164,8 @@ class Monitor(lightning.Callback):
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)
             if layer in self.chosen:
-                kept = (now_NK.unsqueeze(2) == self.chosen[layer].unsqueeze(1)).any(2).float().mean().item()
-                self.stability.append({"tokens": tokens, "layer": layer, "kept": kept})
+                same = (now_NK.unsqueeze(2) == self.chosen[layer].unsqueeze(1)).any(2).float().mean().item()
+                self.stability.append({"tokens": tokens, "layer": layer, "unchanged_fraction": same})
             self.chosen[layer] = now_NK
 
     def state_dict(self) -> dict[str, Any]:

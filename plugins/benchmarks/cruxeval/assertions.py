@@ -1,20 +1,17 @@
 """CRUXEval (arXiv 2401.03065): complete an assertion about a function, with its result or with arguments that give it.
 
 lm-eval's own tasks run what the model wrote outside any sandbox; these have its description and examples, and run
-nothing but the model's literal (output) or the function on the model's arguments (input), in the sandbox.
+nothing of it: an answer is read as literals (literals.py), and the dataset's own function is called with them.
 """
 
 import functools
 import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset
-
-ASSERTION = re.compile(r"assert\s+f\((.*)\)\s*==\s*(.+)", re.DOTALL)
 
 
 @functools.cache
@@ -54,27 +51,28 @@ input_examples = functools.partial(examples, "input")
 output_examples = functools.partial(examples, "output")
 
 
-def parts(response: str) -> tuple[str, str]:
-    """Arguments and result of the assertion in a response; a bare answer counts as either."""
-    text = response.split("[/ANSWER]")[0].rpartition("[ANSWER]")[2].strip()
-    found = ASSERTION.search(text)
-    return (found[1].strip(), found[2].strip()) if found else (text, text)
+LITERALS = Path(__file__).with_name("literals.py").read_text(encoding="utf-8")
+
+
+def stated(response: str) -> str:
+    """The answer in a response, as a Python literal of its text."""
+    return ascii(response.split("[/ANSWER]")[0].rpartition("[ANSWER]")[2].strip())
 
 
 def output_program(doc: dict[str, Any], response: str) -> dict[str, str]:
-    """The literal alone: without the function at hand it cannot be worked out by calling it."""
-    return {
-        "code": f"def answer():\n    return ({parts(response)[1]}\n)",
-        "test": f"def check(answer):\n    assert answer() == ({doc['output']})",
-        "entry_point": "answer",
-    }
+    """No function is at hand: the value cannot be worked out by calling it."""
+    return {"code": "", "setup": LITERALS, "test": f"assert value({stated(response)}) == ({doc['output']})"}
 
 
 def input_program(doc: dict[str, Any], response: str) -> dict[str, str]:
+    """The model writes arguments, and nothing that runs: `f` is the dataset's, and the test calls it."""
     return {
-        "code": f"{doc['code']}\n\ndef answer():\n    return f({parts(response)[0]}\n)",
-        "test": f"def check(answer):\n    assert answer() == ({doc['output']})",
-        "entry_point": "answer",
+        "code": doc["code"],
+        "setup": LITERALS,
+        "test": f"def check(f):\n"
+        f"    positional, named = arguments({stated(response)})\n"
+        f"    assert f(*positional, **named) == ({doc['output']})",
+        "entry_point": "f",
     }
 
 

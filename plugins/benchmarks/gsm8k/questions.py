@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 from datasets import Dataset
-from math_verify import parse, verify
+
+from dsv3.verifiers import same_value
 
 FINAL = re.compile(r"(?:The answer is|####)\s*(.+?)\s*(?:\.?\s*$|\.\s|\n)")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -59,7 +60,7 @@ def last_number(text: str) -> str:
 
 def same(answer: str, final: str) -> float:
     """1.0 where the two mean the same number."""
-    return float(bool(answer) and verify(parse(final), parse(answer)))
+    return same_value(answer, final).value if answer else 0.0
 
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

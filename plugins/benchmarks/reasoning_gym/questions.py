@@ -1,4 +1,4 @@
-"""Questions drawn from reasoning-gym's generators (arXiv 2505.24760), and its own verifiers.
+"""Questions drawn from reasoning-gym's generators (arXiv 2505.24760), and its own verifiers, run in a jail.
 
 A question's seed lies above all that training and its held-out questions are drawn from, and follows from the task
 alone, so every run is asked the same.
@@ -11,6 +11,8 @@ from typing import Any
 
 import reasoning_gym
 from datasets import Dataset
+
+from dsv3.verifiers import verify
 
 FIRST_SEED = 2_000_000_000
 """data/sources.py draws below 2 * 10**9."""
@@ -41,7 +43,6 @@ def load(*, generators: Sequence[str], size: int, **_: Any) -> dict[str, Dataset
 
 def score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """`score`: the verifier's, between 0 and 1; `exact_match`: 1 where the answer is right altogether."""
-    source = drawn(doc["family"], doc["size"])
-    answer = results[0].strip()
-    value = float(source.score_answer(answer, entry=source[doc["number"]])) if answer else 0.0
+    answer, family = results[0].strip(), doc["family"]
+    value = verify(family, answer, drawn(family, doc["size"])[doc["number"]]).value if answer else 0.0
     return {"score": value, "exact_match": float(value == 1.0)}

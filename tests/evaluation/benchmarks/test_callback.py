@@ -17,7 +17,9 @@ SUITE = ["+benchmarks.tasks.rg_arithmetic={limit: 4}", "+benchmarks.tasks.rg_alg
 
 
 def train(compose: Callable[..., DictConfig], folder: Path, *more: str) -> tuple[Any, RunFolder]:
-    config = compose("precision=fp32", f"run.dir={folder}", "run.tokens=2048", "run.checkpoint_tokens=1024", *more)
+    config = compose(
+        "precision=fp32", f"run.dir={folder}", "run.tokens=2048", "run.checkpoint_every_tokens=1024", *more
+    )
     run = build_run(config)
     run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
     return run, run.folder

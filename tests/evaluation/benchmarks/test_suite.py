@@ -69,7 +69,7 @@ def test_examples_that_do_not_fit_are_dropped_from_the_left(
 ) -> None:
     """Of four examples (26 to 32 bytes each, line breaks included) the last few stay, whole."""
     own_model.max_length = length
-    outcome = suite_of(own_model, str(capitals)).run("capitals", Entry(shots=4, limit=1))
+    outcome = suite_of(own_model, str(capitals)).run("capitals", Entry(num_fewshot=4, limit=1))
     prompt = outcome.samples["capitals"][0]["arguments"][0][0]
     kept = [f"The capital of {country} is {capital}\n\n" for country, capital in ROWS[1:5]][4 - fit :]
     assert prompt == "".join(kept) + "The capital of France is"
@@ -85,7 +85,7 @@ def test_choices_and_likelihoods_give_bits_without_further_passes(own_model: Nat
 
 
 def test_groups_pool_their_documents(own_model: NativeModel) -> None:
-    outcome = suite_of(own_model).run("rg_bbh", Entry(limit=2, shots=0))
+    outcome = suite_of(own_model).run("rg_bbh", Entry(limit=2, num_fewshot=0))
     pooled = [sample for samples in outcome.samples.values() for sample in samples]
     assert len(pooled) == 10
     bpb = sum(sample["answer_bits"] for sample in pooled) / sum(sample["answer_bytes"] for sample in pooled)
@@ -94,7 +94,7 @@ def test_groups_pool_their_documents(own_model: NativeModel) -> None:
 
 def test_random_states_are_left_as_they_were(own_model: NativeModel, capitals: Path) -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    suite_of(own_model, str(capitals)).run("capitals", Entry(temperature=1.0, shots=2))
+    suite_of(own_model, str(capitals)).run("capitals", Entry(temperature=1.0, num_fewshot=2))
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])

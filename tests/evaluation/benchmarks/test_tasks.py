@@ -195,7 +195,7 @@ def test_unknown_names_missing_data_and_missing_runs_are_explained() -> None:
 
 def test_code_tasks_need_the_sandbox_or_a_waiver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv3.sandbox.pool.refusal", lambda: "no jail here")
-    with pytest.raises(UnavailableError, match="no jail here; allow_unsafe_code=true"):
+    with pytest.raises(UnavailableError, match="no jail here; confirm_run_unsafe_code=true"):
         finder().load("humaneval_164", Sandbox())
     assert finder().load("humaneval_164", Sandbox(unsafe=True))["tasks"]
 
@@ -207,7 +207,7 @@ def test_lm_evals_own_code_tasks_run_in_the_sandbox(tmp_path: Path) -> None:
     Dataset.from_list(list(read_problems().values())[:2]).to_parquet(folder / "test.parquet")
     loaded = finder(datasets_folder=str(tmp_path)).load("humaneval", Sandbox())
     assert list(loaded["tasks"]) == ["humaneval"]
-    with pytest.raises(UnavailableError, match="it runs programs by itself, outside the sandbox"):
+    with pytest.raises(UnavailableError, match="runs programs outside the sandbox"):
         finder(datasets_folder=str(cruxeval(tmp_path))).load("cruxeval_output", Sandbox())
 
 
@@ -249,5 +249,7 @@ def test_suites_name_tasks_that_exist() -> None:
 
 def test_a_suites_mistakes_are_named() -> None:
     assert entries({"tasks": {"a": {"limit": 3}, "b": None}}) == {"a": Entry(limit=3), "b": Entry()}
-    with pytest.raises(ValueError, match=r"benchmarks\.tasks\.a: there is no setting limmit"):
+    with pytest.raises(ValueError, match=r"benchmarks\.tasks\.a\.limmit=\d+: unknown setting; must be one of limit"):
         entries({"tasks": {"a": {"limmit": 3}}})
+    with pytest.raises(ValueError, match="this key is now called num_fewshot: write num_fewshot=3"):
+        entries({"tasks": {"a": {"shots": 3}}})

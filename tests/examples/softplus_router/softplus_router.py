@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import Routing
-from dsv3.model.layers import KeepsDtype
+from dsv3.model.layers import FixedDtype
 
 
-class SoftplusRouter(KeepsDtype):
+class SoftplusRouter(FixedDtype):
     """s_i = softplus(u . e_i); top-k of s_i + b_i; g_i = s_i / sum of the chosen s, times `route_scale`.
 
     Unlike a sigmoid, a softplus does not saturate: a strongly preferred expert may have any share of the gate.

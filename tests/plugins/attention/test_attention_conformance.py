@@ -35,9 +35,9 @@ def test_shipped_attentions_conform(name, changes):
     check_attention(instantiate(root.attention, _convert_="all"), dim=32)
 
 
-def test_plain_decoding_conforms():
+def test_naive_decoding_conforms():
     root = OmegaConf.create({"model": MODEL, "attention": OmegaConf.load(CONF / "attention" / "mla.yaml")})
-    check_attention(instantiate(root.attention, _convert_="all", decode="plain"), dim=32)
+    check_attention(instantiate(root.attention, _convert_="all", decode="naive"), dim=32)
 
 
 class Good(GroupedQueryAttention):

@@ -1,4 +1,4 @@
-"""MLA and GQA against FP64 loops over heads and positions; absorbed decoding against plain."""
+"""MLA and GQA against FP64 loops over heads and positions; absorbed decoding against naive."""
 
 import math
 
@@ -33,7 +33,7 @@ def latent(draw):
         rope_theta=draw(pick([10.0, 1e4])),
         yarn=draw(pick([None, YARN])),
         norm_eps=1e-6,
-        decode=draw(pick(["absorbed", "plain"])),
+        decode=draw(pick(["absorb", "naive"])),
         precision=Plain(torch.float32),
     )
 
@@ -175,21 +175,21 @@ def test_equals_loops_in_fp64(strategy, reference, data, seed, isolate):
 
 @given(data=st.data(), seed=st.integers(0, 99), chunks=st.lists(st.integers(1, 4), min_size=2, max_size=6))
 @few
-def test_absorbed_decoding_equals_plain(data, seed, chunks):
+def test_absorbed_decoding_equals_naive(data, seed, chunks):
     attention = ready(data.draw(latent()), seed)
     x, positions, _ = inputs(attention, seed, length=sum(chunks))
     outputs = {}
-    for decode in ("absorbed", "plain"):
+    for decode in ("absorb", "naive"):
         attention.decode = decode
         cache = attention.new_cache(range(2))
         parts = zip(x.split(chunks, 1), positions.split(chunks, 1), strict=True)
         outputs[decode] = torch.cat([attention(part, at, None, cache) for part, at in parts], 1)
-    assert torch.allclose(outputs["absorbed"], outputs["plain"], rtol=1e-4, atol=1e-5)
-    assert torch.allclose(outputs["plain"], attention(x, positions), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(outputs["absorb"], outputs["naive"], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(outputs["naive"], attention(x, positions), rtol=1e-4, atol=1e-5)
 
 
 def test_absorbed_decoding_never_expands_the_latents(monkeypatch):
-    attention = ready(latent_of("absorbed"), 0)
+    attention = ready(latent_of("absorb"), 0)
     x, positions, _ = inputs(attention, 0)
     cache = attention.new_cache(range(2))
     attention(x[:, :8], positions[:, :8], None, cache)
@@ -210,18 +210,18 @@ def test_cache_numbers():
     with torch.device("meta"):
         mla = MultiHeadLatentAttention(
             **sizes, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
-            norm_eps=1e-6, decode="absorbed",
+            norm_eps=1e-6, decode="absorb",
         )  # fmt: skip
         gqa = GroupedQueryAttention(**sizes, n_kv_heads=8, head_dim=128)
-    assert mla.cache_numbers_per_token() == 576
+    assert mla.kv_cache_elements_per_token() == 576
     assert mla.new_cache([0]).rows[0].held.shape == (0, 576)
-    assert gqa.cache_numbers_per_token() == 2 * 8 * 128
+    assert gqa.kv_cache_elements_per_token() == 2 * 8 * 128
 
 
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_flops(attention):
     """Counted by torch's own counter over one token that sees a full cache."""
-    made = latent_of("plain") if attention == "mla" else GroupedQueryAttention(
+    made = latent_of("naive") if attention == "mla" else GroupedQueryAttention(
         dim=8, n_heads=4, n_kv_heads=4, head_dim=6, rope_theta=1e4, yarn=None, precision=Plain(torch.float32)
     )  # fmt: skip
     context = 16

@@ -9,11 +9,11 @@ from plugins.dispatch.local import LocalDispatch
 
 @pytest.mark.parametrize("multiple", [1, 32])
 def test_the_shipped_dispatch_conforms(multiple):
-    check_dispatch(lambda: LocalDispatch(row_multiple=multiple))
+    check_dispatch(lambda: LocalDispatch(pad_multiple=multiple))
 
 
 def local(x_ND, routing, experts):
-    return LocalDispatch(row_multiple=1)(x_ND, routing, experts)
+    return LocalDispatch(pad_multiple=1)(x_ND, routing, experts)
 
 
 def capacity(x_ND, routing, experts):

@@ -56,7 +56,7 @@ def test_equals_the_sum_in_fp64_with_gradients(multiple, tokens, experts, top_k,
     layer = Linear(experts, 5, torch.float64)
     grads = []
     for combine in (
-        lambda x, r: LocalDispatch(row_multiple=multiple)(x, r, layer),
+        lambda x, r: LocalDispatch(pad_multiple=multiple)(x, r, layer),
         lambda x, r: expected(x, r, layer.weight),
     ):
         x = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_no_token_is_dropped(multiple, tokens, experts, top_k, seed):
         return x_MD * gates_M.unsqueeze(1)
 
     x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed))
-    y = LocalDispatch(row_multiple=multiple)(x, routing, passing)
+    y = LocalDispatch(pad_multiple=multiple)(x, routing, passing)
     assert seen[0].dtype == torch.int64
     load = routing.experts_NK.flatten().bincount(minlength=experts).tolist()
     assert seen[0].tolist() == [-(-count // multiple) * multiple for count in load]
@@ -97,8 +97,8 @@ def test_order_of_tokens_does_not_matter(seed, multiple):
     x, order = torch.randn(9, 4, generator=generator), torch.randperm(9, generator=generator)
     moved = Routing(*(field[order] for field in routing))
     assert torch.allclose(
-        LocalDispatch(row_multiple=multiple)(x[order], moved, layer),
-        LocalDispatch(row_multiple=multiple)(x, routing, layer)[order],
+        LocalDispatch(pad_multiple=multiple)(x[order], moved, layer),
+        LocalDispatch(pad_multiple=multiple)(x, routing, layer)[order],
         atol=1e-5,
     )
 
@@ -108,7 +108,7 @@ def test_output_keeps_the_dtype_of_the_stream(multiple):
     routing, layer = routing_of(6, 4, 2, 0), Linear(4, 8, torch.float32)
     x = torch.randn(6, 8).bfloat16().requires_grad_()
     gates = routing.gates_NK.clone().requires_grad_()
-    y = LocalDispatch(row_multiple=multiple)(x, routing._replace(gates_NK=gates), layer)
+    y = LocalDispatch(pad_multiple=multiple)(x, routing._replace(gates_NK=gates), layer)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert x.grad.dtype == torch.bfloat16
@@ -116,8 +116,8 @@ def test_output_keeps_the_dtype_of_the_stream(multiple):
 
 
 def test_a_multiple_below_one():
-    with pytest.raises(ValueError, match=r"dispatch.row_multiple=0: at least 1"):
-        LocalDispatch(row_multiple=0)
+    with pytest.raises(ValueError, match=r"dispatch.pad_multiple=0: at least 1"):
+        LocalDispatch(pad_multiple=0)
 
 
 def places(tokens, experts, top_k, seed):

@@ -10,7 +10,7 @@ from torch import nn
 
 from plugins.optimizer.adamw import BF16MomentsAdamW, adamw
 
-OPTIONS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "rows_lr_scale": 1.0}
+OPTIONS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "sparse_lr_scale": 1.0}
 
 
 def named(*shapes, seed=0):

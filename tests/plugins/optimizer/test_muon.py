@@ -30,13 +30,13 @@ def build(parameters, **changes):
         "momentum": 0.95,
         "newton_schulz_steps": 5,
         "newton_schulz_dtype": "float32",
-        "adamw_names": PATTERNS,
+        "adamw_params": PATTERNS,
         "lr_scale": 1.0,
         "adamw_lr_scale": 1.0,
         "betas": [0.9, 0.95],
         "eps": 1e-8,
         "weight_decay": 0.1,
-        "rows_lr_scale": 1.0,
+        "sparse_lr_scale": 1.0,
     }
     return muon(parameters, **(options | changes))
 
@@ -197,7 +197,9 @@ def test_names_choose_the_rule_and_adamw_parameters_step_like_adamw():
     rules = {id(p): group["rule"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, p in parameters if rules[id(p)] == "muon"} == HIDDEN
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(SHAPES)
-    reference = adamw(plain, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, rows_lr_scale=1.0, moments_dtype="float32")
+    reference = adamw(
+        plain, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, sparse_lr_scale=1.0, moments_dtype="float32"
+    )
     train(parameters, optimizer, range(5))
     train(plain, reference, range(5))
     for (name, ours), (_, theirs) in zip(parameters, plain, strict=True):
@@ -243,7 +245,7 @@ def test_it_fits_a_small_regression():
     x, target = torch.randn(256, 16), torch.randn(16, 4)
     y = torch.tanh(x @ target)
     network = nn.Sequential(nn.Linear(16, 32, bias=False), nn.Tanh(), nn.Linear(32, 4, bias=False))
-    optimizer = build(network.named_parameters(), adamw_names=["2.weight"], weight_decay=0.0)
+    optimizer = build(network.named_parameters(), adamw_params=["2.weight"], weight_decay=0.0)
     losses = []
     for _ in range(150):
         loss = (network(x) - y).square().mean()
@@ -258,7 +260,7 @@ def test_it_fits_a_small_regression():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"newton_schulz_dtype": "float16"}, "newton_schulz_dtype='float16'"), ({"adamw_names": ["*"]}, "no matrix")],
+    [({"newton_schulz_dtype": "float16"}, "newton_schulz_dtype='float16'"), ({"adamw_params": ["*"]}, "no matrix")],
 )
 def test_mistakes_are_named(changes, words):
     with pytest.raises(ValueError, match=words):

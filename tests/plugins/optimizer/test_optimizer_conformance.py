@@ -27,7 +27,7 @@ def test_every_shipped_optimiser_is_checked():
 
 
 good = partial(
-    adamw, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, moments_dtype="float32", rows_lr_scale=5.0
+    adamw, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, moments_dtype="float32", sparse_lr_scale=5.0
 )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ class Counting(FusedAdamW):
 
 
 def unsaved(named):
-    groups = [{"params": [p for _, p in named], "rows_lr_scale": 5.0}]
+    groups = [{"params": [p for _, p in named], "sparse_lr_scale": 5.0}]
     return Counting(groups, lr=0.0, fused=True)
 
 
@@ -120,7 +120,7 @@ class Unsafe(FusedAdamW):
 
 
 def unsafe(named):
-    return Unsafe([{"params": [p for _, p in named], "rows_lr_scale": 5.0}], lr=0.0, fused=True)
+    return Unsafe([{"params": [p for _, p in named], "sparse_lr_scale": 5.0}], lr=0.0, fused=True)
 
 
 class Deaf(Muon):

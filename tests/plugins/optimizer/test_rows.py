@@ -11,13 +11,13 @@ from plugins.optimizer.adamw import adamw
 from plugins.optimizer.muon import muon
 
 ROWS, WIDTH, SCALE, RATE = 11, 5, 3.0, 0.05
-SHARED = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "rows_lr_scale": SCALE}
+SHARED = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "sparse_lr_scale": SCALE}
 MUON = {"momentum": 0.95, "newton_schulz_steps": 5, "newton_schulz_dtype": "float32", "lr_scale": 1.0}
 OPTIMISERS = {
     "fused": lambda named: adamw(named, **SHARED, moments_dtype="float32"),
     "bfloat16": lambda named: adamw(named, **SHARED, moments_dtype="bfloat16"),
-    "muon": lambda named: muon(named, **SHARED, **MUON, adamw_names=["memory.*"], adamw_lr_scale=1.0),
-    "muon, not named": lambda named: muon(named, **SHARED, **MUON, adamw_names=[], adamw_lr_scale=9.0),
+    "muon": lambda named: muon(named, **SHARED, **MUON, adamw_params=["memory.*"], adamw_lr_scale=1.0),
+    "muon, not named": lambda named: muon(named, **SHARED, **MUON, adamw_params=[], adamw_lr_scale=9.0),
 }
 
 

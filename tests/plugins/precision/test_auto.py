@@ -54,7 +54,7 @@ def test_a_run_writes_it_down_and_a_resumed_one_keeps_it(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(auto, "probe", lambda: SLOW)
-    keys = (f"run.dir={tmp_path}/run", "precision=auto", "run.checkpoint_tokens=512")
+    keys = (f"run.dir={tmp_path}/run", "precision=auto", "run.checkpoint_every_tokens=512")
     with caplog.at_level(logging.INFO):
         first = build_run(composed(*keys, "trainer.max_steps=2"))
     assert "FP32: BF16 GEMM at 167 GFLOP/s, FP32 at 310" in caplog.text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
-from dsv3.model.layers import SwiGLU, held_weights
+from dsv3.model.layers import SwiGLU, cached_weight_casts
 from dsv3.testing import check_precision
 from dsv3.testing.plain import drawn, loop_mm
 from plugins.experts.grouped import GroupedExperts, grouped_mm
@@ -197,7 +197,7 @@ def test_experts_keep_the_same():
 def test_without_holding_swiglu_inputs_its_output_is_kept_in_fp8():
     n, dim, inter = 32, 64, 48
     _, kept = kept_bytes(
-        drawn(SwiGLU(dim=dim, inter_dim=inter, precision=made(hold_swiglu_inputs=False))), inputs((n, dim), 0)
+        drawn(SwiGLU(dim=dim, inter_dim=inter, precision=made(save_swiglu_inputs=False))), inputs((n, dim), 0)
     )
     assert kept[torch.float8_e4m3fn] == n * dim + n * inter
 
@@ -211,7 +211,7 @@ def test_swiglu_backward_uses_what_the_codes_stand_for(weighted):
     y.backward(dy)
     exact_weights = torch.ones(8) if weights is None else weights.detach().clone().requires_grad_()
     silu_product(exact, exact_weights).backward(dy.double())
-    assert torch.equal(y, made(hold_swiglu_inputs=False).swiglu(gate_up, weights)), "y comes from the inputs themselves"
+    assert torch.equal(y, made(save_swiglu_inputs=False).swiglu(gate_up, weights)), "y comes from the inputs themselves"
     assert torch.allclose(leaf.grad.double(), exact.grad, rtol=2**-7, atol=1e-6)
     if weights is not None:
         assert torch.allclose(weights.grad, exact_weights.grad, rtol=1e-4, atol=1e-4)
@@ -267,7 +267,7 @@ def test_a_held_weight_is_quantised_once_and_gives_the_same(monkeypatch):
     quantised = []
     original = layer.factor
     monkeypatch.setattr(layer, "factor", lambda name, *more: quantised.append(name) or original(name, *more))
-    with held_weights(layer):
+    with cached_weight_casts(layer):
         for backward in (1, 2):
             leaf = x.clone().requires_grad_()
             y = layer(leaf)
@@ -295,7 +295,7 @@ def test_a_frozen_weight_passes_the_gradient_on():
 @pytest.mark.parametrize(
     "settings",
     [{"power_of_two_scales": True}, {"activation_grad_blocks": True}, {"attention_out_format": "E4M3"},
-     {"fp8_dispatch": False}, {"hold_swiglu_inputs": False}, {"tile": 128}],
+     {"fp8_dispatch": False}, {"save_swiglu_inputs": False}, {"tile": 128}],
 )  # fmt: skip
 def test_every_setting_conforms(settings):
     check_precision(lambda: made(**settings))

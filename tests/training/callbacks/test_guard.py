@@ -43,8 +43,13 @@ def planted(data: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def config(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DictConfig]]:
-    keys = ("run.tokens=7680", "run.checkpoint_tokens=2048", "run.validation_tokens=7680", "schedule.peak=0.005")
-    keys += ("callbacks.guard.rise=0.7", "callbacks.guard.window=8")
+    keys = (
+        "run.tokens=7680",
+        "run.checkpoint_every_tokens=2048",
+        "run.validate_every_tokens=7680",
+        "schedule.peak=0.005",
+    )
+    keys += ("callbacks.guard.min_rise=0.7", "callbacks.guard.window=8")
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dsv3.training.run, "build_data", lambda config, **_: planted(build_data(config)))
@@ -73,14 +78,14 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
     assert set(spike["documents"][0]) >= {"row", "document", "domain", "loss", "text"}
     assert set(spike["routing"]) == {"layers.1", "layers.2", "mtp.0"}
     assert sum(spike["domains"].values()) == 256
-    (finding,) = folder.read("metrics/findings").query("kind == 'loss spike'").to_dict("records")
-    assert finding["tokens"] == PLANTED_AT
-    assert f"at {PLANTED_AT:,} tokens: record" in finding["text"]
+    (alert,) = folder.read("metrics/alerts").query("kind == 'loss spike'").to_dict("records")
+    assert alert["tokens"] == PLANTED_AT
+    assert f"at {PLANTED_AT:,} tokens: record" in alert["text"]
     page = write_run_report(folder.path).read_text()
     assert f"Loss spike after {PLANTED_AT:,} tokens (record)" in page
 
 
-def test_skip_leaves_the_update_out(skipped: Run) -> None:
+def test_skip_skips_the_update(skipped: Run) -> None:
     assert [spike["policy"] for spike in spikes(skipped.folder)] == ["skip"]
     assert skipped.module.tokens_seen == 7680, "the data moves on"
     assert skipped.trainer.global_step == 29, "one update fewer than steps"
@@ -88,21 +93,21 @@ def test_skip_leaves_the_update_out(skipped: Run) -> None:
     assert steps == list(range(1, 31)), "every step has a number of its own"
 
 
-def test_roll_back_equals_a_run_that_leaves_the_update_out(config: Callable[..., DictConfig], skipped: Run) -> None:
+def test_roll_back_equals_a_run_that_skips_the_update(config: Callable[..., DictConfig], skipped: Run) -> None:
     """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
     rolled = fit(config("rolled", "callbacks.guard.on_spike=roll_back", "resume=never"))
     ours, theirs = weights(rolled.folder), weights(skipped.folder)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    findings = rolled.folder.read("metrics/findings")
-    assert PLANTED_AT in findings[findings.kind == "update left out"].tokens.tolist()
-    assert "loss spike" not in set(findings.kind)
+    alerts = rolled.folder.read("metrics/alerts")
+    assert PLANTED_AT in alerts[alerts.kind == "skipped update"].tokens.tolist()
+    assert "loss spike" not in set(alerts.kind)
     assert [spike["policy"] for spike in spikes(rolled.folder)] == ["roll_back"]
     assert not list(rolled.folder.path.parent.glob("rolled.old-*")), "`resume=never` is for the first beginning"
 
 
 def test_rollbacks_are_limited(config: Callable[..., DictConfig]) -> None:
-    with pytest.raises(ValueError, match=r"callbacks\.guard\.most_rollbacks=0 reached"):
-        fit(config("limited", "callbacks.guard.on_spike=roll_back", "callbacks.guard.most_rollbacks=0"))
+    with pytest.raises(ValueError, match=r"callbacks\.guard\.max_rollbacks=0 reached"):
+        fit(config("limited", "callbacks.guard.on_spike=roll_back", "callbacks.guard.max_rollbacks=0"))
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(
@@ -130,9 +135,9 @@ DIVERGING = ("optimizer=adamw", "schedule=cosine", "schedule.peak=1e25", "run.to
 
 def test_training_that_gives_nan_alone_stops(composed: Compose, tmp_path: Path) -> None:
     """Not at its end, a hundred skipped updates later; and called again, it stops there again."""
-    config = composed(*DIVERGING, "callbacks.guard.most_nonfinite=5", f"run.dir={tmp_path}/run")
+    config = composed(*DIVERGING, "callbacks.guard.max_nonfinite=5", f"run.dir={tmp_path}/run")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"callbacks\.guard\.most_nonfinite=5: 5 steps in a row .*schedule\.peak"):
+        with pytest.raises(ValueError, match=r"callbacks\.guard\.max_nonfinite=5: 5 steps in a row .*schedule\.peak"):
             fit(config)
     folder = RunFolder(tmp_path / "run")
     assert [spike["policy"] for spike in spikes(folder)] == ["skip"] * 5
@@ -140,7 +145,7 @@ def test_training_that_gives_nan_alone_stops(composed: Compose, tmp_path: Path) 
 
 
 def test_skipped_updates_count_for_the_step_limit(composed: Compose, tmp_path: Path) -> None:
-    more = ("trainer.max_steps=9", "callbacks.guard.most_nonfinite=1000")
+    more = ("trainer.max_steps=9", "callbacks.guard.max_nonfinite=1000")
     run = fit(composed(*DIVERGING, *more, f"run.dir={tmp_path}/run"))
     steps = run.folder.read("metrics/train").step.tolist()
     assert steps == list(range(1, 10))
@@ -151,21 +156,20 @@ def test_skipped_updates_count_for_the_step_limit(composed: Compose, tmp_path: P
 
 def test_batches_written_down_are_bounded(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dsv3.training.callbacks.guard, "BATCHES_KEPT", 3)
-    more = ("trainer.max_steps=9", "callbacks.guard.most_nonfinite=1000")
+    more = ("trainer.max_steps=9", "callbacks.guard.max_nonfinite=1000")
     run = fit(composed(*DIVERGING, *more, f"run.dir={tmp_path}/run"))
     kept = [spike["tokens_before"] for spike in spikes(run.folder)]
     assert kept == [6 * 256, 7 * 256, 8 * 256], "the newest"
-    assert len(run.folder.read("metrics/findings").query("kind == 'non-finite loss'")) > 3, "all are named"
+    assert len(run.folder.read("metrics/alerts").query("kind == 'non-finite loss'")) > 3, "all are named"
 
 
 def guard(folder: Path, **changed: Any) -> Guard:
     settings: dict[str, Any] = {
-        "on_spike": "record", "on_nonfinite": "skip", "window": 64, "deviations": 8.0, "rise": 0.5, "most_rollbacks": 3,
-        "most_nonfinite": 10,
+        "on_spike": "record", "on_nonfinite": "skip", "window": 64, "threshold_sigmas": 8.0, "min_rise": 0.5,
+        "max_rollbacks": 3, "max_nonfinite": 10,
     }  # fmt: skip
     made = Guard(**settings | changed)
-    made.run_folder = RunFolder(folder)
-    made.findings = made.run_folder.table("metrics/findings")
+    made.folder, made.alerts = folder, RunFolder(folder).table("metrics/alerts")
     return made
 
 
@@ -181,7 +185,7 @@ def test_threshold_follows_the_spread_of_the_losses(tmp_path: Path) -> None:
 
 def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skips = guard(tmp_path, on_spike="skip", window=8)
-    monkeypatch.setattr(skips, "_write_down", lambda *_: None)
+    monkeypatch.setattr(skips, "_log_batch", lambda *_: None)
     losses = [3.0] * 8 + [4.0] * 8
     records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}, i) for i, loss in enumerate(losses)]
     allowed = [skips.allows(Step([], i, {}), record) for i, record in enumerate(records)]
@@ -191,7 +195,7 @@ def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}, {"most_nonfinite": 0}]
+    "wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}, {"max_nonfinite": 0}]
 )
 def test_impossible_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"guard.{next(iter(wrong))}"):

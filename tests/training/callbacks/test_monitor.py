@@ -27,7 +27,7 @@ def train(config: DictConfig, plant: Callable[[Any], None] = lambda run: None) -
 
 @pytest.fixture(scope="module")
 def ran(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    keys = ("callbacks.monitor.every_tokens=1024", "run.checkpoint_tokens=2560", "run.validation_tokens=5120")
+    keys = ("callbacks.monitor.every_tokens=1024", "run.checkpoint_every_tokens=2560", "run.validate_every_tokens=5120")
     return train(composed(f"run.dir={tmp_path_factory.mktemp('ran')}/run", *keys))
 
 
@@ -52,7 +52,7 @@ def test_tables_cover_every_layer_and_agree_with_the_load_of_each_step(ran: RunF
     assert (first == first.T).all()
     stability = ran.read("metrics/stability")
     assert set(stability.tokens) == {5120}
-    assert stability.kept.between(0, 1).all()
+    assert stability.unchanged_fraction.between(0, 1).all()
 
 
 def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
 
     keys = ("callbacks.monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
     folder = train(composed(f"run.dir={tmp_path}/run", *keys), plant)
-    findings = folder.read("metrics/findings")
-    (found,) = findings[(findings.layer == "layers.2") & (findings.expert == 5)].to_dict("records")
+    alerts = folder.read("metrics/alerts")
+    (found,) = alerts[(alerts.layer == "layers.2") & (alerts.expert == 5)].to_dict("records")
     assert (found["kind"], found["tokens"], found["value"]) == ("dead expert", 2560, 0.0)
     assert found["text"] == "layers.2 expert 5 is dead: 0.00% of the balanced load"
     assert found["text"] in write_run_report(folder.path).read_text()
@@ -77,8 +77,8 @@ def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) 
         dict(run.module.model.moe_layers())["layers.1"].balancing.parts.loss_free.bias[:2] = 100.0
 
     keys = ("callbacks.monitor.every_tokens=2560", "balancing.parts.loss_free.gamma.peak=0.0")
-    findings = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/findings")
-    found = findings[findings.kind == "collapse"]
+    alerts = train(composed(f"run.dir={tmp_path}/run", *keys), plant).read("metrics/alerts")
+    found = alerts[alerts.kind == "collapse"]
     assert "layers.1" in set(found.layer)
     row = found[found.layer == "layers.1"].iloc[0]
     assert row.tokens == 2560
@@ -92,7 +92,7 @@ def unwatched(run: Any) -> None:
 
 def test_monitoring_changes_nothing_in_training(composed: Compose, tmp_path: Path, ran: RunFolder) -> None:
     other = train(
-        composed(f"run.dir={tmp_path}/rarely", "run.checkpoint_tokens=100000", "run.validation_tokens=5120"),
+        composed(f"run.dir={tmp_path}/rarely", "run.checkpoint_every_tokens=100000", "run.validate_every_tokens=5120"),
         unwatched,
     )
     assert other.read("metrics/routing").empty

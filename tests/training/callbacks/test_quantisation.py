@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsv3.build import build_model
-from dsv3.checkpoint.loading import begin_with, load_run
+from dsv3.checkpoint.loading import init_from, load_run
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import is_precision_state
 from dsv3.training.run import build_run
@@ -51,7 +51,7 @@ def test_weights_pass_between_precisions(composed, tmp_path):
     assert all(tensor[:, :3].all() and not tensor[:, 3:].any() for tensor in remembered.values()), "of three steps"
     for precision in ("bf16", "fp8_blockwise", "fp8_tensorwise"):
         model = build_model(composed(f"precision={precision}"))
-        begin_with(model, start)
+        init_from(model, start)
         state = model.state_dict()
         for name, tensor in start.model.state_dict().items():
             if not is_precision_state(name):

@@ -1,6 +1,6 @@
 """Alerts about experts: dead experts and routing collapse, by name.
 
-dead expert     its load over the interval is below 1% of an even share
+dead expert     its load over the interval is below 1% of the balanced load
 collapse        the load is spread over fewer than a quarter of the layer's experts (or hardly more than the K that one
                 token uses: fewer than 1.5 K, or than halfway from K to all), measured by effective experts =
                 exp(entropy of the load)
@@ -9,16 +9,16 @@ collapse        the load is spread over fewer than a quarter of the layer's expe
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-DEAD_BELOW = 0.01  # of an even share
+DEAD_BELOW = 0.01  # of the balanced load
 COLLAPSED_BELOW = 0.25  # of the experts
 COLLAPSED_NEAR_TOP_K = 1.5
 
 
-class Finding(NamedTuple):
-    """One row of `metrics/findings`."""
+class Alert(NamedTuple):
+    """One row of `metrics/alerts`."""
 
     tokens: int  # trained on so far
-    layer: str  # the MoE layer; "" where the finding concerns the whole model
+    layer: str  # the MoE layer; "" where the alert concerns the whole model
     kind: str  # dead expert, revived expert, collapse, recovery; loss spike, non-finite loss, ... (see the guard)
     expert: int  # -1: none in particular
     value: float
@@ -42,7 +42,7 @@ def changes(
     n_experts: int,
     before: set[tuple[str, int]],
     now: dict[tuple[str, int], float],
-) -> Iterator[Finding]:
+) -> Iterator[Alert]:
     """What began and what ended since the last interval; what lasts is not told again."""
     for kind, expert in sorted(now.keys() - before):
         value = now[kind, expert]
@@ -50,9 +50,9 @@ def changes(
             text = f"{layer}: routing collapse, {value:.1f} of {n_experts} experts effective"
         else:
             text = f"{layer} expert {expert} is dead: {value:.2%} of the balanced load"
-        yield Finding(tokens, layer, kind, expert, value, text)
+        yield Alert(tokens, layer, kind, expert, value, text)
     for kind, expert in sorted(before - now.keys()):
         if kind == "collapse":
-            yield Finding(tokens, layer, "recovery", -1, 0.0, f"{layer} uses its experts again")
+            yield Alert(tokens, layer, "recovery", -1, 0.0, f"{layer} uses its experts again")
         else:
-            yield Finding(tokens, layer, "revived expert", expert, 0.0, f"{layer} expert {expert} has load again")
+            yield Alert(tokens, layer, "revived expert", expert, 0.0, f"{layer} expert {expert} has load again")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.store import cached, digest, number
+from data.cache import cached, digest, number
 
 
 def test_built_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Facts of a run, written before its first step: `facts.json`.
+"""Run info, written before the first step: `run_info.json`.
 
 Sizes, FLOPs and KV cache per token, which make two runs comparable, and the units of the recorded figures.
 """
@@ -19,11 +19,11 @@ from dsv3.planning.skeleton import read_skeleton
 BYTES_OF_BF16 = 2
 
 
-def write_facts(config: DictConfig, model: Any, statistics: Sequence[Statistic], folder: RunFolder) -> None:
+def write_run_info(config: DictConfig, model: Any, statistics: Sequence[Statistic], folder: RunFolder) -> None:
     """`statistics`: figures of `metrics/train` with their units. `flops_per_token` is forward and backward, with MTP;
     `cache_bytes_per_token` over all layers, in BF16."""
     skeleton = read_skeleton(config)
-    facts = {
+    info = {
         "parameters": count_parameters(model)._asdict(),
         "flops_per_token": training_flops(skeleton, config.data.sequence_length)["total"],
         "cache_bytes_per_token": cache_bytes(skeleton.attention, skeleton.layers, BYTES_OF_BF16)["bytes"],
@@ -33,5 +33,5 @@ def write_facts(config: DictConfig, model: Any, statistics: Sequence[Statistic],
         "seed": config.seed,
         "statistics": [{"name": figure.name, "unit": figure.unit} for figure in statistics],
     }
-    text = json.dumps(facts, indent=2) + "\n"
-    write_atomically(folder.path / "facts.json", lambda path: path.write_text(text))
+    text = json.dumps(info, indent=2) + "\n"
+    write_atomically(folder.path / "run_info.json", lambda path: path.write_text(text))

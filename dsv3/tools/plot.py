@@ -1,4 +1,4 @@
-"""Draw a run as one PNG: loss, held-out bits per byte, balance and every expert's load, over tokens."""
+"""Plot a run as one PNG: loss, held-out bits per byte, load balance and the load of every expert, over tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Options:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Write the picture.
+    """Write the plot.
 
     Raises:
         FileNotFoundError: the folder holds no metrics.
@@ -37,7 +37,7 @@ def run(options: Options) -> dict[str, Any]:
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     draw_loss(axes[0, 0], train)
     draw_validation(axes[0, 1], folder.read("metrics/validation"))
-    draw_violation(axes[1, 0], train)
+    draw_max_vio(axes[1, 0], train)
     draw_load(axes[1, 1], experts)
     out = Path(options.out) if options.out else folder.path / "run.png"
     write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
@@ -64,22 +64,22 @@ def draw_validation(axis: Any, scores: Any) -> None:
     axis.legend()
 
 
-def draw_violation(axis: Any, train: Any) -> None:
+def draw_max_vio(axis: Any, train: Any) -> None:
     columns = [c for c in train.columns if c.startswith("max_violation/")]
     for i, column in enumerate(columns):
         smooth = train[column].ewm(alpha=1 - SMOOTHING).mean()
         axis.plot(train.tokens / 1e6, smooth, color=COLOURS[i % len(COLOURS)], label=column.split("/")[1])
-    axis.set(title="Max violation (largest load / mean load - 1)", xlabel="tokens (millions)", ylabel="violation")
+    axis.set(title="Load balance: MaxVio of each step", xlabel="tokens (millions)", ylabel="MaxVio")
     axis.set_ylim(bottom=0)
     if columns:
         axis.legend()
 
 
 def draw_load(axis: Any, experts: Any) -> None:
-    """Mean load of each expert of each layer over the last tenth of the run, relative to an even share."""
+    """Mean load of each expert of each layer over the last 10% of the tokens, relative to a balanced load."""
     import numpy as np
 
-    axis.set(title="Load over the last tenth, relative to an even share", xlabel="expert", ylabel="MoE layer")
+    axis.set(title="Relative load over the last 10% of tokens", xlabel="expert", ylabel="MoE layer")
     if experts.empty:
         return
     late = experts[experts.tokens > 0.9 * experts.tokens.iloc[-1]]
@@ -87,4 +87,4 @@ def draw_load(axis: Any, experts: Any) -> None:
     relative = np.stack([load / load.mean() for load in rows.values()])
     image = axis.imshow(relative, aspect="auto", cmap="cividis", vmin=0, vmax=max(2.0, float(relative.max())))
     axis.set_yticks(range(len(rows)), list(rows))
-    axis.figure.colorbar(image, ax=axis, label="load / even share")
+    axis.figure.colorbar(image, ax=axis, label="relative load (1 = balanced)")

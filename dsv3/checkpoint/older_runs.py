@@ -1,0 +1,57 @@
+"""Run folders of older versions, read by today's names: tables, columns, files, keys of JSON, optimiser settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dsv3.config.moved import moved
+
+TABLES = {"metrics/alerts": "metrics/findings"}
+COLUMNS = {
+    "routing": {
+        "violation_micro": "max_vio_micro",
+        "violation_step": "max_vio_step",
+        "violation_interval": "max_vio_interval",
+        "limited": "group_limited_fraction",
+    },
+    "stability": {"kept": "unchanged_fraction"},
+}
+FILES = {"run_info.json": "facts.json", "spikes/skipped_updates.json": "spikes/left_out.json"}
+SCORE_KEYS = {"baseline": "majority_correct", "lead_in_standard_errors": "z_score"}
+
+
+def table_parts(run: Path, name: str) -> list[Path]:
+    """The parts of a table, e.g. `metrics/train`, in order; those under its older name too."""
+    names = [name, TABLES[name]] if name in TABLES else [name]
+    return sorted((part for each in names for part in (run / each).glob("part-*.parquet")), key=lambda part: part.name)
+
+
+def read_part(part: Path) -> pd.DataFrame:
+    """The rows of one part of a table."""
+    return pd.read_parquet(part).rename(columns=COLUMNS.get(part.parent.name, {}))
+
+
+def file_to_read(run: Path, name: str) -> Path:
+    """Where a file of `FILES` is; its path of today where there is neither."""
+    today, older = run / name, run / FILES[name]
+    return older if older.exists() and not today.exists() else today
+
+
+def upgraded_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary.json with today's keys; the first versions named their two samples."""
+    questions = {
+        family: {SCORE_KEYS.get(key, key): value for key, value in score.items()}
+        for family, score in summary.get("questions", {}).items()
+    }
+    samples = [{"name": name, **summary[name]} for name in ("completion", "infilling") if name in summary]
+    return {"samples": samples} | summary | ({"questions": questions} if "questions" in summary else {})
+
+
+def rename_optimizer_settings(checkpoint: dict[str, Any]) -> None:
+    """Give the settings in the parameter groups of a loaded checkpoint their names of today, in place."""
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            for name in list(group):
+                if now := moved(f"optimizer.{name}"):
+                    group[now.removeprefix("optimizer.")] = group.pop(name)
