@@ -8,6 +8,7 @@ fails leaves the others to run; an interruption ends them all. After the last on
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def attempt(task: TaskFunction, config: DictConfig) -> int:
     return 1
 
 
+def write_report(folder: Path, study: Mapping[str, Any]) -> None:
+    """With the settings of `study` as they are now, whatever finished runs have recorded."""
+    from dsv3.reporting.study_results import read_study  # pandas, which Hydra's start does not wait for
+
+    try:
+        report.write_study(read_study(folder, study), folder)
+    except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
+        log.warning("No report of the study: %s", error)
+
+
 class StudySweeper(BasicSweeper):
     """Hydra's own sweeper, with each of its jobs run once for each arm and seed of `study`, if there are arms."""
 
@@ -78,20 +89,9 @@ class StudySweeper(BasicSweeper):
         assert self.config is not None
         study = self.config.get("study") or {}
         if study.get("arms"):
-            self.report(study)
+            write_report(Path(self.config.hydra.sweep.dir), study)
         jobs = [job for batch in returns for job in batch]
         if failed := sum(job.return_value for job in jobs):
             print(f"error: {failed} of {len(jobs)} runs failed", file=sys.stderr)
             sys.exit(1)
         return returns
-
-    def report(self, study: Any) -> None:
-        """With the settings of `study` as they are now, whatever finished runs have recorded."""
-        from dsv3.reporting.study_results import read_study  # pandas, which Hydra's start does not wait for
-
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        try:
-            report.write_study(read_study(folder, study), folder)
-        except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
-            log.warning("No report of the study: %s", error)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from omegaconf import DictConfig, OmegaConf
 
+from dsv3.config.moved import todays_value
 from dsv3.config.problems import Problem, one_of
 
 
@@ -39,5 +40,7 @@ def unknown_metric(config: DictConfig) -> Iterator[Problem]:
     domains = [name for name, source in (sources or {}).items() if source is not None]
     names = [*map(held_out, [*domains, "all"]), *Figure, *(f"{task} METRIC" for task in tasks)]
     of_task = str(metric).partition(" ")[0]
-    if metric not in names and not any(of_task.startswith(task) for task in tasks):
+    if (now := todays_value("study.metric", metric)) != metric:
+        yield Problem("study.metric", metric, f"this value is now called {now}: write study.metric='{now}'")
+    elif metric not in names and not any(of_task.startswith(task) for task in tasks):
         yield Problem("study.metric", metric, one_of(names, metric))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from dsv3.build import build_model
 from dsv3.checkpoint.run_folder import RunFolder
@@ -19,7 +18,7 @@ from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import Study, at_equal, headline, read_study
 from dsv3.tools import report
-from hydra_plugins.study_sweeper import StudySweeper
+from hydra_plugins.study_sweeper import write_report
 from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
 from tests.reporting.test_study_results import made
@@ -128,6 +127,7 @@ def test_every_arm_with_every_seed() -> None:
         (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
         (["study.arms.none=balancing"], "study.arms.none", "must be a list of overrides"),
         (["study.metric=nonsense"], "study.metric", "held-out code, held-out prose, held-out math, held-out all"),
+        (["study.metric='exact answers'"], "study.metric", "this value is now called exact match"),
         (["study.metric='exact matches'"], "study.metric", "Did you mean 'exact match'?"),
         (["run.name=mine"], "run.dir", "12 runs would write to this folder"),
         (["run.name='of-${study.arm}'", "study.only=[none]"], "run.dir", "'seed=1' and 'seed=2'"),
@@ -182,11 +182,9 @@ def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
         made(tmp_path, arm, 1)
     reported: list[Study] = []
     monkeypatch.setattr(report, "write_study", lambda study, folder: reported.append(study))
-    sweeper = StudySweeper(max_batch_size=None)
-    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
-    sweeper.report({**now, "metric": "training loss, last 10% of tokens"})
-    sweeper.report({**now, "metric": None})
+    write_report(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
+    write_report(tmp_path, {**now, "metric": None})
     assert [headline(study).name for study in reported] == [
         "training loss, last 10% of tokens",
         "held-out text at equal tokens",
