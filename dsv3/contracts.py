@@ -361,12 +361,13 @@ def is_precision_state(name: str) -> bool:
 
 
 class Precision(Protocol):
-    """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
+    """Chooses the numeric format of each role of layer. Master weights are FP32 in every format.
 
-    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is, so that it
-    may keep a cast of it; the answer is whether it did not already (`dsv3.model.layers.cached_weight_casts`). Text is
-    generated so, and so are the micro-batches of a training step: there, what it keeps must bear several backward
-    passes.
+    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight does not change, so that a
+    cast of it may be cached; returns whether this changed anything (`dsv3.model.layers.cached_weight_casts`).
+    Generation and the micro-batches of a training step run like this: in training, the cached cast must bear several
+    backward passes. A layer that torch.compile cannot trace has `compilable = False`; `compile=true` leaves its module
+    eager.
     """
 
     activation_dtype: torch.dtype  # of the residual stream

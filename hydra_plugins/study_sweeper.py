@@ -1,4 +1,4 @@
-"""Hydra's sweeper for `python train.py -m`: every arm of a study with every seed, and what the command line sweeps.
+"""Hydra's sweeper for `python train.py -m`: every arm of a study with every seed, and sweeps of the command line.
 
 Hydra takes plugins from the namespace package `hydra_plugins` only; `conf/hydra/sweeper/study.yaml` chooses this one.
 The jobs go to whatever launcher is chosen, in an order in which the arms of one seed follow each other. A job that

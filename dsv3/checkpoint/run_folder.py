@@ -2,8 +2,8 @@
 
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
-    summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
-    failure.txt         why training ended with an error, until it is resumed
+    summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
+    failure.txt         why training failed, until it is resumed
     run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that

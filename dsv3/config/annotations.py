@@ -1,4 +1,4 @@
-"""Whether a value fits a type annotation, both as they stand in files."""
+"""Type check of a value against an annotation, both read from files."""
 
 import ast
 from typing import Any

@@ -1,4 +1,4 @@
-"""The runs of a study, for checking: each arm's overrides are composed like those of the command line."""
+"""Checks the runs of a study: composes each arm's overrides like those of the command line."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence

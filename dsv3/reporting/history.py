@@ -1,4 +1,4 @@
-"""A run folder read for looking at it, while it trains or after: tables, state, and what its numbers are counted in."""
+"""Reads a run folder during or after training: tables, state, units."""
 
 import json
 import time

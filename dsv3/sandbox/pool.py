@@ -1,4 +1,4 @@
-"""Many programs at once, each with a deadline."""
+"""Sandbox pool: runs programs in parallel, each with a deadline."""
 
 import contextlib
 import functools
@@ -10,13 +10,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dsv3.sandbox.confined import Confined
 from dsv3.sandbox.guest import needs_helpers
 from dsv3.sandbox.jail import Limits, missing
 
 LONGEST_VERDICT = 10_000  # bytes
+WATCH_EVERY = 0.05
+"""Seconds between looks at the memory of a program: page tables are in no limit of a process."""
 
 
 class Program(NamedTuple):
@@ -72,33 +74,42 @@ def judge(program: Program, *, limits: Limits, jailed: bool) -> Verdict:
     started = time.monotonic()
     fields = program._asdict()
     workers = ["worker", "helper"] if needs_helpers(fields) else ["worker"]
+    guests: list[Confined] = []
     with contextlib.ExitStack() as stack:
+
+        def start(role: str, settings: dict[str, Any], **files: Any) -> None:
+            guests.append(Confined(role, settings, limits, jailed=jailed, **files))
+            stack.callback(guests[-1].end)
+
         verdict = stack.enter_context(_pipe())
         links = [(stack.enter_context(_pipe()), stack.enter_context(_pipe())) for _ in workers]
         job = stack.enter_context(tempfile.TemporaryFile())
         job.write(json.dumps(fields).encode())
         job.seek(0)
         for role, (to_worker, to_checker) in zip(workers, links, strict=True):
-            guest = Confined(role, {}, limits, stdin=to_worker.read, stdout=to_checker.write, jailed=jailed)
-            stack.callback(guest.end)
+            start(role, {}, stdin=to_worker.read, stdout=to_checker.write)
         ends = [(to_checker.read, to_worker.write) for to_worker, to_checker in links]
         settings = {"job_fd": job.fileno(), "verdict_fd": verdict.write, "workers": ends}
-        fds = [job.fileno(), verdict.write, *itertools.chain(*ends)]
-        stack.callback(Confined("checker", settings, limits, jailed=jailed, pass_fds=fds).end)
+        start("checker", settings, pass_fds=[job.fileno(), verdict.write, *itertools.chain(*ends)])
         for end in itertools.chain(*links):
             end.close()
         verdict.close_write()
-        detail = _verdict(verdict.read, started + limits.deadline)
+        detail = _verdict(verdict.read, guests, started + limits.deadline, limits.memory)
     return Verdict(not detail, detail, time.monotonic() - started)
 
 
-def _verdict(fd: int, deadline: float) -> str:
+def _verdict(fd: int, guests: Sequence[Confined], deadline: float, memory: int) -> str:
     """What the checker says: "" for a pass. Its silence, up to the deadline, is a failure."""
     content = b""
     while len(content) < LONGEST_VERDICT:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        left = deadline - time.monotonic()
+        ready, _, _ = select.select([fd], [], [], min(max(0.0, left), WATCH_EVERY))
         if not ready:
-            return "timed out"
+            if left <= 0:
+                return "timed out"
+            if sum(guest.memory() for guest in guests) > memory:
+                return "more memory than there is"
+            continue
         piece = os.read(fd, LONGEST_VERDICT)
         if not piece:
             break

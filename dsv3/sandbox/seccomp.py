@@ -11,11 +11,13 @@ _REFUSED = {
     "x86_64": {"ptrace": 101, "umount2": 166, "unshare": 272, "setns": 308, "perf_event_open": 298, "bpf": 321,
                "userfaultfd": 323, "keyctl": 250, "add_key": 248, "io_uring_setup": 425, "clone3": 435,
                "io_setup": 206, "memfd_create": 319, "memfd_secret": 447, "shmget": 29, "semget": 64, "msgget": 68,
-               "mq_open": 240, "inotify_init": 253, "inotify_init1": 294, "fanotify_init": 300, "socket": 41},
+               "mq_open": 240, "inotify_init": 253, "inotify_init1": 294, "fanotify_init": 300, "socket": 41,
+               "vmsplice": 278, "request_key": 249, "landlock_create_ruleset": 444},
     "aarch64": {"ptrace": 117, "umount2": 39, "unshare": 97, "setns": 268, "perf_event_open": 241, "bpf": 280,
                 "userfaultfd": 282, "keyctl": 219, "add_key": 217, "io_uring_setup": 425, "clone3": 435,
                 "io_setup": 0, "memfd_create": 279, "memfd_secret": 447, "shmget": 194, "semget": 190, "msgget": 186,
-                "mq_open": 180, "inotify_init1": 26, "fanotify_init": 262, "socket": 198},
+                "mq_open": 180, "inotify_init1": 26, "fanotify_init": 262, "socket": 198,
+                "vmsplice": 75, "request_key": 218, "landlock_create_ruleset": 444},
 }  # fmt: skip
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE_NEWUSER = 0x10000000

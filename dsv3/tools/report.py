@@ -1,4 +1,4 @@
-"""Report a study (or one run): arms side by side, paired differences with intervals, a plain verdict."""
+"""Report a study (or one run): arms side by side, paired differences with intervals, verdicts."""
 
 from dataclasses import dataclass
 from pathlib import Path

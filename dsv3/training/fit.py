@@ -1,4 +1,4 @@
-"""Training to the end, through as many returns to a checkpoint as the guard against loss spikes asks for."""
+"""Trains to the end, through the rollbacks of the loss-spike guard."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The routed experts as two grouped products: gate and up together, then down."""
+"""Routed experts as two grouped GEMMs: gate and up together, then down."""
 
 import torch
 import torch.nn.functional as F

@@ -347,8 +347,162 @@ def double(x):
     calls.append(x)
     return 2 * x if len(calls) == 1 else None
 """,
+    "a million empty files": """
+def double(x):
+    for number in range(1000000):
+        try:
+            open(f"/tmp/{number}", "w").close()
+        except OSError:
+            break
+    return "escaped" if number > 1000 else 0
+""",
+    "a million symbolic links, hard links and folders": """
+import os
+def double(x):
+    made = 0
+    for number in range(10000):
+        for make in (lambda name: os.symlink("x", name), os.mkdir, lambda name: os.link("/tmp/d0", name)):
+            try:
+                make(f"/tmp/{made}")
+                made += 1
+            except OSError:
+                pass
+    return "escaped" if made > 1000 else 0
+""",
+    "extended attributes": """
+import os
+def double(x):
+    open("/tmp/file", "w").close()
+    kept = 0
+    for number in range(10000):
+        try:
+            os.setxattr("/tmp/file", f"user.{number}", bytes(1000))
+            kept += 1000
+        except OSError:
+            break
+    return "escaped" if kept > 4000000 else 0
+""",
+    "FIFO that nobody writes to": """
+import os
+def double(x):
+    os.mkfifo("/tmp/fifo")
+    return open("/tmp/fifo").read()
+""",
+    "every lock": """
+import fcntl
+def double(x):
+    file = open("/tmp/file", "w")
+    for lock in (fcntl.lockf, lambda f, how: fcntl.fcntl(f, 37, bytes(32))):
+        try:
+            lock(file, fcntl.LOCK_EX)
+            return "escaped"
+        except OSError:
+            pass
+    return 0
+""",
+    "large pipes": """
+import fcntl, os
+def double(x):
+    try:
+        fcntl.fcntl(os.pipe()[1], 1031, 1 << 20)
+        return "escaped"
+    except OSError:
+        return 0
+""",
+    "queues, semaphores and shared memory of System V": """
+import ctypes
+def double(x):
+    libc = ctypes.CDLL(None)
+    made = [libc.msgget(0, 0o1600), libc.semget(0, 32000, 0o1600), libc.shmget(0, 1 << 20, 0o1600)]
+    return "escaped" if max(made) >= 0 else 0
+""",
+    "watches": """
+import ctypes
+def double(x):
+    libc = ctypes.CDLL(None)
+    return "escaped" if max(libc.inotify_init(), libc.inotify_init1(0), libc.fanotify_init(0, 0)) >= 0 else 0
+""",
+    "data in a socket's backlog": """
+import socket
+def double(x):
+    for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK):
+        try:
+            socket.socket(family)
+            return "escaped"
+        except OSError:
+            pass
+    return 0
+""",
+    "signals queued": """
+import ctypes, signal
+def double(x):
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(34, 64))
+    libc, queued = ctypes.CDLL(None), 0
+    while queued < 1000 and libc.sigqueue(libc.getpid(), 40, 0) == 0:
+        queued += 1
+    return "escaped" if queued == 1000 else 0
+""",
+    "timers": """
+import ctypes
+def double(x):
+    libc, made = ctypes.CDLL(None), 0
+    while made < 1000 and libc.timer_create(0, None, ctypes.byref(ctypes.c_void_p())) == 0:
+        made += 1
+    return "escaped" if made == 1000 else 0
+""",
+    "page tables": """
+import ctypes
+def double(x):
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 4
+    for number in range(60000):
+        place = libc.mmap(0x100000000000 + (number << 30), 4096, 3, 0x22, -1, 0)
+        ctypes.memset(place, 1, 1)
+    return "escaped"
+""",
+    "hash collisions": """
+def double(x):
+    return {number * (2**61 - 1) for number in range(1, 60000)}
+""",
+    "memory here and at the checker": """
+def double(x):
+    global held
+    held = bytearray(180 << 20)
+    return [[] for _ in range(200000)]
+""",
+    "capabilities": """
+def double(x):
+    sets = [line for line in open("/proc/self/status") if line.startswith("Cap")]
+    return "escaped" if len(sets) < 5 or any(int(line.split()[1], 16) for line in sets) else 0
+""",
+    "paths of the machine": """
+import os, sys
+def double(x):
+    seen = {"bin", "dev", "etc", "guest.py", "lib", "lib64", "proc", "python", "tmp", "usr"}
+    own = "".join(open("/proc/self/maps")) + repr([sys.path, sys.prefix, sys.executable])
+    return "escaped" if set(os.listdir("/")) - seen or "/root" in own or "/home" in own else 0
+""",
+    "deaf thread": """
+import signal, threading
+def deaf():
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))
+    while True:
+        pass
+def double(x):
+    threading.Thread(target=deaf).start()
+    return "escaped"
+""",
+    "another program": """
+import os
+def double(x):
+    for path in ("/bin/sh", "/usr/bin/env", "/python/bin/python3"):
+        if os.path.exists(path):
+            return "escaped"
+    return 0
+""",
 }
 """By what they try."""
 
-WAITING = {"sleep", "blocked signals"}
+WAITING = {"sleep", "blocked signals", "FIFO that nobody writes to"}
 """Those that only the clock ends; others that do not end run out of processor time."""

@@ -1,16 +1,19 @@
 """The sandbox: right programs pass, wrong and hostile ones fail, and nothing gets out or hangs."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dsv3.sandbox import Program, Sandbox, Verdict
+from dsv3.sandbox.confined import held_by
 from dsv3.sandbox.guest import pack, unpack
 from dsv3.sandbox.jail import Limits
 from dsv3.sandbox.seccomp import seccomp_filter
@@ -65,6 +68,27 @@ def test_hostile_programs_fail_leave_nothing_behind_and_never_hang(tmp_path: Pat
     assert descendants(os.getpid()) <= before
     assert witness.read_text() == "untouched"
     assert not any(Path(folder, "escaped").exists() for folder in ("/", "/usr/lib", "/lib", "/root", "/var/tmp"))
+
+
+@needs_jail
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("memory bomb", "MemoryError"),
+        ("memory here and at the checker", "AssertionError"),
+        ("page tables", "more memory than there is"),
+    ],
+)
+def test_program_tests_and_page_tables_together_hold_no_more_than_the_limit(name: str, end: str) -> None:
+    peak = 0
+    with ThreadPoolExecutor(1) as pool:
+        judging = pool.submit(Sandbox(LIMITS).run, [program(PROGRAMS[name])])
+        while not judging.done():
+            with contextlib.suppress(OSError):
+                peak = max(peak, sum(held_by(str(pid)) for pid in descendants(os.getpid())))
+            time.sleep(0.02)
+    assert end in judging.result()[0].detail
+    assert peak <= 1.1 * LIMITS.memory  # a look at them comes every twentieth of a second
 
 
 @needs_jail

@@ -1,4 +1,4 @@
-"""Finding tasks by name, ours and lm-eval's, and saying why one cannot be had."""
+"""Finds tasks by name, ours and lm-eval's, and explains why one is unavailable."""
 
 import contextlib
 import difflib

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, exit. A second signal stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, exit. A second signal stops immediately."""
 
 import logging
 import signal
