@@ -1,4 +1,4 @@
-"""Score a checkpoint on its held-out text: python evaluate.py checkpoint=RUN [key=value] ...   (--help lists them)"""
+"""Evaluate a checkpoint: python evaluate.py checkpoint=RUN [key=value] ...   (--help lists them)"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Rows of tokens as the tensors that a model reads."""
+"""Micro-batches: packed sequences as the tensors that a model reads."""
 
 import numpy as np
 import torch

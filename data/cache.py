@@ -1,4 +1,4 @@
-"""Results kept on disk under a name made of what they were computed from."""
+"""Content-addressed cache of results on disk."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The texts of every domain, parted into training and held-out ones, and the training texts as token ids; cached."""
+"""Corpus: training and held-out texts of every domain, and the training texts as token ids; cached."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Held-out texts: validation rows with their bytes, and questions with exact answers."""
+"""Held-out data: validation sequences with their byte counts, and questions scored by exact match."""
 
 import re
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""The training stream, on Grain: documents -> packed rows -> rows shuffled within a window -> mixture of the domains.
+"""The training stream, on Grain: documents -> packed sequences -> shuffle within a window -> mixture of domains.
 
 Each domain has a stream of its own. Its documents come in an order that is drawn anew every epoch. Packing lays them
 end to end and cuts rows of T + 1 tokens that overlap by one: every token is a target once. Rows are shuffled within a

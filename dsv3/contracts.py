@@ -53,7 +53,7 @@ class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
 
     micro_batches: list[MicroBatch]
-    tokens_before: int  # tokens trained on before this step (positions, padding included)
+    tokens_before: int  # tokens trained on before this step; padding is none
     state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
 
 
@@ -168,9 +168,10 @@ class LossTerm(NamedTuple):
 
 
 Denominators = Mapping[str, Tensor]
-"""What a step divides by, by name: scalars on the device, of the whole global batch.
+"""What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `micro_batches` (their number), and `mtp`: what each MTP depth's summed loss is divided by."""
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: the
+balance losses of micro-batches are averaged by it."""
 
 
 class Forward(NamedTuple):
@@ -218,6 +219,19 @@ class HasAuxiliaryLoss(Protocol):
         self, forward: Forward, head: Head, micro: "MicroBatch", denominators: Denominators, tokens_seen: int
     ) -> LossTerm:
         """Called once per micro-batch after its forward pass, in training only; added to the objective's loss."""
+
+
+@runtime_checkable
+class JoinsMatrices(Protocol):
+    """What a part of the model may offer beside its contract: which of its weights hold several matrices.
+
+    They are joined along the outputs, so that one GEMM serves them all. An optimiser that steps matrices as wholes
+    (`StepsMatrices`) steps each of them by itself.
+    """
+
+    joined: Mapping[str, Sequence[int]]
+    """Parameter, by its name within the part -> rows of each matrix, in order. The pattern repeats until the rows end:
+    (d_h, d_R) where every head has d_h rows of one matrix and then d_R of another."""
 
 
 class Memory(Protocol):
@@ -347,12 +361,13 @@ def is_precision_state(name: str) -> bool:
 
 
 class Precision(Protocol):
-    """Decides in which number format each role of layer computes. Master weights are FP32 in every one.
+    """Chooses the numeric format of each role of layer. Master weights are FP32 in every format.
 
-    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight stays as it is, so that it
-    may keep a cast of it; the answer is whether it did not already (`dsv3.model.layers.cached_weight_casts`). Text is
-    generated so, and so are the micro-batches of a training step: there, what it keeps must bear several backward
-    passes.
+    A layer may have `hold_weights(hold: bool) -> bool`: between True and False its weight does not change, so that a
+    cast of it may be cached; returns whether this changed anything (`dsv3.model.layers.cached_weight_casts`).
+    Generation and the micro-batches of a training step run like this: in training, the cached cast must bear several
+    backward passes. A layer that torch.compile cannot trace has `compilable = False`; `compile=true` leaves its module
+    eager.
     """
 
     activation_dtype: torch.dtype  # of the residual stream
@@ -424,6 +439,14 @@ a step with `lr` 0 changes no parameter. `state_dict` and `load_state_dict` cont
 are tensors and plain containers. Parameters without a gradient are left alone. Gradients are FP32, and sparse for the
 tables of a memory.
 """
+
+
+@runtime_checkable
+class StepsMatrices(Protocol):
+    """What an optimiser may offer: steps of whole matrices, for which it must know the weights that join several."""
+
+    def separate(self, joined: Mapping[nn.Parameter, Sequence[int]]) -> None:
+        """Take over the rows of each matrix, as `JoinsMatrices` declares them. Called once, before anything else."""
 
 
 class Tokenizer(Protocol):

@@ -1,4 +1,4 @@
-"""Values as standard JSON can hold them: numbers that are not finite are replaced."""
+"""Values for standard JSON: replaces non-finite numbers."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The same model as ours and as transformers', on the same weights."""
+"""One model in our implementation and in transformers', with the same weights."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The data pipeline against what training consumes."""
+"""Throughput of the data pipeline against training's consumption."""
 
 from collections.abc import Iterator
 

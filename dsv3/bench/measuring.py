@@ -1,4 +1,4 @@
-"""Interleaved repeats and what is made of them.
+"""Interleaved repetitions and their ratios.
 
 Two programs are compared in turns, a b a b ..., so that whatever else the machine does falls on both, and by medians,
 so that single disturbances fall out. Nothing is said in absolute times alone: every figure stands beside what it is

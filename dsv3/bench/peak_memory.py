@@ -1,4 +1,4 @@
-"""Peak memory of training steps, each side in a process of its own.
+"""Peak memory of training steps, each implementation in its own process.
 
 On a CPU the figure is the growth of the resident set from before the model is built to its peak in two steps: weights,
 gradients, optimiser state, activations and logits. On a GPU it is the peak of what torch allocated there.

@@ -1,4 +1,4 @@
-"""The three Hugging Face models that ours correspond to, and what is true of each.
+"""The three matching Hugging Face model families and their constraints.
 
     deepseek_v3     attention=mla   router=sigmoid_group_limited (or no experts)    MTP layers
     deepseek_v2     attention=mla   router=softmax or softmax_group_limited

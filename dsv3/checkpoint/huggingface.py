@@ -1,4 +1,4 @@
-"""A run folder out to a folder that transformers opens, and such a folder in as a run folder.
+"""Export of a run to a Hugging Face checkpoint, and import of one as a run folder.
 
 Both are written beside their place and renamed into it, so that a folder of that name is whole.
 """

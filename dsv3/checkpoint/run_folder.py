@@ -2,7 +2,8 @@
 
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
-    summary.json, report.html  written at the end       timing/<table>/...   everything that a clock had a say in
+    summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
+    failure.txt         why training failed, until it is resumed
     run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
@@ -77,6 +78,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config_path = self.path / "config.yaml"
         self.summary_path = self.path / "summary.json"
+        self.failure_path = self.path / "failure.txt"
         self.tokenizer_path = self.path / "tokenizer"
         self.tables: dict[str, Table] = {}
 
@@ -142,6 +144,14 @@ class RunFolder:
         except ValueError:
             log.warning("%s is corrupt; taking the run for unfinished", self.summary_path)
             return None
+
+    def write_failure(self, error: Exception) -> None:
+        text = f"{error or type(error).__name__}\n"
+        write_atomically(self.failure_path, lambda path: path.write_text(text))
+
+    def failure(self) -> str | None:
+        """Why training ended with an error; None where it did not."""
+        return self.failure_path.read_text().strip() if self.failure_path.exists() else None
 
     def hold(self) -> None:
         """Keep other processes from training in this folder until this one ends.

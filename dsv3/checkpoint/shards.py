@@ -1,4 +1,4 @@
-"""Safetensors files of a checkpoint, written and read without holding more than one of them.
+"""Sharded safetensors, written and read with one shard in memory.
 
 FP8: a matrix stored as E4M3 has a companion `<name>_scale_inv`, one FP32 factor for each block of 128 x 128 (as the
 config's `weight_block_size` says; the blocks at the right and lower edges may be partial). The value is

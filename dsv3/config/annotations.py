@@ -1,4 +1,4 @@
-"""Whether a value fits a type annotation and its range, both as they stand in files."""
+"""Type and range check of a value against an annotation, both read from files."""
 
 import ast
 from collections.abc import Iterator

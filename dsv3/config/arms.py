@@ -1,4 +1,4 @@
-"""From a study (`study` in the config) to the runs that it consists of: every arm with every seed.
+"""Expands a study (`study` in the config) into runs: every arm with every seed.
 
 An arm is a list of overrides. Runs of one seed share the initial weights of all parameters whose names and shapes agree
 (`dsv3.model.initialisation`) and, where the data's keys are the same, the order of the data: differences are paired.

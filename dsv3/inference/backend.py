@@ -1,4 +1,4 @@
-"""Backends of the engine: the contract, and a `Decoder` that reads rows of tokens over its caches.
+"""Backends of the engine: the contract, and a `Decoder` with its KV caches.
 
 Shape legend: B rows, T positions, V vocabulary.
 """

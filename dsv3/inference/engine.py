@@ -1,4 +1,4 @@
-"""The engine that writes all text: rows of tokens that join, are continued together and leave between steps.
+"""Generation engine: sequences join, are decoded together and leave between steps.
 
     add(prompt, settings) -> row      a row waits for the next step
     step() -> events                  every row reads a piece of its prompt, or writes a token (with drafts, several)

@@ -1,4 +1,4 @@
-"""Text of one prompt, piece by piece: a loop over the engine."""
+"""Generation for one prompt, streamed: a loop over the engine."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Token rows that begin alike are scored together, and their common beginning once.
+"""Prefix sharing: sequences with a common prefix are scored together, the prefix once.
 
 Few-shot prompts repeat the same examples before every question, and the choices of one question repeat the question.
 Sorted as sequences, rows that share a beginning lie side by side.

@@ -1,4 +1,4 @@
-"""The contract between benchmarks and a model: logits of token rows, and a backend that text is written over.
+"""The contract between benchmarks and a model: logits of token sequences, and a backend for generation.
 
 Shape legend: V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Text of a row as its ids come, and where a stop string ends it."""
+"""Incremental detokenisation with stop strings."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,9 +1,12 @@
-"""torch.compile of what has one shape in every training step: attention, norms, routers, dense and shared FFNs.
+"""torch.compile of modules whose shapes are the same in every training step: attention, norms, routers, dense and
+shared FFNs.
 
-Dispatch and routed experts see another number of rows in every step, and stay as they are. So does everything where no
-gradient is asked for: texts of every length are evaluated and generated. The first step takes about half a minute.
+Dispatch and routed experts see another number of tokens in every step and stay eager. So do layers that opt out
+(`compilable`), and everything that needs no gradient: evaluation and generation see sequences of every length. The
+first step takes about half a minute.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,15 +19,24 @@ VARIANTS = 64  # compiled versions of one function: each layer's weights and wid
 
 
 def compile_parts(model: Decoder) -> None:
-    """Compile, at their first use in training, the parts of every block, MTP's included, and all norms."""
+    """Compile, at their first use in training, the parts of every block, MTP's included, and all norms.
+
+    A part that holds a layer with `compilable = False` stays eager.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    for part in _parts(model):
+        if all(getattr(layer, "compilable", True) for layer in part.modules()):
+            compile_for_training(part)
+
+
+def _parts(model: Decoder) -> Iterator[Any]:
     for module in model.modules():
         if isinstance(module, Block):
-            compile_for_training(module.self_attn)
+            yield module.self_attn
         elif isinstance(module, MoE):
-            compile_for_training(module.router)
+            yield module.router
         elif isinstance(module, RMSNorm | SwiGLU):
-            compile_for_training(module)
+            yield module
 
 
 def compile_for_training(module: Any) -> None:

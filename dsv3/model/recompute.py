@@ -1,4 +1,4 @@
-"""Activation recomputation: cheap results are computed again, not kept for the backward pass (report, section 3.2.3).
+"""Activation recomputation of cheap results in the backward pass (report, section 3.2.3).
 
 A layer hands a cheap function to `recomputed`. Within `recomputing`, wherever autograd would keep a result of it, or a
 view of one, it keeps a note instead: the function and its inputs, of which those that are results themselves are notes

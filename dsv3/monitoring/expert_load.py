@@ -1,4 +1,4 @@
-"""Load of every expert by domain (what section 4.5.3 of the report plots): layer x expert x domain.
+"""Load of every expert by domain, layer x expert x domain (report, section 4.5.3).
 
     relative load = (routed tokens of the domain that chose the expert) / (the mean of that over experts)
 

@@ -1,4 +1,4 @@
-"""Sums over training tokens of what one MoE layer's router decides, and the figures made of them.
+"""Routing statistics of one MoE layer: sums over training tokens, and the metrics computed from them.
 
 Only sums are taken in a step, on the device and without waiting for it; the figures are computed once an interval.
 With load_i the number of tokens that chose expert i, E experts, K of them active per token:

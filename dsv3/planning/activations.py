@@ -1,4 +1,4 @@
-"""Bytes that one token leaves behind in one block for the backward pass.
+"""Activation memory: bytes per token that one block saves for backward.
 
 Kept per token, in numbers times the bytes of their kind (d width; attention's matrices by role: a the outputs of
 the down-projections, l the inputs of up-projections that are not the layer's own, q the outputs of the up-projections,

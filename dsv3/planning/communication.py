@@ -1,4 +1,4 @@
-"""Traffic of expert parallelism between nodes, in bytes per token.
+"""Communication of expert parallelism between nodes, in bytes per token.
 
 A token that several experts of one node want is sent there once, and spread inside the node over faster links
 (report, section 3.2.2). So one MoE layer sends d numbers to each node reached, and gets d numbers back:

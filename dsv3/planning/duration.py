@@ -1,4 +1,4 @@
-"""Training time and GPU hours from operations, and the utilisation that given GPU hours imply.
+"""Training time and GPU hours from FLOPs, and the MFU implied by GPU hours.
 
     GPU hours = operations per token * tokens / (peak * MFU) / 3600        MFU = that, solved for it
 

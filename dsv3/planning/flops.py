@@ -1,4 +1,4 @@
-"""Floating-point operations per token: matrix products only, a multiply-add counted as two.
+"""FLOPs per token: matrix products only, with a multiply-add as two FLOPs.
 
 Forward, with p a component's matrices that a token meets: 2 p, and in attention the products of queries with keys
 and of weights with values besides. Causal attention is counted as half: a token of a row of T sees T/2 positions.

@@ -1,4 +1,4 @@
-"""Idle time of pipeline schedules, and what they multiply (report, Table 2).
+"""Pipeline schedules: bubbles, and multiples of parameters and activations (report, Table 2).
 
     schedule   bubble                          parameters   activations
     1F1B       (PP - 1) (F + B)                1x           PP

@@ -1,4 +1,4 @@
-"""Parameters by component, total and met by one token.
+"""Parameters by component, total and active per token.
 
 Closed forms (d width, V vocabulary, L layers of which L_d are dense and L_e have experts, f a dense FFN's width,
 m an expert's, S the shared experts' together, E experts of which K run):

@@ -1,4 +1,4 @@
-"""The sizes that planning works from: the config's shapes, and what its plugins say of one layer.
+"""Model sizes for planning: the config's shapes, and one layer of each plugin.
 
 What the core defines (embedding, FFNs, norms, head) follows from shapes alone. An attention, a router or an MTP plugin
 may be a stranger's, so one layer of each kind is built on the meta device, where a weight has a shape and no

@@ -1,4 +1,4 @@
-"""A run folder read for looking at it, while it trains or after: tables, state, and what its numbers are counted in."""
+"""Reads a run folder during or after training: tables, state, units."""
 
 import json
 import logging
@@ -68,9 +68,11 @@ class History:
 
     @property
     def state(self) -> str:
-        """finished, training, or stopped (which is also what a run looks like whose next part is long in coming)."""
+        """finished, failed, training, or stopped (as a run looks, too, whose next part is long in coming)."""
         if self.folder.summary_path.exists():
             return "finished"
+        if self.folder.failure_path.exists():
+            return "failed"
         parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"

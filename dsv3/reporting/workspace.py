@@ -1,4 +1,4 @@
-"""The same as a Weights & Biases workspace: panels of loss, balance, load, quantisation error and benchmarks.
+"""Weights & Biases workspace: panels of loss, balance, load, quantisation error and benchmarks.
 
 Runs log offline where there is no API key, and `wandb sync <run folder>/wandb/offline-run-*` sends them later. A
 workspace is made on the server, so that building one needs a key; `out` writes what would be sent.

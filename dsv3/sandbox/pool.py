@@ -1,4 +1,4 @@
-"""Many programs at once, each with a deadline."""
+"""Sandbox pool: runs programs in parallel, each with a deadline."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Write a trained model as a folder that Hugging Face's transformers opens."""
+"""Export a trained model as a Hugging Face checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Read a Hugging Face folder (DeepSeek-V3, V2 or LLaMA-like) as a run that generate and evaluate open."""
+"""Import a Hugging Face checkpoint (DeepSeek-V3, V2 or LLaMA-like) as a run for generate and evaluate."""
 
 from dataclasses import dataclass
 from pathlib import Path

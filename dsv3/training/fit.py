@@ -1,4 +1,4 @@
-"""Training to the end, through as many returns to a checkpoint as the guard against loss spikes asks for."""
+"""Trains to the end, through the rollbacks of the loss-spike guard."""
 
 import logging
 
@@ -11,7 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: DictConfig) -> Run:
-    """Build the run that `config` describes and train it until it is finished or interrupted."""
+    """Build the run that `config` describes and train it until it is finished or interrupted.
+
+    An error that ends training is written to the run folder, for reports, and raised.
+    """
     while True:
         run = build_run(config)
         try:
@@ -21,5 +24,10 @@ def fit(config: DictConfig) -> Run:
             run.folder.release()
             if config.resume == "never":  # or what was just trained would be moved aside
                 config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
+        except Exception as error:
+            run.folder.write_failure(error)
+            run.folder.flush(run.module.tokens_seen)
+            run.folder.release()
+            raise
         else:
             return run

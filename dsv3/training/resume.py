@@ -32,6 +32,8 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
+    "callbacks.guard.max_rollbacks",
+    "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
 """Keys that may change between the parts of one run: none has a say in what is computed."""
@@ -58,7 +60,8 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     else:
         checkpoint = branch_point(config, folder)
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
-    folder.summary_path.unlink(missing_ok=True)
+    for ending in (folder.summary_path, folder.failure_path):
+        ending.unlink(missing_ok=True)
     write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""From a composed config to a run that is ready to fit: data, module, callbacks, Trainer and run folder."""
+"""Builds a run from a composed config: data, module, callbacks, Trainer and run folder."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Choices that are made once, when training begins: device and number format.
+"""Choices made once when training begins: device and numeric format.
 
 What they are is written into config.yaml. A resumed run keeps them, and a study gives them to every job, so that all of
 its arms are computed alike.

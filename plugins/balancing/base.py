@@ -1,4 +1,4 @@
-"""Base of balancing methods: the contract's methods doing nothing, buffers that keep their dtype, a load product."""
+"""Base of balancing methods: no-op defaults, fixed-dtype buffers, balance-loss helpers."""
 
 import torch
 from torch import Tensor

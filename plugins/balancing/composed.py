@@ -1,4 +1,4 @@
-"""Several balancing methods at once. DeepSeek-V3's is loss-free with a small sequence-wise loss beside it."""
+"""Several balancing methods at once, such as DeepSeek-V3's: loss-free with a small sequence-wise loss."""
 
 from collections.abc import Callable, Mapping
 from typing import cast

@@ -1,4 +1,4 @@
-"""Dispatch where every expert is on this device.
+"""Dispatch with all experts on one device.
 
 The M = N*K (token, expert) pairs are sorted by expert, the experts run on contiguous rows (R of them, filling
 included), and each token's K rows of the results, which carry their gates already, are summed. Copying rows out and

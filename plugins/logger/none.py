@@ -1,4 +1,4 @@
-"""No logger beside the run folder's own tables."""
+"""No logger except the run folder's own tables."""
 
 from pathlib import Path
 from typing import Literal

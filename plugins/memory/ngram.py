@@ -1,4 +1,4 @@
-"""N-gram memory: vectors looked up by the latest tokens, added to the embedding.
+"""N-gram memory: embeddings of the latest tokens, added to the token embedding.
 
     x_t = e(t_t) + concat over orders n of M_n[hash(t_(t-n+1), ..., t_t) mod R]       M_n [R, D / their number]
                  + sum over match orders m of F_m[token after the last m tokens' latest occurrence in the row]

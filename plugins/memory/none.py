@@ -1,4 +1,4 @@
-"""No memory beside the embedding."""
+"""No memory next to the embedding."""
 
 from collections.abc import Iterable
 

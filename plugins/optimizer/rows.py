@@ -1,4 +1,4 @@
-"""Row-wise Adagrad, for tables of which a step touches few rows (sparse gradients).
+"""Row-wise Adagrad for tables with sparse gradients.
 
 For each row r that the gradient has, with g_r [W] summed over its occurrences:
     s_r = s_r + mean(g_r^2)          p_r = p_r - lr * g_r / (sqrt(s_r) + eps)

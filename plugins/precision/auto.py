@@ -1,4 +1,4 @@
-"""BF16, or FP32 where a CPU multiplies BF16 more slowly.
+"""BF16, or FP32 on a CPU with slower BF16 matmuls.
 
 CPUs with BF16 instructions multiply it about twice as fast as FP32; others emulate it at half that rate. A probe times
 both products in turns and takes the best turn of each, which other programs disturb least:

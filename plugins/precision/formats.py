@@ -1,4 +1,4 @@
-"""Small floating-point formats: what they hold, and rounding to them.
+"""Small floating-point formats and rounding to them.
 
 With m mantissa bits, numbers of exponent E lie 2^(E - m) apart, and below the smallest normal number 2^E_min (where
 subnormal numbers are) 2^(E_min - m). Rounding to the nearest of them, ties to even, is left to the FP32 adder:

@@ -1,4 +1,4 @@
-"""SwiGLU that keeps its inputs in FP8 for the backward pass, and its output not at all.
+"""SwiGLU that saves its inputs in FP8 and recomputes its output in the backward pass.
 
     y = silu(g) u w        dg = c u s (1 + g (1 - s)),  du = c g s,  dw = sum over the row of dy g s u
 

@@ -1,4 +1,4 @@
-"""Precisions that need no quantiser: every product in one format, FP32 master weights.
+"""Unquantised precisions: every matmul in one format, FP32 master weights.
 
 BF16: weights and inputs are cast to BF16 for each product (accumulated in FP32 inside it); the cast of a
 weight is part of the graph, so that its gradient arrives, and is accumulated over micro-batches, in FP32.

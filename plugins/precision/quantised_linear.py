@@ -1,4 +1,4 @@
-"""Linear layers, dense and by expert, whose three products take quantised factors.
+"""Linear layers, dense and grouped, whose three GEMMs take quantised operands.
 
     Fprop  y  = Q(x) Q(w)^T        Dgrad  dx = Q(dy) Q(w)        Wgrad  dw = Q(dy)^T Q(x)
 
@@ -107,6 +107,8 @@ class _Products(torch.autograd.Function):
 
 class QuantisedLinear(nn.Module):
     """y = x w^T by `recipe`; `weight` is the FP32 master weight [out, in]."""
+
+    compilable = False  # dynamo cannot trace weights cached between micro-batches, nor the origin of a saved input
 
     def __init__(
         self,

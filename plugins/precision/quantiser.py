@@ -1,4 +1,4 @@
-"""Quantising a factor of a matrix product, emulated: its values become numbers of a small format times a scale.
+"""Emulated quantisation of a GEMM operand: values of a small format times a scale.
 
     scale = max(amax of a tile, floor) / largest        FP32, or rounded up to a power of two
     code  = round(clamp(x / scale, -largest, largest))  in the format, to nearest, ties to even

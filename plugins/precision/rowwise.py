@@ -1,4 +1,4 @@
-"""FP8 with one scale for each row or column that a product sums along.
+"""FP8 with one scale per row or column along a GEMM's summed axis.
 
 That is x and dy by token, w by output (Fprop) or by input (Dgrad). For Wgrad, which sums over tokens, x and dy have a
 scale for each channel, and the experts' tokens are apart. An outlier reaches further than under `fp8_blockwise` and

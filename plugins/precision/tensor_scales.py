@@ -1,4 +1,4 @@
-"""One scale for a whole tensor, from its own amax or, delayed, from those of earlier steps.
+"""Per-tensor scales, from the tensor's own amax or, delayed, from earlier steps.
 
 Delayed scaling (arXiv 2209.05433) spares a pass over the tensor before it can be quantised, and pays with numbers that
 saturate when amax has grown: scale = max(amax of the last steps) / largest. Before there is any history, the tensor's

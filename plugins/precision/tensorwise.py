@@ -1,4 +1,4 @@
-"""FP8 with one scale for each tensor: x, w and dy of a layer (all experts' together)."""
+"""FP8 with one scale per tensor: x, w and dy of a layer (all experts together)."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Base of routers: an FP32 projection that nothing casts, and selection with a stated rule for ties."""
+"""Base of routers: fixed-FP32 projection, and top-K with a defined rule for ties."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Routers that learn nothing: baselines for what learned routing is worth.
+"""Routers without learned parameters: baselines for learned routing.
 
 Every expert draws a number for a token by a hash, and the top_k highest win, so that each set of top_k distinct
 experts is as likely as any other:

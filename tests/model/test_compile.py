@@ -43,6 +43,15 @@ def test_every_block_and_norm_is_compiled(composed: Compose) -> None:
     assert model.state_dict().keys() == before
 
 
+def test_modules_in_emulated_fp8_stay_eager(composed: Compose) -> None:
+    """torch.compile cannot trace their layers, and training stopped within torch."""
+    model = build_model(composed("precision=fp8_blockwise"))
+    compile_parts(model)
+    compiled = {name for name, module in model.named_modules() if "forward" in vars(module)}
+    assert not {name for name in compiled if name.endswith(("self_attn", "mlp", "shared_experts"))}
+    assert {"norm", "layers.1.mlp.router"} < compiled
+
+
 def test_compiling_and_recomputing_exclude_each_other() -> None:
     problems = check("train", ["compile=true", "recompute=[norm]"])
     assert [problem.key for problem in problems] == ["compile"]
@@ -50,9 +59,9 @@ def test_compiling_and_recomputing_exclude_each_other() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("attention", ["mla", "gqa"])
-def test_a_compiled_step_is_that_of_the_eager_model(composed: Compose, attention: str) -> None:
-    config = composed("precision=fp32", f"attention={attention}")
+@pytest.mark.parametrize("part", ["attention=mla", "attention=gqa", "precision=fp8_blockwise"])
+def test_a_compiled_step_is_that_of_the_eager_model(composed: Compose, part: str) -> None:
+    config = composed("precision=fp32", part)
     step, results = step_of(config), []
     for compiled in (False, True):
         module = module_of(config)

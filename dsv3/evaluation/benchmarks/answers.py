@@ -1,4 +1,4 @@
-"""Bits per byte of the right answer: a figure for every task that moves long before accuracy leaves zero.
+"""Bits per byte of the target: a metric for every task that improves long before accuracy leaves zero.
 
     answer bpb = - sum_documents log2 p(right answer | prompt) / sum_documents UTF-8 bytes of the right answer
 

@@ -1,4 +1,4 @@
-"""Models that benchmarks score: each gives logits of token rows, and a backend that text is written over.
+"""Models for benchmarks: each gives logits of token sequences, and a backend for generation.
 
 There are two kinds: a `Decoder` of ours with its tokenizer, and any causal model that transformers opens.
 

@@ -1,4 +1,4 @@
-"""Few-shot examples, as many as the model's context holds.
+"""Few-shot examples, as many as fit in the model's context.
 
 A prompt that is too long loses whole examples from its beginning, never half of one, until it fits; only if it is too
 long without any does the adapter cut tokens from its left.

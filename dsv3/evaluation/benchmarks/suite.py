@@ -1,4 +1,4 @@
-"""Benchmark suites: tasks with their few-shot examples and samples; running one of them.
+"""Benchmark suites: tasks with their few-shot examples and samples, and running one of them.
 
 A suite is a file in conf/benchmarks/. Every task runs by itself, so that one that fails stops no other and results can
 be written, and an interrupted evaluation continued, task by task.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, exit. A second signal stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, exit. A second signal stops immediately."""
 
 import logging
 import signal
@@ -50,6 +50,9 @@ class Interruption(lightning.Callback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: LanguageModel, stage: str) -> None:
         self._restore()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: LanguageModel, exception: BaseException) -> None:
+        self._restore()  # `teardown` is not called
 
     def _restore(self) -> None:
         for number in self.previous:

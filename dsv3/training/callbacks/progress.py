@@ -1,4 +1,4 @@
-"""The progress bar: the objective's figures, held-out text, balance, tokens/s. Without a terminal: a line at times."""
+"""Progress bar: the objective's metrics, held-out text, balance, tokens/s. Without a terminal, a line at intervals."""
 
 import sys
 import time

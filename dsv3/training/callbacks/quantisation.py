@@ -1,4 +1,4 @@
-"""Quantisation-error metrics of the precision, measured in a step every so many tokens."""
+"""Quantisation-error metrics of the precision, measured in one step per interval."""
 
 from typing import Any
 

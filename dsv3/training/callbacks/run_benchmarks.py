@@ -1,4 +1,4 @@
-"""Benchmarks in training: before the first step where asked for, every so many tokens, and after the last."""
+"""Benchmarks during training: before the first step if requested, at intervals, and after the last step."""
 
 import logging
 import time

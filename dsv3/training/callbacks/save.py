@@ -1,4 +1,4 @@
-"""Checkpoints every so many tokens, on interruption and at the end; written beside and renamed."""
+"""Checkpoints at intervals, on interruption and at the end; written atomically."""
 
 from typing import Any
 

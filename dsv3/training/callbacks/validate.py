@@ -1,4 +1,4 @@
-"""Validation every so many tokens, before the first step and after the last."""
+"""Validation before the first step, at intervals and after the last step."""
 
 from contextlib import nullcontext
 from typing import Any, Literal

