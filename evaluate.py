@@ -20,5 +20,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    preflight.check_or_exit("evaluate", sys.argv[1:])
+    with user_errors():
+        preflight.check_or_exit("evaluate", sys.argv[1:])
     main()

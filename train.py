@@ -37,5 +37,6 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    preflight.check_or_exit("train", sys.argv[1:])
+    with user_errors():
+        preflight.check_or_exit("train", sys.argv[1:])
     main()

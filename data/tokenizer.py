@@ -91,8 +91,8 @@ class ByteLevelBPE:
         return ids + self.encode(text[start:])
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that `ids` stand for; special tokens are left out."""
-        return b"".join(self._bytes[index] for index in ids)
+        """The bytes that `ids` stand for; special tokens are left out, and those that only a larger model has."""
+        return b"".join(self._bytes[index] for index in ids if index < self.vocab_size)
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every token of the vocabulary; special tokens have none."""

@@ -60,7 +60,8 @@ class Table:
             frame = pd.DataFrame(self.rows)
             part = self.folder / f"part-{tokens:015d}.parquet"
             if part.exists():  # rows came after an earlier flush at these tokens, such as the last evaluation's
-                frame = pd.concat([read_part(part), frame], ignore_index=True)
+                before = read_part(part)
+                frame = pd.concat([before[before.tokens < frame.tokens.iloc[0]], frame], ignore_index=True)
             write_atomically(part, lambda path: frame.to_parquet(path, engine="pyarrow", index=False))
             self.rows = []
 

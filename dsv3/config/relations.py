@@ -173,14 +173,52 @@ def schedules_end(facts: Facts) -> Iterator[Problem]:
 
 def resume_exists(facts: Facts) -> Iterator[Problem]:
     resume = facts.value("resume")
-    if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).exists():
-        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint; there is no such file")
+    if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_file():
+        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint file; there is no such file")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
     path = facts.value("run.init_from")
     if isinstance(path, str) and not Path(path).exists():
         yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
+
+
+def run_folder_is_a_runs(facts: Facts) -> Iterator[Problem]:
+    """A run writes and deletes in its folder: not in one that holds something else."""
+    for key in ("run.name", "run.experiment"):
+        name = facts.value(key)
+        if isinstance(name, str) and (name in ("", ".", "..") or "/" in name):
+            yield Problem(key, name, "must be the name of a folder, without a path; run.dir takes any path")
+    folder = facts.value("run.dir")
+    if folder == "":
+        yield Problem("run.dir", folder, "must be a folder of the run's own, such as runs/default/seed1")
+    elif isinstance(folder, str) and (place := Path(folder)).is_dir() and not (place / "config.yaml").exists():
+        foreign = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+        if foreign:
+            yield Problem("run.dir", folder, f"holds {foreign[0]} and is no run folder; name a new or an empty one")
+
+
+def cache_is_a_folder(facts: Facts) -> Iterator[Problem]:
+    cache = facts.value("data.cache_dir")
+    if isinstance(cache, str) and not all(place.is_dir() for place in Path(cache).parents if place.exists()):
+        yield Problem("data.cache_dir", cache, "must be a folder; a part of this path is a file")
+    elif isinstance(cache, str) and Path(cache).is_file():
+        yield Problem("data.cache_dir", cache, "must be a folder; this is a file")
+
+
+def evaluation_paths(facts: Facts) -> Iterator[Problem]:
+    """Of evaluate.py: found before anything is scored."""
+    if "output_path" not in facts.view.leaves:
+        return
+    for key in ("checkpoint", "compare"):
+        path = facts.value(key)
+        if isinstance(path, str) and not Path(path).exists():
+            yield Problem(key, path, "must be a run folder, a checkpoint file or a Hugging Face checkpoint")
+    out, results = facts.value("out"), facts.value("output_path")
+    if isinstance(out, str) and Path(out).is_dir():
+        yield Problem("out", out, "must be a file to write; this is a folder")
+    if isinstance(results, str) and Path(results).is_file():
+        yield Problem("output_path", results, "must be a folder; this is a file")
 
 
 def run_folder_is_writable(facts: Facts) -> Iterator[Problem]:
@@ -213,7 +251,10 @@ RELATIONS: tuple[Relation, ...] = (
     schedules_end,
     resume_exists,
     weights_exist,
+    run_folder_is_a_runs,
     run_folder_is_writable,
+    cache_is_a_folder,
+    evaluation_paths,
 )
 
 

@@ -25,13 +25,16 @@ def evaluate(config: DictConfig) -> None:
         FileNotFoundError: the checkpoint is neither a run's nor a Hugging Face folder.
         ValueError: a setting does not fit the checkpoint.
     """
-    if config.weights not in ("live", "ema"):
-        raise ValueError(f"weights={config.weights}: live or ema")
     wanted = bool(config.benchmarks.tasks or config.tasks)
     console = Console(highlight=False, stderr=config.format == "json")
     result: dict[str, Any] = {}
+    session = None
+    if wanted:  # first, since it checks the names of tasks
+        from dsv3.evaluation.benchmarks.session import Session
+
+        session = Session(config, console)
     if is_hf_checkpoint(config.checkpoint):
-        if not wanted:
+        if session is None:
             raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
     else:
@@ -39,10 +42,7 @@ def evaluate(config: DictConfig) -> None:
         data = build_data(loaded.config, tokenizer=loaded.tokenizer())
         result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
         show(result, console)
-    if wanted:
-        from dsv3.evaluation.benchmarks.session import Session
-
-        session = Session(config, console)
+    if session is not None:
         result["benchmarks"] = session.run(config.checkpoint, loaded, data)
         if config.compare:
             result["compare"] = session.compare(config.checkpoint, config.compare)

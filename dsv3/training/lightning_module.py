@@ -39,9 +39,10 @@ class LanguageModel(lightning.LightningModule):
         schedule: Schedule,
         grad_clip: float,
         total_tokens: int,
+        max_steps: int = -1,
         recompute: Collection[str] = (),
     ) -> None:
-        """`total_tokens`: the length of training.
+        """`total_tokens`: the length of training. `max_steps`: a cap on its steps, or -1.
 
         `recompute`: parts whose results are not kept for the backward pass (`dsv3.model.recompute.Part`).
 
@@ -56,6 +57,7 @@ class LanguageModel(lightning.LightningModule):
         self.schedule = schedule
         self.grad_clip = grad_clip
         self.total_tokens = total_tokens
+        self.max_steps = max_steps
         self.recompute = recompute
         self.tokens_seen = 0
         self.steps = 0  # taken so far, those whose update was skipped included
@@ -65,8 +67,8 @@ class LanguageModel(lightning.LightningModule):
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, by tokens or by the Trainer's cap on steps."""
-        return self.tokens_seen >= self.total_tokens or 0 <= self.trainer.max_steps <= self.steps
+        """Whether the last step is done, by tokens or by the cap on steps."""
+        return self.tokens_seen >= self.total_tokens or 0 <= self.max_steps <= self.steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer_factory(self.model.named_parameters())

@@ -39,6 +39,19 @@ FREE = (
 """Keys that may change between the parts of one run: none has a say in what is computed."""
 
 
+def refuse_unusable(config: DictConfig, folder: RunFolder) -> None:
+    """Return if `prepare` would accept the folder; changes nothing, so that it may come before slow work.
+
+    Raises: as `prepare`.
+    """
+    if config.resume == "auto":
+        if folder.config_path.exists() and folder.begun():
+            refuse_other_settings(config, folder)
+        newest_or_refuse(folder)
+    elif config.resume != "never":
+        branch_point(config, folder)
+
+
 def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
 

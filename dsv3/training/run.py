@@ -18,7 +18,7 @@ from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
 from dsv3.training.lightning_module import LanguageModel
-from dsv3.training.resume import prepare
+from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.settle import kept_choices, settled
 
@@ -55,9 +55,10 @@ def build_run(config: DictConfig) -> Run:
     for callback in callbacks:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
-    resume_from = prepare(config, folder)
+    refuse_unusable(config, folder)
     start = load_run(config.run.init_from, allow=allowed(config)) if config.run.init_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
+    resume_from = prepare(config, folder)
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
     if config.compile:
@@ -71,6 +72,7 @@ def build_run(config: DictConfig) -> Run:
         schedule=part(config.schedule),
         grad_clip=config.grad_clip,
         total_tokens=config.run.tokens,
+        max_steps=config.trainer.max_steps,
         recompute=config.recompute,
     )
     module.config, module.folder = config, folder
@@ -78,7 +80,8 @@ def build_run(config: DictConfig) -> Run:
     if resume_from is not None:
         data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
     trainer = lightning.Trainer(
-        **part(config.trainer),
+        # The module counts steps, skipped updates included; Lightning would not even begin a run that has made them.
+        **part(config.trainer) | {"max_steps": -1},
         max_epochs=1,
         default_root_dir=folder.path,
         callbacks=callbacks,

@@ -30,6 +30,8 @@ def summarise(run: Run) -> dict[str, Any]:
     """Score the finished run and describe it. JSON-serialisable."""
     model, tokenizer = run.module.model.eval(), run.data.tokenizer
     train, timing = run.folder.read("metrics/train"), run.folder.read("timing/train")
+    if train.empty:
+        raise ValueError(f"{run.folder.path}: no training step was taken; see the limits under trainer (max_time, ...)")
     scores = run.folder.read("metrics/validation")
     questions = answer_questions(model, run.data.questions(), tokenizer)
     return {

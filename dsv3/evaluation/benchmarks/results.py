@@ -38,9 +38,11 @@ class ResultsFolder:
         self.path = path
 
     def finished(self, name: str, key: str) -> bool:
-        """Whether this task was run with these settings."""
-        file = self._file(name)
-        return file.exists() and json.loads(file.read_text())["key"] == key
+        """Whether this task was run with these settings; a file that a killed evaluation left half-written is not."""
+        try:
+            return json.loads(self._file(name).read_text())["key"] == key
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
 
     def write(self, name: str, key: str, outcome: Outcome) -> None:
         for task, samples in outcome.samples.items():

@@ -25,7 +25,7 @@ from dsv3.sandbox import Sandbox
 
 
 class Session:
-    """Runs the benchmarks of one call of evaluate.py."""
+    """Runs the benchmarks of one call of evaluate.py. Raises ValueError where there is no task of some name."""
 
     def __init__(self, config: DictConfig, console: Console) -> None:
         self.config, self.console = config, console
@@ -35,17 +35,15 @@ class Session:
         changes = {key: config[key] for key in ("limit", "num_fewshot", "num_samples")}
         self.entries = {name: entry.changed(**changes) for name, entry in chosen.items()}
         self.finished: dict[str, list[str]] = {}  # tasks with results, by checkpoint
+        self._finder(RunTexts(None)).require(self.entries)
 
     def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
         model = native_model(loaded, self.config.weights) if loaded else HFModel(checkpoint, device=self.device)
         identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
         folder = ResultsFolder(self.folder(checkpoint))
-        finder = TaskFinder(
-            self.config.benchmarks.folders, run=RunTexts(data), datasets_folder=self.config.datasets_folder
-        )
         adapter = Adapter(model, batch_size=self.config.benchmarks.batch_size, seed=self.config.seed)
-        suite = Suite(adapter, finder, self.sandbox, seed=self.config.seed)
+        suite = Suite(adapter, self._finder(RunTexts(data)), self.sandbox, seed=self.config.seed)
         about = {"checkpoint": identity, "weights": self.config.weights, "seed": self.config.seed}
         done, failures = [], {}
         for name, entry in self.entries.items():
@@ -60,6 +58,9 @@ class Session:
         combined = folder.combine(done, about=about, failures=failures)
         self.show(model, folder, combined, failures)
         return combined
+
+    def _finder(self, texts: RunTexts) -> TaskFinder:
+        return TaskFinder(self.config.benchmarks.folders, run=texts, datasets_folder=self.config.datasets_folder)
 
     def show(
         self, model: ScoredModel, folder: ResultsFolder, combined: dict[str, Any], failures: dict[str, str]

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,13 @@ class TaskFinder:
         """lm-eval's {"tasks": ..., "groups": ..., "group_map": ...} of a task, group or tag.
 
         Raises:
-            UnavailableError: there is no such name, its data cannot be reached, or its programs cannot run here.
+            ValueError: there is no such name.
+            UnavailableError: its data cannot be reached, or its programs cannot run here.
         """
+        manager = self._manager_of(name)
         try:
             with code_eval_replaced(), local_datasets(self.datasets_folder), offline_unless_asked():
-                loaded = self._manager_of(name).load([name])
+                loaded = manager.load([name])
         except UnavailableError:
             raise
         except Exception as error:  # what a task's own code raises is up to it
@@ -79,6 +81,15 @@ class TaskFinder:
                 check_answers_are_confined(task)
         return loaded
 
+    def require(self, names: Iterable[str]) -> None:
+        """Return if there are such tasks, here or in lm-eval, whether or not they can run.
+
+        Raises:
+            ValueError: there is none of some name.
+        """
+        for name in names:
+            self._manager_of(name)
+
     def _manager_of(self, name: str) -> TaskManager:
         ours = self._manager(defaults=False)
         if name in ours.task_index:
@@ -87,7 +98,7 @@ class TaskFinder:
         if name not in everything.task_index:
             near = difflib.get_close_matches(name, everything.all_tasks, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UnavailableError(f"there is no such task, neither here nor in lm-eval.{hint}")
+            raise ValueError(f"tasks: there is no task {name}, neither here nor in lm-eval.{hint}")
         return everything
 
     def _manager(self, *, defaults: bool) -> TaskManager:

@@ -14,6 +14,11 @@ from dsv3.training.lightning_module import LanguageModel
 log = logging.getLogger(__name__)
 
 
+def interrupted(trainer: lightning.Trainer) -> bool:
+    """Whether a signal has asked the run to stop."""
+    return any(isinstance(callback, Interruption) and callback.happened for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
 class Interruption(lightning.Callback):
     """Notes the first SIGINT or SIGTERM during training and asks the Trainer to stop after the step."""
 

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
+from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
@@ -41,6 +42,9 @@ class Benchmarks(lightning.Callback):
         self.timing = pl_module.folder.table("timing/benchmarks")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
+        if self.config.benchmarks.tasks:  # a task that there is not stops the run before its first step
+            self._suite = self._build(trainer, pl_module)
+            self._suite.finder.require(self.config.benchmarks.tasks)
         if self.before and pl_module.tokens_seen == 0:
             self.run(trainer, pl_module)
 
@@ -48,7 +52,12 @@ class Benchmarks(lightning.Callback):
         self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         every = self.every_tokens
-        if pl_module.finished or (every and crossed(every, batch.tokens_before, pl_module.tokens_seen)):
+        if not pl_module.finished and every and crossed(every, batch.tokens_before, pl_module.tokens_seen):
+            self.run(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: LanguageModel) -> None:
+        """After the last step, whose checkpoint is on disk by now; an interrupted run scores nothing."""
+        if not interrupted(trainer):
             self.run(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +75,7 @@ class Benchmarks(lightning.Callback):
         from dsv3.evaluation.benchmarks.suite import entries
         from dsv3.evaluation.benchmarks.tasks import UnavailableError
 
-        suite = self._suite = self._suite or self._build(trainer, pl_module)
+        suite = self._suite
         tokens = pl_module.tokens_seen
         pl_module.eval()
         for name, entry in entries(self.config.benchmarks).items():

@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from dsv3.bounds import PositiveInt
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Step
+from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
@@ -24,6 +25,8 @@ class DirectIO(TorchCheckpointIO):
 class SaveCheckpoints(lightning.Callback):
     """Flushes the tables (every `flush_tokens` too, for those who watch), then saves everything that training needs.
 
+    The last step's checkpoint is written before the last evaluation, which may fail, and again after it.
+
     every_tokens: tokens between checkpoints. keep: number of checkpoints kept, the newest.
     """
 
@@ -35,6 +38,7 @@ class SaveCheckpoints(lightning.Callback):
         self.every_tokens = every_tokens
         self.flush_tokens = flush_tokens
         self.keep = keep
+        self.saved_at: int | None = None  # tokens
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
@@ -45,9 +49,20 @@ class SaveCheckpoints(lightning.Callback):
         elif crossed(self.flush_tokens, batch.tokens_before, pl_module.tokens_seen):
             pl_module.folder.flush(pl_module.tokens_seen)
 
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        """Where a limit of the Trainer's, such as `max_time`, has ended training."""
+        if pl_module.steps and self.saved_at != pl_module.tokens_seen:
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        """Once more, with what the last evaluation wrote."""
+        if pl_module.steps and not interrupted(trainer):
+            self.save(trainer, pl_module)
+
     def save(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         folder, tokens = pl_module.folder, pl_module.tokens_seen
         folder.flush(tokens)
         write_atomically(folder.checkpoint_path(tokens), trainer.save_checkpoint)
+        self.saved_at = tokens
         for old in folder.checkpoints()[: -self.keep]:
             old.unlink()

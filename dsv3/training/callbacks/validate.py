@@ -9,6 +9,7 @@ from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.evaluation.held_out import domain_scores
 from dsv3.training.callbacks.ema import EMA
+from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase, find
 from dsv3.training.lightning_module import LanguageModel
@@ -31,10 +32,15 @@ class Validate(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        if pl_module.finished or crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen):
+        if not pl_module.finished and crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen):
             self.validate(trainer, pl_module, "live")
-        if pl_module.finished and find(trainer, EMA) is not None:
-            self.validate(trainer, pl_module, "ema")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        """After the last step, whose checkpoint is on disk by now; an interrupted run scores nothing."""
+        if not interrupted(trainer):
+            self.validate(trainer, pl_module, "live")
+            if find(trainer, EMA) is not None:
+                self.validate(trainer, pl_module, "ema")
 
     def state_dict(self) -> dict[str, Any]:
         return {"validated_at": self.validated_at, "latest_bpb": self.latest_bpb}
