@@ -75,5 +75,5 @@ def _checked(segments: Sequence[Mapping[str, Any]]) -> list[Segment]:
         result.append(segment)
         end = segment.until
     if end != 1:
-        raise ValueError(f"segments: the last one must end at until=1.0, not {end}")
+        raise ValueError(f"segments end at {end}: the last one must have until=1.0")
     return result

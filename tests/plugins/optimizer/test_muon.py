@@ -203,7 +203,7 @@ def test_it_fits_a_small_regression():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"newton_schulz_dtype": "float16"}, "newton_schulz_dtype=float16: must be"),
+        ({"newton_schulz_dtype": "float16"}, "newton_schulz_dtype=float16"),
         ({"adamw_params": ["*"]}, "at least one matrix"),
     ],
 )
