@@ -2,6 +2,9 @@
 
 import re
 import sys
+from collections.abc import Callable
+from fractions import Fraction
+from math import isclose
 from typing import Any
 
 import reasoning_gym
@@ -10,23 +13,31 @@ from reasoning_gym.factory import DATASETS
 
 from dsv3.verifiers import grammar
 
-ALPHABETS = {
-    "complex_arithmetic": r"[\d\s+*().ij-]*",
-    "countdown": r"[\d\s+*/().-]*",
-    "number_sorting": r"[\d\s\[\],.'\"e+-]*",
-    "puzzle24": r"[\d\s+*/().-]*",
+Check = Callable[[str, Any], bool]
+
+
+def written_in(characters: str) -> Check:
+    return lambda text, entry: re.fullmatch(f"[{characters}]*", text.lower()) is not None
+
+
+def with_the_numbers_given(text: str, entry: Any) -> bool:
+    numbers = sorted(map(int, re.findall(r"\d+", text)))
+    return numbers == sorted(entry["metadata"]["numbers"]) and written_in(r"\d\s+*/().-")(text, entry)
+
+
+def near_the_probability(text: str, entry: Any) -> bool:
+    return isclose(Fraction(text.replace(",", "")), Fraction(entry["answer"]), abs_tol=1e-4)
+
+
+MORE_CHECKS: dict[str, Check] = {
+    "coin_flip": near_the_probability,  # `0` is a prefix of every probability
+    "complex_arithmetic": written_in(r"\d\s+*().ij-"),  # `nan` is no further from a number than it may be
+    "countdown": with_the_numbers_given,  # `E - E` is a zero that was not among them
+    "game_of_life_halting": lambda text, entry: text.strip() == str(entry["answer"]),  # any text counts as true
+    "number_sorting": written_in(r"\d\s\[\],.'\"e+-"),  # `nan` again
+    "puzzle24": with_the_numbers_given,  # any four numbers that make 24
 }
-"""Characters of a right answer, where a verifier alone takes more: `nan` is within any distance of a number, and
-`E - E` is a zero that was not among the numbers given."""
-
-EXACT = frozenset({"game_of_life_halting"})
-"""Families with one right answer, whose verifier takes any text."""
-
-
-def _could_be_right(family: str, text: str, entry: dict[str, Any]) -> bool:
-    if family in EXACT:
-        return text.strip() == str(entry["answer"])
-    return re.fullmatch(ALPHABETS.get(family, r".*"), text.lower(), re.DOTALL) is not None
+"""What a right answer must satisfy where the family's own verifier gives full marks to others."""
 
 
 def guard_evaluation() -> None:
@@ -55,12 +66,12 @@ def answer(request: tuple[str, dict[str, Any], str, dict[str, Any]]) -> dict[str
     grammar.begin(str(entry["answer"]))
     try:
         value = float(_dataset(family, settings).score_answer(text, entry))
+        if value == 1.0 and family in MORE_CHECKS and not MORE_CHECKS[family](text, entry):
+            grammar.refusals.append("right by a gap in the verifier only")
     except MemoryError:
         raise  # the process may be left with too little
     except Exception as error:
         return {"value": 0.0, "reason": f"{type(error).__name__}: {error}"[:300]}
-    if value == 1.0 and not _could_be_right(family, text, entry):
-        grammar.refusals.append("no right answer is written so")
     if grammar.refusals:
         return {"value": 0.0, "reason": grammar.refusals[0]}
     return {"value": min(max(value, 0.0), 1.0) if value == value else 0.0, "reason": ""}

@@ -3,13 +3,16 @@
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsv3.sandbox import Service, ServiceError
+from dsv3.sandbox.jail import installed
 
 LONGEST_ANSWER = 20_000
-"""Characters. The longest right answers, grids, have a tenth of it."""
+"""Characters. The longest right answers, grids, have a fifth of it."""
+TASKS = "dsv3.verifiers.task_service"
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +31,52 @@ def verify(family: str, answer: str, entry: Mapping[str, Any], settings: Mapping
         entry: the question as the generator made it.
         settings: of the generator, where they are not its defaults.
     """
-    return _ask("dsv3.verifiers.reasoning_gym_service", answer, (family, dict(settings or {}), answer, dict(entry)))
+    return _score("dsv3.verifiers.reasoning_gym_service", answer, (family, dict(settings or {}), answer, dict(entry)))
 
 
 def same_value(answer: str, target: str) -> Score:
     """1 where math-verify finds that answer and target, numbers or expressions, mean the same."""
-    return _ask("dsv3.verifiers.math_service", answer, (answer, target))
+    return _score("dsv3.verifiers.math_service", answer, (answer, target))
 
 
-def _ask(module: str, answer: str, request: Any) -> Score:
+def load_task_scoring(file: Path, function: str) -> None:
+    """Import a scoring function of an installed package where `score_task` will call it.
+
+    Raises:
+        ValueError: it cannot be imported there.
+    """
+    try:
+        _service(TASKS, os.getpid()).ask((_below_installed(file), function, None, None))
+    except ServiceError as error:
+        raise ValueError(f"{file.name} cannot be imported in the sandbox") from error
+
+
+def score_task(file: Path, function: str, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """What the scoring function of a task makes of the results, by metric; nothing where they are refused."""
+    return _ask(TASKS, (_below_installed(file), function, dict(doc), list(results))).get("values", {})
+
+
+def _below_installed(file: Path) -> str:
+    for folder in installed():
+        if file.is_relative_to(folder):
+            return str(file.relative_to(folder))
+    raise ValueError(f"{file} is not part of an installed package")
+
+
+def _score(module: str, answer: str, request: Any) -> Score:
     if len(answer) > LONGEST_ANSWER:
         return Score(0.0, f"longer than {LONGEST_ANSWER} characters")
+    reply = _ask(module, request)
+    return Score(float(reply.get("value", 0.0)), str(reply["reason"]))
+
+
+def _ask(module: str, request: Any) -> dict[str, Any]:
+    """The service's reply; a reason alone where the request was its end."""
     try:
-        reply = _service(module, os.getpid()).ask(request)
+        return _service(module, os.getpid()).ask(request)
     except ServiceError as error:
-        log.warning("an answer scores 0: %s: %.60r", error, answer)
-        return Score(0.0, str(error))
-    return Score(float(reply["value"]), str(reply["reason"]))
+        log.warning("an answer scores 0: %s", error)
+        return {"reason": str(error)}
 
 
 @functools.cache

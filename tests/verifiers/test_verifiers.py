@@ -16,7 +16,7 @@ from reasoning_gym.factory import DATASETS
 from dsv3.sandbox import Service
 from dsv3.verifiers import Score, same_value, verify
 from dsv3.verifiers.grammar import RefusedError, admit
-from dsv3.verifiers.verification import LONGEST_ANSWER, _ask
+from dsv3.verifiers.verification import LONGEST_ANSWER, _score
 
 EVALUATING = [
     "simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24",
@@ -33,8 +33,8 @@ def impatient_services() -> Iterator[None]:
         yield
 
 
-def question(family: str, number: int = 0) -> dict[str, Any]:
-    return reasoning_gym.create_dataset(family, seed=5, size=number + 1)[number]
+def question(family: str) -> dict[str, Any]:
+    return reasoning_gym.create_dataset(family, seed=5, size=1)[0]
 
 
 @pytest.mark.parametrize("family", EVALUATING)
@@ -96,19 +96,20 @@ def test_hanging_answers_of_every_kind_score_0(family: str) -> None:
         ("complex_arithmetic", "nan"),
         ("number_sorting", "[NaN, NaN, NaN]"),
         ("game_of_life_halting", "anything"),
+        ("coin_flip", "0"),
+        ("puzzle24", "(6*5 - 6)/1"),
         ("countdown", "{target} # {numbers}"),
         ("countdown", "{target} + ({numbers})*(E - E)"),
     ],
 )
 def test_answers_that_only_a_gap_in_the_verifier_would_pass_score_0(family: str, answer: str) -> None:
-    """nan is near every number; a comment's numbers count as used; any text is true."""
-    for number in range(3):
-        entry = question(family, number)
-        facts = entry["metadata"]
-        numbers = " + ".join(map(str, facts["numbers"])) if family == "countdown" else ""
-        if family == "number_sorting":
-            answer = f"[{', '.join(['NaN'] * len(facts['original_numbers']))}]"
-        assert verify(family, answer.format(target=facts.get("target"), numbers=numbers), entry).value < 0.1
+    """nan is near every number; a comment's numbers count as used; any text is true, any four numbers that make 24."""
+    entry = question(family)
+    facts = entry["metadata"]
+    numbers = " + ".join(map(str, facts["numbers"])) if family == "countdown" else ""
+    if family == "number_sorting":
+        answer = f"[{', '.join(['NaN'] * len(facts['original_numbers']))}]"
+    assert verify(family, answer.format(target=facts.get("target"), numbers=numbers), entry).value < 0.1
 
 
 def test_an_endless_answer_is_refused_by_its_length() -> None:
@@ -187,7 +188,7 @@ def test_a_formula_that_hangs_its_parser_scores_0() -> None:
 
 def test_a_service_that_cannot_start_is_no_fault_of_the_answer() -> None:
     with pytest.raises(RuntimeError, match=r"no\.such\.module does not start in its jail"):
-        _ask("no.such.module", "1", ("1", "1"))
+        _score("no.such.module", "1", ("1", "1"))
 
 
 @pytest.mark.slow

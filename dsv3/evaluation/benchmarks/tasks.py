@@ -13,6 +13,7 @@ from datasets import config as datasets_config
 from lm_eval.tasks import TaskManager
 
 from dsv3.evaluation.benchmarks.code import code_eval_replaced, is_sandboxed, runs_code
+from dsv3.evaluation.benchmarks.confined_scoring import confine_scoring
 from dsv3.paths import ROOT
 from dsv3.sandbox import Sandbox
 
@@ -74,6 +75,8 @@ class TaskFinder:
         for task in loaded["tasks"].values():
             if runs_code(task):
                 check_programs_can_run(task, sandbox)
+            elif not sandbox.unsafe:
+                check_answers_are_confined(task)
         return loaded
 
     def _manager_of(self, name: str) -> TaskManager:
@@ -112,6 +115,15 @@ def check_programs_can_run(task: Any, sandbox: Sandbox) -> None:
         raise UnavailableError(f"{sandbox.refusal}; confirm_run_unsafe_code=true runs programs without it")
     if not is_sandboxed(task) and not sandbox.unsafe:
         raise UnavailableError("runs programs outside the sandbox; confirm_run_unsafe_code=true allows it")
+
+
+def check_answers_are_confined(task: Any) -> None:
+    try:
+        confine_scoring(task)
+    except ValueError as error:
+        raise UnavailableError(
+            f"parses answers outside the sandbox; confirm_run_unsafe_code=true allows it ({error})"
+        ) from error
 
 
 @contextlib.contextmanager

