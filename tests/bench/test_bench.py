@@ -96,7 +96,7 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
     with pytest.raises(SystemExit):
         main(["bench", "only=train,speculation"])
     errors = capsys.readouterr().err
-    assert "`make train` makes it" in errors
+    assert "run `make train`" in errors
     assert "train ..." not in errors
 
 
