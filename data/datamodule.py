@@ -153,9 +153,8 @@ class DataModule(lightning.LightningDataModule):
             yield Step([self._batch(part) for part in self._parts(packs)], before, state)
 
     def rows_per_step(self, tokens: int) -> int:
-        """Rows of the step that begins after `tokens`: the schedule's value to the nearest whole micro-batch."""
-        size = self._micro_batch_size
-        return max(1, round(self._global_batch_size(tokens) / size)) * size
+        """Rows of the step that begins after `tokens`: the schedule's value, rounded."""
+        return max(1, round(self._global_batch_size(tokens)))
 
     def stream_key(self) -> str:
         """Equal for configurations that give the same endless stream of rows."""
@@ -233,6 +232,9 @@ class DataModule(lightning.LightningDataModule):
         return [packs[start : start + size] for start in range(0, len(packs), size)]
 
     def _batch(self, packs: list[Pack]) -> MicroBatch:
+        """Rows as a micro-batch; if they are too few for one, rows of padding follow, so that all have one shape."""
+        blank = Pack(np.full(self._sequence_length + 1, self.tokenizer.pad), domain=0)
+        packs = packs + [blank] * (self._micro_batch_size - len(packs))
         tokens = np.stack([pack.tokens for pack in packs])
         domains = np.broadcast_to(np.array([[pack.domain] for pack in packs]), tokens.shape)
         return micro_batch(tokens, domains, tokenizer=self.tokenizer, isolate=self._isolate, bos_is_target=True)

@@ -53,7 +53,7 @@ class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
 
     micro_batches: list[MicroBatch]
-    tokens_before: int  # tokens trained on before this step (positions, padding included)
+    tokens_before: int  # tokens trained on before this step; padding is none
     state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
 
 
@@ -168,9 +168,10 @@ class LossTerm(NamedTuple):
 
 
 Denominators = Mapping[str, Tensor]
-"""What a step divides by, by name: scalars on the device, of the whole global batch.
+"""What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `micro_batches` (their number), and `mtp`: what each MTP depth's summed loss is divided by."""
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: the
+balance losses of micro-batches are averaged by it."""
 
 
 class Forward(NamedTuple):
@@ -218,6 +219,19 @@ class HasAuxiliaryLoss(Protocol):
         self, forward: Forward, head: Head, micro: "MicroBatch", denominators: Denominators, tokens_seen: int
     ) -> LossTerm:
         """Called once per micro-batch after its forward pass, in training only; added to the objective's loss."""
+
+
+@runtime_checkable
+class JoinsMatrices(Protocol):
+    """What a part of the model may offer beside its contract: which of its weights hold several matrices.
+
+    They are joined along the outputs, so that one GEMM serves them all. An optimiser that steps matrices as wholes
+    (`StepsMatrices`) steps each of them by itself.
+    """
+
+    joined: Mapping[str, Sequence[int]]
+    """Parameter, by its name within the part -> rows of each matrix, in order. The pattern repeats until the rows end:
+    (d_h, d_R) where every head has d_h rows of one matrix and then d_R of another."""
 
 
 class Memory(Protocol):
@@ -425,6 +439,14 @@ a step with `lr` 0 changes no parameter. `state_dict` and `load_state_dict` cont
 are tensors and plain containers. Parameters without a gradient are left alone. Gradients are FP32, and sparse for the
 tables of a memory.
 """
+
+
+@runtime_checkable
+class StepsMatrices(Protocol):
+    """What an optimiser may offer: steps of whole matrices, for which it must know the weights that join several."""
+
+    def separate(self, joined: Mapping[nn.Parameter, Sequence[int]]) -> None:
+        """Take over the rows of each matrix, as `JoinsMatrices` declares them. Called once, before anything else."""
 
 
 class Tokenizer(Protocol):

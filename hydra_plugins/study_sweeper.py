@@ -1,16 +1,21 @@
 """Hydra's sweeper for `python train.py -m`: every arm of a study with every seed, and sweeps of the command line.
 
 Hydra takes plugins from the namespace package `hydra_plugins` only; `conf/hydra/sweeper/study.yaml` chooses this one.
-The jobs go to whatever launcher is chosen, in an order in which the arms of one seed follow each other. When the last
-one is done, the study's report is written.
+The jobs go to whatever launcher is chosen, in an order in which the arms of one seed follow each other. A job that
+fails leaves the others to run; an interruption ends them all. After the last one the study's report is written.
 """
 
 import logging
-from functools import cache
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.config.arms import expanded
@@ -42,8 +47,36 @@ def _probed(accelerator: str) -> list[str]:
     return [f"precision.{key}={value}" for key, value in choices.items()]
 
 
+def attempt(task: TaskFunction, config: DictConfig) -> int:
+    """Exit status of one job: 0, or 1 where it failed and has said why."""
+    try:
+        task(config)
+    except SystemExit as end:
+        if end.code != 1:  # interrupted
+            raise
+    except Exception:
+        traceback.print_exc()
+    else:
+        return 0
+    print(f"{config.run.dir} failed", file=sys.stderr)
+    return 1
+
+
+def write_report(folder: Path, study: Mapping[str, Any]) -> None:
+    """With the settings of `study` as they are now, whatever finished runs have recorded."""
+    from dsv3.reporting.study_results import read_study  # pandas, which Hydra's start does not wait for
+
+    try:
+        report.write_study(read_study(folder, study), folder)
+    except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
+        log.warning("No report of the study: %s", error)
+
+
 class StudySweeper(BasicSweeper):
     """Hydra's own sweeper, with each of its jobs run once for each arm and seed of `study`, if there are arms."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=partial(attempt, task_function), config=config)
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         assert self.config is not None
@@ -54,9 +87,11 @@ class StudySweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         returns = super().sweep(arguments)
         assert self.config is not None
-        if (self.config.get("study") or {}).get("arms"):
-            try:
-                report.run(report.Options(folder=self.config.hydra.sweep.dir))
-            except (FileNotFoundError, ValueError) as error:  # `run.dir` sent runs elsewhere, or no such `study.metric`
-                log.warning("No report of the study: %s", error)
+        study = self.config.get("study") or {}
+        if study.get("arms"):
+            write_report(Path(self.config.hydra.sweep.dir), study)
+        jobs = [job for batch in returns for job in batch]
+        if failed := sum(job.return_value for job in jobs):
+            print(f"error: {failed} of {len(jobs)} runs failed", file=sys.stderr)
+            sys.exit(1)
         return returns

@@ -3,6 +3,7 @@
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
+    failure.txt         why training failed, until it is resumed
     run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed
@@ -78,6 +79,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config_path = self.path / "config.yaml"
         self.summary_path = self.path / "summary.json"
+        self.failure_path = self.path / "failure.txt"
         self.tokenizer_path = self.path / "tokenizer"
         self.tables: dict[str, Table] = {}
 
@@ -134,6 +136,14 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         return upgraded_summary(json.loads(self.summary_path.read_text())) if self.summary_path.exists() else None
+
+    def write_failure(self, error: Exception) -> None:
+        text = f"{error or type(error).__name__}\n"
+        write_atomically(self.failure_path, lambda path: path.write_text(text))
+
+    def failure(self) -> str | None:
+        """Why training ended with an error; None where it did not."""
+        return self.failure_path.read_text().strip() if self.failure_path.exists() else None
 
     def hold(self) -> None:
         """Keep other processes from training in this folder until this one ends.

@@ -5,7 +5,8 @@ Hydra stops at the first unknown key and composes wrong types silently. So the o
 
     compose.py      composes as Hydra will
     overrides.py    each override is tried on top of those that fit; what does not fit is explained
-    study.py        the runs of a study, each arm's overrides with them
+    study_jobs.py   the runs of a study, each arm's overrides with them, and the folders that they write to
+    study_metrics.py   what a study's verdict may be on
     view.py         the composed config as dotted keys; types of the defaults; names that an experiment file misspells
     targets.py      names, arguments and types behind every `_target_`
     signatures.py, annotations.py   which are read by `ast`
@@ -23,7 +24,8 @@ from dsv3.config.help_page import help_page
 from dsv3.config.overrides import jobs_of, parsed, without_parts
 from dsv3.config.problems import Problem, print_page, report, shown
 from dsv3.config.relations import check_relations
-from dsv3.config.study_jobs import arms_of
+from dsv3.config.study_jobs import arms_of, shared_folders
+from dsv3.config.study_metrics import unknown_metric
 from dsv3.config.targets import check_targets
 from dsv3.config.view import View, check_defaults
 
@@ -42,11 +44,14 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
             problems += refused
         jobs, unfit = jobs_of(composer, overrides, multirun=flags.multirun, also=also)
         problems += unfit
-        runs = []
+        runs, trained = [], []
         for job in jobs:
             fitting, misfits = arms_of(composer, job)
             runs += fitting
+            trained += fitting[1:] or fitting
             problems += misfits
+        if config_name == "train":
+            problems += shared_folders(composer, trained, multirun=flags.multirun)
         for job in runs:
             config = composer.compose(job)
             view = View(config)
@@ -56,6 +61,7 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
             found += check_defaults(view, reference, governed, overrides)
             problems += found
             problems += check_relations(view, skip={problem.key for problem in found})
+            problems += unknown_metric(config)
     first: dict[tuple[str, str], Problem] = {}
     for problem in problems:
         first.setdefault((problem.key, shown(problem.value)), problem)

@@ -57,7 +57,7 @@ ABOVE_ZERO = (
     *(f"model.{name}" for name in ("vocab_size", "dim", "n_layers", "inter_dim", "init_std", "norm_eps", "rope_theta")),
     *(f"model.{name}" for name in ("n_heads", "n_kv_heads", "head_dim", "q_lora_rank", "kv_lora_rank")),
     *(f"model.{name}" for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
-    *(f"callbacks.guard.{name}" for name in ("window", "threshold_sigmas", "min_rise")),
+    *(f"callbacks.guard.{name}" for name in ("window", "threshold_sigmas", "min_rise", "max_nonfinite")),
     *("callbacks.monitor.every_tokens", "callbacks.save.flush_tokens"),
     *(f"run.{name}" for name in ("tokens", "checkpoint_every_tokens", "keep_checkpoints", "validate_every_tokens")),
     *(f"data.{name}" for name in ("micro_batch_size", "sequence_length", "validation_tokens")),

@@ -1,9 +1,12 @@
 """Checks the runs of a study: composes each arm's overrides like those of the command line."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dsv3.config.arms import expanded
 from dsv3.config.compose import COMPOSITION_ERRORS, Composer
@@ -20,7 +23,7 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
     if problems := list(misshapen(study)):
         return [list(job)], problems
     try:
-        runs = expanded([*job, f"seed={study['seeds'][0]}"], study)
+        runs = expanded(job, study | {"seeds": study["seeds"][:1]})
     except ValueError as error:
         return [list(job)], [Problem("study.only", study["only"], str(error).partition(": ")[2])]
     fitting, problems = [list(job)], []
@@ -33,6 +36,32 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
         else:
             fitting.append(run)
     return fitting, problems
+
+
+def shared_folders(composer: Composer, runs: Sequence[Sequence[str]], *, multirun: bool) -> Iterator[Problem]:
+    """A problem for each folder that several runs of a sweep would write to. `runs`: an arm's with its first seed.
+
+    multirun: whether the command says so; an experiment may, too.
+    """
+    writers: dict[str, list[Sequence[str]]] = {}
+    for run in runs:
+        config = copy.deepcopy(composer.compose(run))
+        if not multirun and config.hydra.mode != RunMode.MULTIRUN:
+            continue
+        study = study_of(config)
+        every = bool(study and study["arms"]) and run[-1].startswith("seed=")  # put there by `expanded`
+        for seed in study["seeds"] if study and every else [config.get("seed")]:
+            config.seed = seed
+            try:
+                writers.setdefault(config.run.dir, []).append([*run[:-1], f"seed={seed}"] if every else run)
+            except OmegaConfBaseException:  # it is made of what only Hydra knows, such as a job's number
+                continue
+    for folder, jobs in writers.items():
+        if len(jobs) > 1:
+            one, other = ([o for o in job if o not in next_to] for job, next_to in (jobs[:2], jobs[1::-1]))
+            message = f"{len(jobs)} runs would write to this folder, such as '{' '.join(one)}' and '{' '.join(other)}'"
+            fix = "let run.name hold what differs, such as run.name='lr${schedule.peak}/seed${seed}'"
+            yield Problem("run.dir", folder, f"{message}; {fix}")
 
 
 def study_of(config: DictConfig) -> dict[str, Any] | None:

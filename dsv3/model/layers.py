@@ -1,4 +1,4 @@
-"""Shared layers: fixed-dtype modules, RMSNorm, SwiGLU, hashes, KV caches, cached weight casts."""
+"""Shared layers: fixed-dtype modules, RMSNorm, SwiGLU, joined weights, hashes, KV caches, cached weight casts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import Precision
+from dsv3.contracts import JoinsMatrices, Precision
 from dsv3.model.recompute import recomputed
 
 
@@ -94,10 +94,25 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_up_proj = precision.linear(dim, 2 * inter_dim, role="ffn_gate_up")
         self.down_proj = precision.linear(inter_dim, dim, role="ffn_down")
+        self.joined = {"gate_up_proj.weight": (inter_dim, inter_dim)}
         self.swiglu = precision.swiglu
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.swiglu(self.gate_up_proj(x)))
+
+
+def joined_weights(model: nn.Module) -> dict[nn.Parameter, Sequence[int]]:
+    """Rows of each matrix in every weight of the model that joins several (`JoinsMatrices`)."""
+    parts = [module for module in model.modules() if isinstance(module, JoinsMatrices)]
+    return {part.get_parameter(name): rows for part in parts for name, rows in part.joined.items()}
+
+
+def matrices(weight: Tensor, rows: Sequence[int]) -> tuple[Tensor, ...]:
+    """The matrices in a weight [..., out, in] whose rows follow the repeated pattern `rows`.
+
+    Views [..., repeats, rows_j, in]; flattened over the first two of these axes, the j-th is a matrix.
+    """
+    return weight.unflatten(-2, (-1, sum(rows))).split(list(rows), dim=-2)
 
 
 CACHE_BLOCK = 64

@@ -65,9 +65,11 @@ class History:
 
     @property
     def state(self) -> str:
-        """finished, training, or stopped (which is also what a run looks like whose next part is long in coming)."""
+        """finished, failed, training, or stopped (as a run looks, too, whose next part is long in coming)."""
         if self.folder.summary_path.exists():
             return "finished"
+        if self.folder.failure_path.exists():
+            return "failed"
         parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"

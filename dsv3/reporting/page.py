@@ -136,7 +136,7 @@ def info_table(run: History) -> str:
     rows = {
         "training tokens": run.tokens,
         "planned tokens": info.get("tokens"),
-        "state": "finished" if summary else "not finished",
+        "state": "finished" if summary else run.folder.failure() or "not finished",
         "parameters": counts.get("total"),
         "active per token": counts.get("active"),
         "FLOPs per token": info.get("flops_per_token"),

@@ -5,14 +5,15 @@ the end of the run that got least of it; the others are read there from their va
 validations. Only seeds that are finished in the arm and in the baseline enter a difference.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from dsv3.config.study_metrics import Figure, held_out
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.paired import Difference, paired
 
@@ -38,6 +39,7 @@ class Study(NamedTuple):
     planned_baseline: str  # another one if that has no finished run
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
+    failed: dict[str, str]  # run -> why it ended
 
     def seeds(self, *arms: str) -> list[int]:
         """Those finished in all the arms."""
@@ -59,8 +61,10 @@ class Study(NamedTuple):
         return paired(ours, theirs) if len(ours) == len(theirs) == len(seeds) > 0 else None
 
 
-def read_study(root: Path) -> Study:
+def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
     """Read the runs below `root` that belong to a study.
+
+    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
 
     Raises:
         FileNotFoundError: there is no such folder, or no finished run of a study in it.
@@ -68,7 +72,7 @@ def read_study(root: Path) -> Study:
     """
     runs: dict[str, dict[int, History]] = {}
     order: dict[str, None] = {}  # arms of all configs: one may have been added later
-    unfinished, about = [], None
+    unfinished, failed, about = [], {}, None
     for run in find_runs(root):
         config = run.folder.config()
         arm = OmegaConf.select(config, "study.arm")
@@ -77,7 +81,9 @@ def read_study(root: Path) -> Study:
         about = about or config
         order |= dict.fromkeys([*(config.study.arms or {}), arm])
         seeds, seed = runs.setdefault(arm, {}), int(config.seed)
-        if run.summary is None:
+        if run.summary is None and (why := run.folder.failure()):
+            failed[run.name] = why
+        elif run.summary is None:
             unfinished.append(run.name)
         elif seed in seeds:
             raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {arm} with seed {seed}")
@@ -86,10 +92,19 @@ def read_study(root: Path) -> Study:
     arms = {arm: runs[arm] for arm in order if runs.get(arm)}
     if about is None or not arms:
         raise FileNotFoundError(f"{root}: there is no finished run of a study")
-    planned = about.study.baseline or next(iter(order))
-    baseline = planned if planned in arms else next(iter(arms))
-    question, finding = about.study.question or "", about.study.finding or ""
-    return Study(about.run.experiment, question, finding, about.study.metric, baseline, planned, arms, unfinished)
+    settings = about.study if current is None else current
+    planned = settings["baseline"] or next(iter(order))
+    return Study(
+        name=about.run.experiment,
+        question=settings["question"] or "",
+        finding=settings["finding"] or "",
+        metric=settings["metric"],
+        baseline=planned if planned in arms else next(iter(arms)),
+        planned_baseline=planned,
+        runs=arms,
+        unfinished=unfinished,
+        failed=failed,
+    )
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
@@ -144,16 +159,16 @@ def metrics(study: Study) -> Iterator[Metric]:
     layers = shared_layers(study)
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
-        yield Metric(f"held-out {domain}", "bits per byte", True, _after(domain, "after"))
-    yield Metric("held-out all, EMA weights", "bits per byte", True, _after("all", "ema"))
-    yield Metric("training loss, last 10% of tokens", "nats per token", True, _last_loss)
-    yield Metric("MaxVio, last 10% of tokens", "MaxVio", True, _violation(layers))
+        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"))
+    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"))
+    yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
+    yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
     distance = "mean distance of relative load on a domain from that on all"
-    yield Metric("specialisation", distance, None, lambda run: specialisation(routing_of(run, layers)))
-    yield Metric("nodes per token", "nodes", True, _routing("nodes", layers))
-    yield Metric("all-to-all traffic", "bytes per token per layer", True, _routing("dispatch_bytes", layers))
-    yield Metric("training speed", "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
-    yield Metric("exact match", "per cent", False, _answers)
+    yield Metric(Figure.SPECIALISATION, distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
+    yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
+    yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
+    yield Metric(Figure.ANSWERS, "per cent", False, _answers)
     for name in _benchmarks(first):
         bits = name.endswith("answer_bpb")
         unit = "bits per byte" if bits else "score"

@@ -53,6 +53,9 @@ def verdicts(study: Study, metric: Metric) -> list[str]:
         about.append(f"{replaced}: the others are compared with {study.baseline}.")
     if study.unfinished:
         about.append(f"Unfinished, not included: {', '.join(study.unfinished)}.")
+    if study.failed:
+        causes = "; ".join(f"{name} ({why.splitlines()[0]})" for name, why in study.failed.items())
+        about.append(f"Failed, not included: {causes}.")
     sentences = [sentence for _, sentence in judged(study, metric)]
     if not sentences:
         return [*about, "There is no second arm to compare."]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsv3.model.layers import CACHE_BLOCK
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_meta, require_reloadable
+from dsv3.testing.requirement import require, require_joined, require_meta, require_reloadable
 
 ROWS, LENGTH = 2, 12
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
@@ -185,6 +185,7 @@ def _state(attention: Any, factory: Callable[..., nn.Module], x_BTD: Tensor) -> 
         "the factory must make new parameters each time: every layer has an attention of its own",
     )
     require_reloadable(attention, fresh)
+    require_joined(attention)
     require(
         error(fresh(x_BTD, positions(0, LENGTH)), first) <= ROUNDING,
         "an attention restored from a state_dict must compute like the one saved",

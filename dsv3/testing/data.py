@@ -23,11 +23,12 @@ def check_data(factory: Callable[..., Any], *, tokenizer: Callable[..., Any]) ->
     _named(data)
     steps = _steps(data, STEPS)
     require(len(steps) == STEPS, f"the token budget must allow {STEPS} steps; the data ended after {len(steps)}")
-    _accounts(steps)
     for step in steps:
+        require(bool(step.micro_batches), "a step must have a micro-batch")
         for micro in step.micro_batches:
             _micro_batch(micro, data, "a training step")
             _chained(micro)
+    _accounts(steps)
     _repeats(factory, tokenizer, steps)
     _resumes(factory, tokenizer, steps)
     _validation(data)
@@ -73,11 +74,10 @@ def _accounts(steps: list[Step]) -> None:
     for step in steps:
         require(
             step.tokens_before == tokens,
-            f"`tokens_before` must be {tokens}, the positions of all steps before it, padding included; not "
+            f"`tokens_before` must be {tokens}, the tokens of all steps before it (padding is none); not "
             f"{step.tokens_before}",
         )
-        require(bool(step.micro_batches), "a step must have a micro-batch")
-        tokens += sum(micro.tokens_BT.numel() for micro in step.micro_batches)
+        tokens += sum(int((micro.document_ids_BT > 0).sum()) for micro in step.micro_batches)
 
 
 def _micro_batch(micro: MicroBatch, data: Any, where: str) -> None:

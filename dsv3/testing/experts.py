@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_meta, require_reloadable
+from dsv3.testing.requirement import require, require_joined, require_meta, require_reloadable
 
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
 
@@ -136,6 +136,7 @@ def _state(experts: Any, factory: Callable[..., nn.Module], x_MD: Tensor, counts
         "the factory must make new parameters each time: every layer has experts of its own",
     )
     require_reloadable(experts, fresh)
+    require_joined(experts)
     with torch.no_grad():
         require(
             torch.equal(fresh(x_MD, counts_E, _open(x_MD)), experts(x_MD, counts_E, _open(x_MD))),

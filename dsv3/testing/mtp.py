@@ -11,7 +11,7 @@ from dsv3.contracts import IGNORE, Forward, HasAuxiliaryLoss, Head, LossTerm, Mi
 from dsv3.model.decoder import moe_name
 from dsv3.model.moe import MoE
 from dsv3.testing.plain import Plain, drawn, error
-from dsv3.testing.requirement import require, require_meta, require_reloadable
+from dsv3.testing.requirement import require, require_joined, require_meta, require_reloadable
 from dsv3.testing.small_model import block, micro_batch
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 50
@@ -186,6 +186,7 @@ def _state(mtp: Any, factory: Callable[..., nn.Module], h_BTD: Tensor, batch: Mi
     shared = {id(p) for p in mtp.parameters()} & {id(p) for p in fresh.parameters()}
     require(not shared, "the factory must make new parameters each time")
     require_reloadable(mtp, fresh)
+    require_joined(mtp)
     for a, b in zip(mtp(h_BTD, batch, embed, False), fresh(h_BTD, batch, embed, False), strict=True):
         require(torch.equal(a.hidden_BSD, b.hidden_BSD), "MTP restored from a state_dict must predict like the saved")
 
@@ -197,14 +198,14 @@ def _loss(mtp: Any, h_BTD: Tensor, batch: MicroBatch, embed: Any) -> None:
     forward = Forward(leaf, mtp(leaf, batch, embed, False), {})
     terms: dict[float, LossTerm] = {}
     for divisor in (30.0, 60.0):
-        denominators = {"mtp": torch.tensor(divisor), "micro_batches": torch.tensor(1.0)}
+        denominators = {"mtp": torch.tensor(divisor), "tokens": torch.tensor(1.0)}
         terms[divisor] = mtp.auxiliary_loss(forward, Head(weight_VD, weight_VD.detach()), batch, denominators, 0)
     term = terms[30.0]
     require(
         term.loss.shape == () and term.loss.isfinite() and error(term.loss, 2 * terms[60.0].loss) <= ROUNDING,
         'auxiliary_loss() must be a finite scalar, divided by denominators["mtp"]',
     )
-    known = {*term.sums, "mtp", "micro_batches"}
+    known = {*term.sums, "mtp", "tokens"}
     for figure in mtp.statistics:
         require(isinstance(figure, Statistic), "`statistics` must be dsv3.contracts.Statistic")
         for name in (figure.total, figure.over):

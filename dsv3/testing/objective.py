@@ -68,20 +68,16 @@ def _prepared(objective: Any, rows: MicroBatch) -> Step:
 
 def _denominators(objective: Any, step: Step) -> None:
     found = objective.denominators(step)
-    for name in ("micro_batches", "mtp"):
-        require(
-            name in found,
-            f"denominators() must give `{name}`, which "
-            + ("balance losses" if name == "micro_batches" else "MTP's losses")
-            + f" are divided by; it gives {', '.join(found)}",
-        )
+    require(
+        "mtp" in found,
+        f"denominators() must give `mtp`, which MTP's losses are divided by; it gives {', '.join(found)}",
+    )
+    require("tokens" not in found, "denominators() must not give `tokens`: the core adds it")
     for name, value in found.items():
         require(
             isinstance(value, Tensor) and value.shape == () and not value.requires_grad,
             f"denominators()[{name!r}] must be a scalar tensor without a gradient, not {value!r}",
         )
-    count = found["micro_batches"]
-    require(int(count) == len(step.micro_batches), f"`micro_batches` must be their number, not {count.item()}")
 
 
 def _outcome(objective: Any, parts: list[MicroBatch], hidden_BTD: Tensor, weight_VD: Tensor) -> _Outcome:
@@ -150,11 +146,10 @@ def _shares(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tenso
                 "by the denominators that are given, which are of the whole step",
             )
         for name, expected in whole.sums.items():
-            if name != "micro_batches":
-                require(
-                    error(split.sums[name], expected) <= ROUNDING,
-                    f"cut into micro-batches of {sizes} rows, {name!r} must add up to that of the rows together",
-                )
+            require(
+                error(split.sums[name], expected) <= ROUNDING,
+                f"cut into micro-batches of {sizes} rows, {name!r} must add up to that of the rows together",
+            )
 
 
 def _ignored(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tensor, weight_VD: Tensor) -> None:

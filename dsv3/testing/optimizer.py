@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsv3.contracts import StepsMatrices
+from dsv3.model.layers import matrices
 from dsv3.testing.requirement import require
 
 RATE = 0.01
@@ -34,6 +36,7 @@ def check_optimizer(factory: Callable[..., torch.optim.Optimizer]) -> None:
         _rate(factory, start)
         _without_gradients(factory, start)
         _resumes(factory, start)
+        _separates(factory)
 
 
 def _made(factory: Callable[..., Any], start: dict[str, Tensor]) -> tuple[torch.optim.Optimizer, Named]:
@@ -112,6 +115,30 @@ def _without_gradients(factory: Callable[..., Any], start: dict[str, Tensor]) ->
     for name, parameter in named:
         require(
             torch.equal(parameter.detach(), start[name]), f"{name} has no gradient and must be left alone; it moved"
+        )
+
+
+def _separates(factory: Callable[..., Any]) -> None:
+    """Two matrices in one weight, interleaved in pairs of rows and single ones, next to the same two by themselves."""
+    start, rows = torch.randn(2, 9, 5), (2, 1)
+    moved = []
+    for joined in (True, False):
+        parts = [start] if joined else [part.flatten(-3, -2) for part in matrices(start, rows)]
+        optimizer, named = _made(factory, {f"layers.{i}.proj.weight": part for i, part in enumerate(parts)})
+        if not isinstance(optimizer, StepsMatrices):
+            return
+        optimizer.separate({parameter: rows for _, parameter in named} if joined else {})
+        for _, parameter in named:
+            parameter.grad = parameter.detach().sin()
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * group.get("lr_scale", 1.0)
+        optimizer.step()
+        moved.append([parameter.detach() for _, parameter in named])
+    (whole,), apart = moved
+    for part, expected in zip(matrices(whole, rows), apart, strict=True):
+        require(
+            torch.allclose(part.flatten(-3, -2), expected, atol=1e-4),
+            "a weight that joins matrices, as `separate` was told, must step as these matrices do by themselves",
         )
 
 

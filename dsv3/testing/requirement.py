@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsv3.contracts import JoinsMatrices
+from dsv3.model.layers import joined_weights
+
 
 def require(condition: bool | Tensor, sentence: str) -> None:
     """Raise AssertionError with `sentence` unless `condition` holds."""
@@ -42,6 +45,22 @@ def require_uncast(module: nn.Module) -> None:
                 f"`{name}` is {before[name].dtype} and must stay so, with its values, under `.to({dtype})`; "
                 f"it became {tensor.dtype}: derive from dsv3.model.layers.FixedDtype",
             )
+
+
+def require_joined(module: nn.Module) -> None:
+    """What its parts declare to be joined must be weights of theirs, of as many rows."""
+    for part in module.modules():
+        for name in part.joined if isinstance(part, JoinsMatrices) else ():
+            require(
+                name in dict(part.named_parameters()),
+                f"`joined` names {name!r}; {type(part).__name__} has {', '.join(dict(part.named_parameters()))}",
+            )
+    for weight, rows in joined_weights(module).items():
+        require(
+            weight.ndim >= 2 and weight.shape[-2] % sum(rows) == 0,
+            f"`joined` gives rows {tuple(rows)} to a weight of shape {list(weight.shape)}: the pattern must fill its "
+            "last dimension but one, once or several times",
+        )
 
 
 def require_reloadable(module: nn.Module, fresh: nn.Module) -> None:

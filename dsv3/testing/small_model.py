@@ -161,9 +161,8 @@ class NextToken(nn.Module):
         return step
 
     def denominators(self, step: Step) -> Denominators:
-        targets = sum(int((micro.targets_BT != IGNORE).sum()) for micro in step.micro_batches)
-        counts = {"targets": targets, "mtp": targets, "micro_batches": len(step.micro_batches)}
-        return {name: torch.tensor(count) for name, count in counts.items()}
+        targets = torch.tensor(sum(int((micro.targets_BT != IGNORE).sum()) for micro in step.micro_batches))
+        return {"targets": targets, "mtp": targets}
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
         logits_NV = (forward.hidden_BTD @ head.weight_VD.T).flatten(0, 1)

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsv3.cli import REQUIRED, option
+
+if TYPE_CHECKING:
+    from dsv3.reporting.study_results import Study
 
 FIRST = "folder"  # may be given without its name
 
@@ -25,7 +28,6 @@ def run(options: Options) -> dict[str, Any]:
     """
     from dsv3.reporting.page import write_run_report
     from dsv3.reporting.study_results import read_study
-    from dsv3.study.report import sections, write_study_report
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():
@@ -37,11 +39,22 @@ def run(options: Options) -> dict[str, Any]:
     study = read_study(folder)
     if options.metric:
         study = study._replace(metric=options.metric)
+    return write_study(study, Path(options.out) if options.out else folder)
+
+
+def write_study(study: "Study", folder: Path) -> dict[str, Any]:
+    """Write a study's report into `folder` and print its verdict.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    from dsv3.study.report import sections, write_study_report
+
     content = list(sections(study))
     found: list[dict[str, Any]] = [
         {"title": s.title, "sentences": s.sentences, "rows": [dict(zip(s.headers, row, strict=True)) for row in s.rows]}
         for s in content
     ]
-    paths = write_study_report(study, content, Path(options.out) if options.out else folder)
+    paths = write_study_report(study, content, folder)
     print("\n".join([*found[0]["sentences"], f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}

@@ -11,7 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: DictConfig) -> Run:
-    """Build the run that `config` describes and train it until it is finished or interrupted."""
+    """Build the run that `config` describes and train it until it is finished or interrupted.
+
+    An error that ends training is written to the run folder, for reports, and raised.
+    """
     while True:
         run = build_run(config)
         try:
@@ -20,5 +23,10 @@ def fit(config: DictConfig) -> Run:
             log.warning("%s; rolling back to the newest checkpoint", asked)
             run.folder.release()
             config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
+        except Exception as error:
+            run.folder.write_failure(error)
+            run.folder.flush(run.module.tokens_seen)
+            run.folder.release()
+            raise
         else:
             return run

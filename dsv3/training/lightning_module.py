@@ -1,7 +1,6 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Protocol
 
 import lightning
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from dsv3.checkpoint.older_runs import rename_optimizer_settings
 from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step
+from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step, StepsMatrices
 from dsv3.model.decoder import Decoder
+from dsv3.model.layers import joined_weights
 from dsv3.training.step import Losses, RoutingObserver, StepRecord, balance, clip_gradients, read, take_gradients
 
 
@@ -58,6 +58,7 @@ class LanguageModel(lightning.LightningModule):
         self.total_tokens = total_tokens
         self.recompute = recompute
         self.tokens_seen = 0
+        self.steps = 0  # taken so far, those whose update was skipped included
         self.data_state: dict[str, Any] = {}
         self.observers: list[RoutingObserver] = []
         self.guard: UpdateGuard | None = None
@@ -65,21 +66,32 @@ class LanguageModel(lightning.LightningModule):
     @property
     def finished(self) -> bool:
         """Whether the last step is done, by tokens or by the Trainer's cap on steps."""
-        return self.tokens_seen >= self.total_tokens or self.trainer.global_step == self.trainer.max_steps
+        return self.tokens_seen >= self.total_tokens or 0 <= self.trainer.max_steps <= self.steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer_factory(self.model.named_parameters())
+        optimizer = self.optimizer_factory(self.model.named_parameters())
+        if isinstance(optimizer, StepsMatrices):
+            optimizer.separate(joined_weights(self.model))
+        return optimizer
+
+    def on_train_batch_start(self, batch: Step, batch_idx: int) -> int | None:
+        """End training where the Trainer, which counts updates, would go on after the last step: -1 tells it so."""
+        return -1 if self.finished else None
 
     def training_step(self, step: Step, batch_idx: int) -> None:
         self.record = self.take_step(step)
 
     def take_step(self, step: Step) -> StepRecord:
-        """Train on one step of the data."""
+        """Train on one step of the data.
+
+        Its learning rate is the schedule's value in the middle of its tokens: neither the first step of a warm-up from
+        0 nor the last one of a decay to 0 is lost.
+        """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         with torch.no_grad():
             step = self.objective.prepare(step, Models(self.model))
-        tokens = step.tokens_before
+        before = step.tokens_before
         sums = take_gradients(
             self.losses,
             step,
@@ -89,29 +101,34 @@ class LanguageModel(lightning.LightningModule):
             observers=self.observers,
         )
         norm = clip_gradients(self.model, self.grad_clip)
-        balance(self.model, sums.loads, tokens)
-        rate = self.schedule(tokens)
+        balance(self.model, sums.loads, before)
+        tokens, figures, loads, biases = read(self.losses.statistics, sums, norm, self.model.routing_biases())
+        rate = self.schedule(before + tokens // 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        figures, loads, biases = read(self.losses.statistics, sums, norm, self.model.routing_biases())
-        figures |= {"lr": rate, "mtp_weight": self.model.mtp.weight(tokens)}
-        self.tokens_seen = tokens + sum(micro.tokens_BT.numel() for micro in step.micro_batches)
-        record = StepRecord(self.tokens_seen, figures, loads, biases)
+        figures |= {"lr": rate, "mtp_weight": self.model.mtp.weight(before)}
+        self.tokens_seen, self.steps = before + tokens, self.steps + 1
+        record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps)
         if self.guard is None or self.guard.allows(step, record):
             optimizer.step()
         optimizer.zero_grad()
         if isinstance(self.model.precision, FollowsSteps):
             self.model.precision.end_step()
         self.data_state = step.state_after
-        return replace(record, step=self.trainer.global_step)
+        return record
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dsv3"] = {"tokens_seen": self.tokens_seen, "data_state": self.data_state}
+        checkpoint["dsv3"] = {
+            "tokens_seen": self.tokens_seen,
+            "steps": self.steps,
+            "data_state": self.data_state,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
+        self.steps = checkpoint["dsv3"].get("steps", checkpoint["global_step"])  # older runs counted updates
         self.data_state = checkpoint["dsv3"]["data_state"]
         rename_optimizer_settings(checkpoint)

@@ -28,6 +28,8 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
+    "callbacks.guard.max_rollbacks",
+    "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
 """Keys that may change when a run resumes: none affects what is computed."""
@@ -55,7 +57,8 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
         if not is_valid(checkpoint):
             raise FileNotFoundError(f"resume={config.resume}: must be auto, never or a valid checkpoint")
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
-    folder.summary_path.unlink(missing_ok=True)
+    for ending in (folder.summary_path, folder.failure_path):
+        ending.unlink(missing_ok=True)
     write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
     return checkpoint
 

@@ -1,10 +1,11 @@
 """The arithmetic of an optimiser step, without a Trainer.
 
-    L = objective + sum of auxiliary losses of parts + mean over micro-batches of the balance losses of all MoE layers
+    L = objective + sum of auxiliary losses of parts + sum over MoE layers of the mean of their balance losses, over
+        micro-batches, each of which counts by its tokens
 
 Gradients are those of the global batch: every term is divided by a denominator that is known before the first
-micro-batch. Losses, counts and hits are added up on the device. `read` brings all of them to the host in one transfer;
-nothing else in a step waits for the device.
+micro-batch. Padding is no token: it counts in no denominator and in no load. Losses, counts and hits are added up on
+the device. `read` brings all of them to the host in one transfer; nothing else in a step waits for the device.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,7 +54,7 @@ class StepRecord:
     figures: Mapping[str, float]  # every `Statistic`, gradient norm, learning rate, MaxVio by layer
     loads: Mapping[str, np.ndarray]  # int64 [E] by MoE layer, over all ranks
     biases: Mapping[str, np.ndarray]  # float32 [E] by MoE layer, after this step's update
-    step: int = 0  # updates made so far; 0: the guard has not decided on this one yet
+    step: int  # its number, from 1, whether its update is made or skipped
 
     @property
     def loss(self) -> float:
@@ -84,6 +85,11 @@ class Sums:
         return Sums(loads, dict(zip(names, values, strict=True)))
 
 
+def tokens_of(micro: MicroBatch) -> Tensor:
+    """Their number, a scalar on the device; padding is none."""
+    return (micro.document_ids_BT > 0).sum()
+
+
 class Losses:
     """A model's loss under an objective."""
 
@@ -111,7 +117,8 @@ class Losses:
             term = part.auxiliary_loss(forward, head, micro, denominators, tokens_seen)
             loss = loss + term.loss
             sums.add(term.sums)
-        balance = self.balance_loss(forward.routings, micro, tokens_seen) / denominators["micro_batches"]
+        share = tokens_of(micro) / denominators["tokens"]
+        balance = self.balance_loss(forward.routings, micro, tokens_seen) * share
         sums.add({BALANCE.total: balance})
         return loss + balance
 
@@ -138,7 +145,10 @@ def take_gradients(
     Everything that changes with time is a function of the tokens seen before the step.
     """
     model = losses.model
-    own = losses.objective.denominators(step)
+    own = {
+        **losses.objective.denominators(step),
+        "tokens": torch.stack([tokens_of(micro) for micro in step.micro_batches]).sum(),
+    }
     denominators = dict(zip(own, reduce(torch.stack(list(own.values())).double()).unbind(), strict=True))
     sums = Sums(Loads.zeros(losses.n_experts, model.device))
     head = model.head()
@@ -183,8 +193,8 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
 
 def read(
     statistics: Sequence[Statistic], sums: Sums, grad_norm: Tensor, biases: Mapping[str, Tensor]
-) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The step's figures, loads and biases on the host, in one transfer."""
+) -> tuple[int, dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The step's number of tokens, figures, loads and biases on the host, in one transfer."""
     names = list(sums.scalars)
     parts = [torch.stack([*sums.scalars.values(), grad_norm.double()]), sums.loads.counts.double()]
     sizes = [len(bias_E) for bias_E in biases.values()]
@@ -199,7 +209,7 @@ def read(
     loads = sums.loads._replace(counts=counts.long()).by_layer()
     figures |= {f"max_violation/{layer}": float(max_violation(load_E)) for layer, load_E in loads.items()}
     by_layer = dict(zip(biases, flat.float().split(sizes), strict=True))
-    return figures, arrays(loads), arrays(by_layer)
+    return round(by_name["tokens"]), figures, arrays(loads), arrays(by_layer)
 
 
 def arrays(by_layer: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ Decoding keeps c_KV and k_R only. `absorb` decoding never expands them: q_C^T (W
 query is taken to the latent space, attends to the latents as one shared head, and W_UV is applied to the result.
 
 Weights carry transformers' names and layout: `kv_a_proj_with_mqa` is [W_DKV ; W_KR], and each head's rows in
-`q_b_proj` are [q_C ; q_R], in `kv_b_proj` [k_C ; v].
+`q_b_proj` are [q_C ; q_R], in `kv_b_proj` [k_C ; v]. `joined` declares them, so that an optimiser steps the matrices
+of the equations: W_UQ, W_QR, W_UK and W_UV of all heads, W_DKV and W_KR.
 """
 
 from collections.abc import Iterable, Mapping
@@ -89,6 +90,11 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=norm_eps)
         self.kv_b_proj = precision.linear(kv_lora_rank, n_heads * (self.nope + self.v), role="attention_up")
         self.o_proj = precision.linear(n_heads * v_head_dim, dim, role="attention_out")
+        self.joined = {
+            "q_b_proj.weight" if q_lora_rank else "q_proj.weight": (qk_nope_head_dim, qk_rope_head_dim),
+            "kv_a_proj_with_mqa.weight": (kv_lora_rank, qk_rope_head_dim),
+            "kv_b_proj.weight": (qk_nope_head_dim, v_head_dim),
+        }
 
     def forward(
         self,

@@ -52,6 +52,7 @@ class GroupedExperts(nn.Module):
         self.down_proj = precision.grouped_linear(
             n_experts, inter_dim, dim, role="expert_down", grouped_mm=self.product
         )
+        self.joined = {"gate_up_proj.weight": (inter_dim, inter_dim)}
         self.swiglu = precision.swiglu
 
     def forward(self, x_MD: Tensor, counts_E: Tensor, gates_M: Tensor) -> Tensor:

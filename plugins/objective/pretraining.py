@@ -35,15 +35,14 @@ class Pretraining(nn.Module):
         return step
 
     def denominators(self, step: Step) -> Denominators:
-        """Targets, their bytes, micro-batches; MTP's losses are divided by all positions (eq. 24)."""
+        """Targets and their bytes; MTP's losses are divided by all positions but padding (eq. 24)."""
         targets_N = torch.cat([micro.targets_BT.flatten() for micro in step.micro_batches])
+        documents_N = torch.cat([micro.document_ids_BT.flatten() for micro in step.micro_batches])
         real_N = targets_N != IGNORE
-        device = targets_N.device
         return {
             "targets": real_N.sum(),
             "bytes": (self.token_bytes_V[targets_N.clamp(min=0)] * real_N).sum(),
-            "mtp": torch.tensor(targets_N.numel(), device=device),
-            "micro_batches": torch.tensor(len(step.micro_batches), device=device),
+            "mtp": (documents_N > 0).sum(),
         }
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:

@@ -110,7 +110,7 @@ class PerParameter(torch.optim.Optimizer, ABC):
             if "exp_avg" in state:
                 state["step"] = int(state["step"])
 
-    def step_group(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    def step_group(self, group: dict[str, Any], parameters: Sequence[nn.Parameter]) -> None:
         for parameter in parameters:
             assert parameter.grad is not None
             self.step_parameter(parameter, parameter.grad, self.state[parameter], group)

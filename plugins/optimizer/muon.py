@@ -11,17 +11,19 @@ The factor is on the update only, never on the decay, which is why it is not a g
 
 O(X) is approximated by Newton-Schulz steps on X / |X|_F:
     A = X X^T          X = a X + (b A + c A A) X          (a, b, c) = (3.4445, -4.7750, 2.0315)
-which bring singular values to between about 0.7 and 1.2. The experts' stack [E, out, in] is a batch of matrices.
+which bring singular values to between about 0.7 and 1.2. The experts' stack [E, out, in] is a batch of matrices, and
+where a part joins several matrices in one weight (gate and up projections), each is a W of its own.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dsv3.model.layers import matrices
 from plugins.optimizer.adamw import PerParameter, adamw_step, decay_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -79,33 +81,54 @@ def muon(
 class Muon(PerParameter):
     """Steps each group by its `rule`, muon or adamw; the hidden matrices of one shape together."""
 
-    def step_group(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+        self.joined: Mapping[nn.Parameter, Sequence[int]] = {}
+
+    def separate(self, joined: Mapping[nn.Parameter, Sequence[int]]) -> None:
+        self.joined = joined
+
+    def step_group(self, group: dict[str, Any], parameters: Sequence[nn.Parameter]) -> None:
         if group["rule"] == "adamw":
             return super().step_group(group, parameters)
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[HiddenMatrix]] = defaultdict(list)
         for parameter in parameters:
-            by_shape[parameter.shape].append(parameter)
+            for matrix in self.matrices_of(parameter, group):
+                by_shape[matrix.weight.shape].append(matrix)
         for alike in by_shape.values():
             self.step_alike(group, alike)
 
     def step_parameter(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         adamw_step(parameter, gradient, state, group, moments_dtype=torch.float32)
 
-    def step_alike(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    def matrices_of(self, parameter: nn.Parameter, group: dict[str, Any]) -> Iterable["HiddenMatrix"]:
+        """The matrices that a parameter consists of, with this step's momentum."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+        rows = self.joined.get(parameter, parameter.shape[-2:-1])
+        return map(HiddenMatrix, *(matrices(tensor, rows) for tensor in (parameter, parameter.grad, buffer)))
+
+    def step_alike(self, group: dict[str, Any], alike: Sequence["HiddenMatrix"]) -> None:
         """Step hidden matrices, or stacks of them, of one shape."""
         dtype = getattr(torch, group["newton_schulz_dtype"])
-        updates = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
-            updates.append(parameter.grad.add(buffer, alpha=group["momentum"]).to(dtype))
-        orthogonal = orthogonalised(torch.stack(updates), steps=group["newton_schulz_steps"])
-        for parameter, update in zip(parameters, orthogonal, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+        updates = [matrix.gradient.add(matrix.buffer, alpha=group["momentum"]).to(dtype) for matrix in alike]
+        stacked = torch.stack([update.flatten(-3, -2) for update in updates])
+        orthogonal = orthogonalised(stacked, steps=group["newton_schulz_steps"])
+        rate = group["lr"] * 0.2 * max(stacked.shape[-2:]) ** 0.5
+        for (weight, _, _), update in zip(alike, orthogonal, strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update.to(weight.dtype).view_as(weight), alpha=-rate)
+
+
+class HiddenMatrix(NamedTuple):
+    """Views of a parameter's matrix, its gradient and its momentum (`dsv3.model.layers.matrices`)."""
+
+    weight: Tensor
+    gradient: Tensor
+    buffer: Tensor
 
 
 def orthogonalised(x: Tensor, *, steps: int) -> Tensor:

@@ -126,7 +126,7 @@ def todays_config(before: Path, *overrides: str) -> DictConfig:
             for name in ("moe_inter_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
         ),
         *("model.n_layers=2", "model.n_routed_experts=4", "model.top_k=1", "model.n_groups=2", "model.topk_groups=1"),
-        *("model.qk_rope_head_dim=4"),
+        "model.qk_rope_head_dim=4",
         *("router.group_score_top=2", "tokenizer.vocab_size=300", "model.vocab_size=300"),
         *("data.held_out_fraction=0.3", "data.validation_tokens=128", f"data.cache_dir={before / 'cache'}"),
         f"+data.sources.code={texts}",

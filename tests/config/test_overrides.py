@@ -51,8 +51,8 @@ def test_every_shipped_option_is_sound(
         ["model.dim=${model.inter_dim}"],
         ["mtp.weight=${schedule}"],
         ["run.name='7'"],
-        ["seed=1,2", "model.top_k=range(1,3)", "--multirun"],
-        ["optimizer=glob(*)", "-m"],
+        ["seed=1,2", "model.top_k=range(1,3)", "run.name='${model.top_k}of${seed}'", "--multirun"],
+        ["optimizer=glob(*)", "run.dir='runs/${hydra:job.num}'", "-m"],
         ["hydra.mode=MULTIRUN", "seed=1,2"],
         ["model.n_routed_experts=0", "model.n_dense_layers=3"],
     ],
@@ -152,15 +152,18 @@ def test_keys_that_another_option_has_are_not_blamed_for_the_option() -> None:
     assert keys_of(check("train", arguments)) == ["mtp", "mtp.depht", "router"]
 
 
+NAMED = "run.name='k${model.top_k}-groups${model.topk_groups}-dim${model.dim}'"
+
+
 def test_each_value_of_a_sweep_is_checked() -> None:
-    problems = check("train", [*BASE, "model.top_k=1,99,0", "model.dim=64,abc", "sed=1,2", "-m"])
+    problems = check("train", [*BASE, NAMED, "model.top_k=1,99,0", "model.dim=64,abc", "sed=1,2", "-m"])
     found = sorted((problem.key, str(problem.value)) for problem in problems)
     assert found == [("model.dim", "abc"), ("model.top_k", "0"), ("model.top_k", "99"), ("sed", "1"), ("sed", "2")]
 
 
 def test_a_combination_of_a_sweep_is_checked() -> None:
     """tiny keeps 8 experts of 16 with two groups out of four, and 4 with one."""
-    problem = only(check("train", [*BASE, "model.top_k=1,8", "model.topk_groups=2,1", "-m"]))
+    problem = only(check("train", [*BASE, NAMED, "model.top_k=1,8", "model.topk_groups=2,1", "-m"]))
     assert (problem.key, problem.value) == ("model.top_k", 8)
 
 

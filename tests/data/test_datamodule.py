@@ -116,18 +116,34 @@ def test_seeds_give_different_batches(make: Make) -> None:
     assert not torch.equal(one.micro_batches[0].tokens_BT, other.micro_batches[0].tokens_BT)
 
 
-def test_batch_size_follows_the_schedule_in_whole_micro_batches(make: Make) -> None:
+def test_batch_size_follows_the_schedule_and_padding_fills_the_last_micro_batch(make: Make) -> None:
     data = make(global_batch_size=lambda tokens: 1.0 + tokens / 1000, total_tokens=20_000)
     tokens = 0
     for step in data.train_dataloader():
         assert step.tokens_before == tokens
-        wanted = 1 + tokens / 1000
-        assert len(step.micro_batches) == max(1, round(wanted / 4))
+        rows = round(1 + tokens / 1000)
+        assert len(step.micro_batches) == -(-rows // 4)
         assert all(batch.tokens_BT.shape == (4, 64) for batch in step.micro_batches)
-        assert abs(4 * len(step.micro_batches) - wanted) <= 2 or wanted < 4
-        tokens += len(step.micro_batches) * 4 * 64
+        ids, inputs, targets = (
+            torch.cat([getattr(batch, name) for batch in step.micro_batches])
+            for name in ("document_ids_BT", "tokens_BT", "targets_BT")
+        )
+        assert (ids[:rows] > 0).all()
+        assert not ids[rows:].any()
+        assert (inputs[rows:] == data.tokenizer.pad).all()
+        assert (targets[rows:] == IGNORE).all()
+        tokens += rows * 64
         assert step.state_after["tokens"] == tokens
     assert tokens >= 20_000 > step.tokens_before
+
+
+def test_twelve_rows_in_micro_batches_of_eight_are_twelve_rows(make: Make) -> None:
+    """And the same rows as in micro-batches of four."""
+    eight, four = (make(micro_batch_size=size, global_batch_size=lambda tokens: 12) for size in (8, 4))
+    for one, other in zip(eight.train_dataloader(), four.train_dataloader(), strict=True):
+        assert one[1:] == other[1:]
+        rows, expected = (torch.cat([batch.tokens_BT for batch in step.micro_batches]) for step in (one, other))
+        assert torch.equal(rows[:12], expected)
 
 
 def test_micro_batches_do_not_change_the_rows_of_a_step(make: Make) -> None:

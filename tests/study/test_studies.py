@@ -16,9 +16,12 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
-from dsv3.reporting.study_results import at_equal, read_study
-from tests.commands import call, call_python, start
+from dsv3.reporting.study_results import Study, at_equal, headline, read_study
+from dsv3.tools import report
+from hydra_plugins.study_sweeper import write_report
+from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
+from tests.reporting.test_study_results import made
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if "arms:" in path.read_text())
 SMALL = [
@@ -123,12 +126,70 @@ def test_every_arm_with_every_seed() -> None:
         (["study.seeds=[]"], "study.seeds", "at least one seed"),
         (["study.arms.none=['balancing=nothing']"], "study.arms.none", "nothing"),
         (["study.arms.none=balancing"], "study.arms.none", "must be a list of overrides"),
+        (["study.metric=nonsense"], "study.metric", "held-out code, held-out prose, held-out math, held-out all"),
+        (["study.metric='exact answers'"], "study.metric", "this value is now called exact match"),
+        (["study.metric='exact matches'"], "study.metric", "Did you mean 'exact match'?"),
+        (["run.name=mine"], "run.dir", "12 runs would write to this folder"),
+        (["run.name='of-${study.arm}'", "study.only=[none]"], "run.dir", "'seed=1' and 'seed=2'"),
+        (["run.name='of-${study.arm}'", "seed=4,5", "study.only=[none]"], "run.dir", "2 runs would write"),
     ],
 )
 def test_mistakes_in_a_study_are_found_before_any_work(arguments: list[str], key: str, message: str) -> None:
     (problem,) = check("train", ["experiment=table5_balancing", *arguments])
     assert problem.key == key
     assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["study.metric='held-out prose'"],
+        ["study.metric='training loss, last 10% of tokens'"],
+        ["study.metric='gsm8k_100_answers acc'", "benchmarks=quick"],
+        ["study.metric='held-out letters'", "data=synthetic", f"hydra.searchpath=[file://{ROOT}/tests/conf]"],
+        ["run.name='of-${study.arm}'", "seed=4"],
+    ],
+)
+def test_metrics_and_folders_of_a_study_pass(arguments: list[str]) -> None:
+    assert check("train", ["experiment=table5_balancing", *arguments]) == []
+
+
+def test_runs_of_a_sweep_that_share_a_folder_are_refused_before_any_work() -> None:
+    (problem,) = check("train", ["-m", "schedule.peak=1e-3,2e-3", "run.name=mine"])
+    assert (problem.key, problem.value) == ("run.dir", "runs/default/mine")
+    assert "'schedule.peak=0.001' and 'schedule.peak=0.002'" in problem.message
+
+
+def test_a_diverging_arm_leaves_the_others_to_run(tmp_path: Path) -> None:
+    """The report names it, and the exit status is 1."""
+    arms = "study.arms={bad:['schedule.peak=1e25','optimizer=adamw','callbacks.guard.on_nonfinite=roll_back'],good:[]}"
+    small = [override for override in study(tmp_path) if "benchmarks.tasks" not in override]
+    more = ["experiment=base_study", "benchmarks=none", "study.seeds=[1]", "study.only=null", "run.tokens=1280", arms]
+    done = attempt(ROOT, *small, *more)
+    assert done.returncode == 1, done.stderr
+    assert "error: non-finite loss" in done.stderr
+    assert "1 of 2 runs failed" in done.stderr
+    assert "Failed, not included: bad/seed1 (non-finite loss" in done.stdout
+    assert RunFolder(tmp_path / "good" / "seed1").summary() is not None
+    assert "bad/seed1" in (tmp_path / "report.md").read_text()
+
+
+def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its runs recorded: they are not trained again."""
+    for arm in ("a", "b"):
+        made(tmp_path, arm, 1)
+    reported: list[Study] = []
+    monkeypatch.setattr(report, "write_study", lambda study, folder: reported.append(study))
+    now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
+    write_report(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
+    write_report(tmp_path, {**now, "metric": None})
+    assert [headline(study).name for study in reported] == [
+        "training loss, last 10% of tokens",
+        "held-out text at equal tokens",
+    ]
+    assert [(study.baseline, study.question) for study in reported] == [("b", "Now?")] * 2
 
 
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,46 @@ def test_gradient_is_that_of_the_explicit_loss(composed: Compose) -> None:
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
+def padded(micro: MicroBatch, rows: int) -> MicroBatch:
+    """The micro-batch filled up with rows of padding."""
+    fill = {"targets_BT": IGNORE, "document_ids_BT": 0}
+    pads = (0, 0, 0, rows - len(micro.tokens_BT))
+    return MicroBatch(*(F.pad(tensor, pads, value=fill.get(name, 0)) for name, tensor in micro._asdict().items()))
+
+
+@pytest.mark.parametrize("balancing", ["sequence_aux", "batch_aux"])
+def test_twelve_rows_in_micro_batches_of_eight_train_twelve_rows(composed: Compose, balancing: str) -> None:
+    """Rows of padding count in no denominator, no load and no number of tokens: the last micro-batch has 4 rows."""
+    config = composed("precision=fp32", f"balancing={balancing}", "balancing.alpha=0.1", "data.micro_batch_size=12")
+    whole = step_of(config).micro_batches[0]
+    parts = [MicroBatch(*tensors) for tensors in zip(*(tensor.split([8, 4]) for tensor in whole), strict=True)]
+    found = []
+    for micro_batches in ([whole], parts, [parts[0], padded(parts[1], 8)]):
+        module = module_of(config)
+        record = module.take_step(Step(micro_batches, 0, {}))
+        found.append((module, record))
+        assert record.tokens == 12 * 32
+    reference = found[0] if balancing == "sequence_aux" else found[1]  # batch_aux sees a micro-batch at a time
+    module, record = found[2]
+    assert all(np.array_equal(record.loads[name], load_E) for name, load_E in reference[1].loads.items())
+    assert record.figures == pytest.approx(reference[1].figures, rel=1e-4, nan_ok=True)
+    for (name, ours), theirs in zip(module.named_parameters(), reference[0].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_no_step_has_a_learning_rate_of_zero(composed: Compose, tmp_path: Any) -> None:
+    """Neither the first of a warm-up from 0 nor the last of a decay to 0."""
+    config = composed("schedule=wsd", f"run.dir={tmp_path}/run", "run.tokens=2048")
+    run = build_run(config)
+    start = {name: p.detach().clone() for name, p in run.module.named_parameters()}
+    run.trainer.fit(run.module, run.data)
+    run.folder.flush(run.module.tokens_seen)
+    rates = run.folder.read("metrics/train").lr
+    assert len(rates) == 8
+    assert (rates > 0).all()
+    assert any((p != start[name]).any() for name, p in run.module.named_parameters())
+
+
 def test_trap_08_auxiliary_loss_reaches_the_router(composed: Compose) -> None:
     step = step_of(composed())
     grads = []
@@ -293,8 +333,10 @@ def test_record_of_a_step_counts_bytes_of_the_targets() -> None:
     targets = torch.tensor([[1, 2, IGNORE, 2]])
     objective = Pretraining(token_bytes_V=torch.tensor([0, 2, 3]))
     denominators = objective.denominators(Step([MicroBatch(tokens, targets, tokens, tokens + 1, tokens)], 0, {}))
-    sums = Sums(Loads.zeros({}, torch.device("cpu")), {"nll": torch.tensor(8 * math.log(2)), **denominators})
-    figures, _, _ = read(objective.statistics, sums, torch.tensor(1.0), {})
+    scalars = {"nll": torch.tensor(8 * math.log(2)), "tokens": torch.tensor(4.0), **denominators}
+    sums = Sums(Loads.zeros({}, torch.device("cpu")), scalars)
+    tokens, figures, _, _ = read(objective.statistics, sums, torch.tensor(1.0), {})
+    assert tokens == 4
     assert figures["bpb"] == pytest.approx(1.0)
     assert figures["loss"] == pytest.approx(8 * math.log(2) / 3)
 

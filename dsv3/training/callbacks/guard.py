@@ -12,8 +12,11 @@ new level after half a window. The policies:
     skip        log the batch and skip this update of the weights; the data moves on
     roll_back   roll back to the newest checkpoint and train again, skipping the update at which the loss rose
 
+Training ends with an error after `max_nonfinite` losses or gradients in a row that are not finite: weights that give
+such losses are not mended by further batches.
+
 The batch is logged to `spikes/tokens-<n>.json`, n the tokens before the step: its documents with their own losses,
-worst first, its domains, and the load of every expert.
+worst first, its domains, and the load of every expert. The newest BATCHES_KEPT stay.
 """
 
 import json
@@ -45,6 +48,8 @@ OnNonfinite = Literal["skip", "roll_back"]
 DOCUMENTS_KEPT = 8
 CHARACTERS_KEPT = 400
 FEWEST_LOSSES = 8  # before a spike can be told from ordinary noise
+BATCHES_KEPT = 50
+NONFINITE = "non-finite loss"
 
 
 class RollBack(Exception):  # noqa: N818  (a request to `dsv3.training.fit`, not an error)
@@ -65,6 +70,7 @@ class Guard(lightning.Callback):
         threshold_sigmas: float,
         min_rise: float,
         max_rollbacks: int,
+        max_nonfinite: int,
     ) -> None:
         """Raises ValueError for an unknown policy, or a `window` too small to tell a spike from noise."""
         for name, policy, allowed in (("spike", on_spike, OnSpike), ("nonfinite", on_nonfinite, OnNonfinite)):
@@ -72,9 +78,13 @@ class Guard(lightning.Callback):
                 raise ValueError(f"callbacks.guard.on_{name}={policy}: must be one of {', '.join(get_args(allowed))}")
         if window < FEWEST_LOSSES:
             raise ValueError(f"callbacks.guard.window={window}: must be at least {FEWEST_LOSSES}")
-        self.policies = {"loss spike": on_spike, "non-finite loss": on_nonfinite}
-        self.threshold_sigmas, self.min_rise, self.max_rollbacks = threshold_sigmas, min_rise, max_rollbacks
+        if max_nonfinite < 1:
+            raise ValueError(f"callbacks.guard.max_nonfinite={max_nonfinite}: must be at least 1")
+        self.policies = {"loss spike": on_spike, NONFINITE: on_nonfinite}
+        self.threshold_sigmas, self.min_rise = threshold_sigmas, min_rise
+        self.max_rollbacks, self.max_nonfinite = max_rollbacks, max_nonfinite
         self.losses: deque[float] = deque(maxlen=window)
+        self.nonfinite = 0  # in a row
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.model, self.data = pl_module.model, trainer.datamodule
@@ -89,6 +99,7 @@ class Guard(lightning.Callback):
             allowed = False
         else:
             kind = self._judge(loss, record.figures["grad_norm"])
+            self.nonfinite = self.nonfinite + 1 if kind == NONFINITE else 0
             allowed = kind is None or self._act(step, kind, record)
         if math.isfinite(loss):
             self.losses.append(loss)
@@ -106,11 +117,18 @@ class Guard(lightning.Callback):
                 raise ValueError(f"{text}; limit of callbacks.guard.max_rollbacks={self.max_rollbacks} reached")
             write_skipped_updates(self.folder, [*skipped, step.tokens_before])
             raise RollBack(text)
+        if self.nonfinite >= self.max_nonfinite:
+            raise ValueError(
+                f"callbacks.guard.max_nonfinite={self.max_nonfinite}: {self.nonfinite} steps in a row had a loss or "
+                f"gradient that is not finite, the last one at {step.tokens_before:,} tokens (loss {record.loss:.3f}, "
+                f"gradient norm {norm:.3g}); lower schedule.peak, or resume=CHECKPOINT from before it. Their batches "
+                f"are in {self.folder / 'spikes'}"
+            )
         return policy == "record"
 
     def _judge(self, loss: float, grad_norm: float) -> str | None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return "non-finite loss"
+            return NONFINITE
         if len(self.losses) >= FEWEST_LOSSES and loss > self.threshold():
             return "loss spike"
         return None
@@ -127,7 +145,7 @@ class Guard(lightning.Callback):
         self.alerts.append(Alert(step.tokens_before, "", kind, -1, loss, text)._asdict())
 
     def _log_batch(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
-        domains_N = torch.cat([micro.domains_BT.flatten() for micro in step.micro_batches])
+        domains_N = torch.cat([micro.domains_BT[micro.document_ids_BT > 0] for micro in step.micro_batches])
         counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
         content = {
             "kind": kind,
@@ -146,6 +164,8 @@ class Guard(lightning.Callback):
         text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
         out = self.folder / "spikes" / f"tokens-{step.tokens_before:015d}.json"
         write_atomically(out, lambda path: path.write_text(text))
+        for old in sorted(out.parent.glob("tokens-*.json"))[:-BATCHES_KEPT]:
+            old.unlink()
 
     @torch.no_grad()
     def _documents(self, step: Step) -> list[dict[str, Any]]:
@@ -179,10 +199,11 @@ class Guard(lightning.Callback):
         return documents
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses)}
+        return {"losses": list(self.losses), "nonfinite": self.nonfinite}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses.extend(state_dict["losses"])
+        self.nonfinite = state_dict.get("nonfinite", 0)  # older runs have none
 
 
 SKIPPED_UPDATES = "spikes/skipped_updates.json"

@@ -51,6 +51,9 @@ class Interruption(lightning.Callback):
     def teardown(self, trainer: lightning.Trainer, pl_module: LanguageModel, stage: str) -> None:
         self._restore()
 
+    def on_exception(self, trainer: lightning.Trainer, pl_module: LanguageModel, exception: BaseException) -> None:
+        self._restore()  # `teardown` is not called
+
     def _restore(self) -> None:
         for number in self.previous:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

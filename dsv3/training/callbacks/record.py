@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
 from dsv3.contracts import Step
+from dsv3.training.callbacks.guard import RollBack
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 
@@ -53,9 +54,17 @@ class Record(lightning.Callback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: LanguageModel, stage: str) -> None:
         """End the wandb run with the training: the next one in this process, of a sweep, has one of its own."""
+        self._finish(trainer, exit_code=0)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: LanguageModel, exception: BaseException) -> None:
+        """`teardown` is not called. Training that rolls back goes on in the same wandb run."""
+        if not isinstance(exception, RollBack):
+            self._finish(trainer, exit_code=1)
+
+    def _finish(self, trainer: lightning.Trainer, *, exit_code: int) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
+                logger.experiment.finish(exit_code=exit_code)
 
     def _log(self, trainer: lightning.Trainer, row: Mapping[str, float], loads: Mapping[str, np.ndarray]) -> None:
         values = {(name if name == "tokens" or "/" in name else f"train/{name}"): v for name, v in row.items()}

@@ -31,12 +31,8 @@ class SmoothedLoss(nn.Module):
 
     def denominators(self, step: Step) -> Denominators:
         targets_N = torch.cat([micro.targets_BT.flatten() for micro in step.micro_batches])
-        device = targets_N.device
-        return {
-            "targets": (targets_N != IGNORE).sum(),
-            "mtp": torch.tensor(targets_N.numel(), device=device),
-            "micro_batches": torch.tensor(len(step.micro_batches), device=device),
-        }
+        documents_N = torch.cat([micro.document_ids_BT.flatten() for micro in step.micro_batches])
+        return {"targets": (targets_N != IGNORE).sum(), "mtp": (documents_N > 0).sum()}
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
         weight_VD = head.weight_VD.to(head.copy_VD.dtype)

@@ -49,9 +49,9 @@ class Numbers(Pretraining):
         return {name: value.item() for name, value in super().denominators(step).items()}
 
 
-class Miscounts(Pretraining):
+class CountsTokens(Pretraining):
     def denominators(self, step):
-        return {**super().denominators(step), "micro_batches": torch.tensor(8)}
+        return {**super().denominators(step), "tokens": torch.tensor(8)}
 
 
 class MeanOfMicroBatch(Pretraining):
@@ -60,7 +60,7 @@ class MeanOfMicroBatch(Pretraining):
     def loss(self, forward, head, micro, denominators):
         term = super().loss(forward, head, micro, denominators)
         real = (micro.targets_BT != IGNORE).sum()
-        return term._replace(loss=term.loss * denominators["targets"] / real / denominators["micro_batches"])
+        return term._replace(loss=term.loss * denominators["targets"] / real)
 
 
 class MeanSum(Pretraining):
@@ -111,7 +111,7 @@ class LooksAtPadding(Pretraining):
         (Forgets, "the Step to train on, not NoneType"),
         (NoMTPShare, "must give `mtp`"),
         (Numbers, "scalar tensor without a gradient"),
-        (Miscounts, "must be their number, not 8"),
+        (CountsTokens, "must not give `tokens`"),
         (MeanOfMicroBatch, "divide by the denominators that are given"),
         (MeanSum, "'nll' must add up"),
         (KeepsGraph, "kept for the whole step"),

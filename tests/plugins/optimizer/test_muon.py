@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dsv3.build import build_model
+from dsv3.model.layers import joined_weights, matrices
 from plugins.optimizer.adamw import adamw
 from plugins.optimizer.muon import muon, orthogonalised
 
@@ -118,6 +120,62 @@ def test_a_stack_of_experts_steps_like_its_matrices():
         optimizer.param_groups[0]["lr"] = 0.1
         optimizer.step()
     torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in single]), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.sampled_from([(), (3,)]),
+    st.integers(0, 1000),
+)
+def test_matrices_joined_in_one_weight_step_as_they_would_alone(rows, repeats, columns, stack, seed):
+    """Several steps, so that the momentum is compared too; `stack`: the experts' [E, out, in]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*stack, repeats * sum(rows), columns)
+    start, gradients = torch.randn(shape, generator=generator), torch.randn(3, *shape, generator=generator)
+
+    def alone(tensor):
+        return [part.flatten(-3, -2) for part in matrices(tensor, rows)]
+
+    joined, single = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in alone(start)]
+    one, other = (build([(f"{i}.weight", p) for i, p in enumerate(ps)]) for ps in ([joined], single))
+    one.separate({joined: rows})
+    for gradient in gradients:
+        joined.grad = gradient.clone()
+        for parameter, part in zip(single, alone(gradient), strict=True):
+            parameter.grad = part.clone()
+        for optimizer in (one, other):
+            optimizer.param_groups[0]["lr"] = 0.1
+            optimizer.step()
+    for ours, theirs in zip(alone(joined.detach()), single, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_gate_and_up_projections_move_alike(composed):
+    """Of gradients of different sizes too: both with the root mean square that a matrix of their shape has."""
+    model = build_model(composed("precision=fp32"))
+    optimizer = build(model.named_parameters())
+    optimizer.separate(joined_weights(model))
+    joined = {name: p for name, p in model.named_parameters() if p in joined_weights(model)}
+    kinds = {name.removesuffix(".weight").rpartition(".")[2] for name in joined}
+    assert kinds == {"gate_up_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
+    before = {name: parameter.detach().clone() for name, parameter in joined.items()}
+    for name, parameter in joined.items():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+        first, *_ = matrices(parameter.grad, joined_weights(model)[parameter])
+        first.mul_(10)
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.step()
+    for name, parameter in joined.items():
+        moved = matrices(parameter.detach() - before[name], joined_weights(model)[parameter])
+        for part in moved:
+            matrix = part.flatten(-3, -2)
+            expected = 0.2 * (min(matrix.shape[-2:]) / matrix.shape[-2] / matrix.shape[-1]) ** 0.5
+            expected *= max(matrix.shape[-2:]) ** 0.5
+            assert matrix.square().mean().sqrt().item() == pytest.approx(expected, rel=0.25), name
 
 
 @pytest.mark.parametrize("shape", [(32, 128), (128, 32), (4, 64, 48)])

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from dsv3.testing.optimizer import check_optimizer
 from plugins.optimizer.adamw import FusedAdamW, adamw
+from plugins.optimizer.muon import Muon
 
 CONF = Path(__file__).parents[3] / "conf"
 SHIPPED = [("adamw", {}), ("adamw", {"moments_dtype": "bfloat16"}), ("muon", {})]
@@ -122,9 +123,24 @@ def unsafe(named):
     return Unsafe([{"params": [p for _, p in named], "sparse_lr_scale": 5.0}], lr=0.0, fused=True)
 
 
+class Deaf(Muon):
+    """Forgets what it is told of joined weights."""
+
+    def separate(self, joined):
+        pass
+
+
+def joins(named):
+    config = OmegaConf.load(CONF / "optimizer" / "muon.yaml")
+    optimizer = instantiate(config, _convert_="all")(named)
+    optimizer.__class__ = Deaf
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
+        (joins, "must step as these matrices do by themselves"),
         (lambda named: list(named), "torch.optim.Optimizer"),
         (forgets_norms, "norm.weight is in 0 groups"),
         (lambda named: good([*named, ("more", torch.nn.Parameter(torch.zeros(2)))]), "that were not given"),

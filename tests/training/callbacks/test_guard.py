@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+import dsv3.training.callbacks.guard
 import dsv3.training.lightning_module
 import dsv3.training.run
 from dsv3.build import build_data
@@ -87,8 +88,9 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
 def test_skip_skips_the_update(skipped: Run) -> None:
     assert [spike["policy"] for spike in spikes(skipped.folder)] == ["skip"]
     assert skipped.module.tokens_seen == 7680, "the data moves on"
-    steps = skipped.folder.read("metrics/train").step
-    assert steps.iloc[-1] == len(steps) - 1, "one update fewer than steps"
+    assert skipped.trainer.global_step == 29, "one update fewer than steps"
+    steps = skipped.folder.read("metrics/train").step.tolist()
+    assert steps == list(range(1, 31)), "every step has a number of its own"
 
 
 def test_roll_back_equals_a_run_that_skips_the_update(config: Callable[..., DictConfig], skipped: Run) -> None:
@@ -128,10 +130,43 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     assert all(weight.isfinite().all() for weight in weights(run.folder).values())
 
 
+DIVERGING = ("optimizer=adamw", "schedule=cosine", "schedule.peak=1e25", "run.tokens=25600")
+
+
+def test_training_that_gives_nan_alone_stops(composed: Compose, tmp_path: Path) -> None:
+    """Not at its end, a hundred skipped updates later; and called again, it stops there again."""
+    config = composed(*DIVERGING, "callbacks.guard.max_nonfinite=5", f"run.dir={tmp_path}/run")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"callbacks\.guard\.max_nonfinite=5: 5 steps in a row .*schedule\.peak"):
+            fit(config)
+    folder = RunFolder(tmp_path / "run")
+    assert [spike["policy"] for spike in spikes(folder)] == ["skip"] * 5
+    assert not (folder.read("metrics/train").loss.isna().sum() > 5)
+
+
+def test_skipped_updates_count_for_the_step_limit(composed: Compose, tmp_path: Path) -> None:
+    more = ("trainer.max_steps=9", "callbacks.guard.max_nonfinite=1000")
+    run = fit(composed(*DIVERGING, *more, f"run.dir={tmp_path}/run"))
+    steps = run.folder.read("metrics/train").step.tolist()
+    assert steps == list(range(1, 10))
+    assert run.trainer.global_step < 9
+    assert run.module.finished
+    assert len(run.folder.checkpoints()) == 1, "the last step leaves a checkpoint"
+
+
+def test_batches_written_down_are_bounded(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dsv3.training.callbacks.guard, "BATCHES_KEPT", 3)
+    more = ("trainer.max_steps=9", "callbacks.guard.max_nonfinite=1000")
+    run = fit(composed(*DIVERGING, *more, f"run.dir={tmp_path}/run"))
+    kept = [spike["tokens_before"] for spike in spikes(run.folder)]
+    assert kept == [6 * 256, 7 * 256, 8 * 256], "the newest"
+    assert len(run.folder.read("metrics/alerts").query("kind == 'non-finite loss'")) > 3, "all are named"
+
+
 def guard(folder: Path, **changed: Any) -> Guard:
     settings: dict[str, Any] = {
         "on_spike": "record", "on_nonfinite": "skip", "window": 64, "threshold_sigmas": 8.0, "min_rise": 0.5,
-        "max_rollbacks": 3,
+        "max_rollbacks": 3, "max_nonfinite": 10,
     }  # fmt: skip
     made = Guard(**settings | changed)
     made.folder, made.alerts = folder, RunFolder(folder).table("metrics/alerts")
@@ -152,14 +187,16 @@ def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pyt
     skips = guard(tmp_path, on_spike="skip", window=8)
     monkeypatch.setattr(skips, "_log_batch", lambda *_: None)
     losses = [3.0] * 8 + [4.0] * 8
-    records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}) for i, loss in enumerate(losses)]
+    records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}, i) for i, loss in enumerate(losses)]
     allowed = [skips.allows(Step([], i, {}), record) for i, record in enumerate(records)]
     assert allowed[:8] == [True] * 8
     assert not any(allowed[8:12])
     assert all(allowed[13:])
 
 
-@pytest.mark.parametrize("wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}])
+@pytest.mark.parametrize(
+    "wrong", [{"on_spike": "ignore"}, {"on_nonfinite": "record"}, {"window": 2}, {"max_nonfinite": 0}]
+)
 def test_impossible_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"guard.{next(iter(wrong))}"):
         guard(tmp_path, **wrong)
