@@ -82,8 +82,8 @@ def namespaces() -> list[str]:
 
 def installed() -> dict[str, str]:
     """Folders of installed packages -> where a service sees them."""
-    folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    return {path: f"/packages/{i}" for i, path in enumerate(folders)}
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    return {path: f"/packages/{i}" for i, path in enumerate(folders) if os.path.isdir(path)}
 
 
 def files(more: Mapping[str, str]) -> list[str]:

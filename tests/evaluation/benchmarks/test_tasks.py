@@ -101,7 +101,7 @@ REASONING = ["rg_arithmetic", "rg_algebra", "rg_logic", "rg_algorithmic"]
 
 
 @pytest.mark.parametrize("task", REASONING)
-def test_right_answers_satisfy_the_verifiers_and_nonsense_does_not(task: str) -> None:
+def test_right_answers_satisfy_the_verifiers_and_nonsense_and_code_do_not(task: str, tmp_path: Path) -> None:
     questions = module("reasoning_gym/questions")
     generators = yaml.safe_load((FOLDER / "reasoning_gym" / f"{task}.yaml").read_text())["dataset_kwargs"]["generators"]
     documents = questions.load(generators=generators, size=4)["test"]
@@ -110,7 +110,10 @@ def test_right_answers_satisfy_the_verifiers_and_nonsense_does_not(task: str) ->
     for doc in documents:
         assert questions.score(doc, [f" {doc['answer']}"])["exact_match"] == 1.0, doc
         assert questions.score(doc, [" nonsense"])["exact_match"] == 0.0, doc
+        code = f"__import__('pathlib').Path('{tmp_path / 'touched'}').touch()"
+        assert questions.score(doc, [code])["exact_match"] == 0.0, doc
         assert questions.score(doc, [""]) == {"score": 0.0, "exact_match": 0.0}
+    assert not (tmp_path / "touched").exists()
 
 
 DOCUMENTS = """
