@@ -4,10 +4,10 @@
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
     failure.txt         why training failed, until it is resumed
-    run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
+    run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
-Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
-continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
+Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed
+run drops the parts past its checkpoint, so that its tables equal those of an uninterrupted run.
 """
 
 import fcntl
@@ -73,7 +73,7 @@ def tokens_of(path: Path) -> int:
 
 
 class RunFolder:
-    """Paths of one run, and what may be asked of them."""
+    """Paths, tables and checkpoints of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -104,7 +104,7 @@ class RunFolder:
         return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
     def drop_after(self, tokens: int) -> None:
-        """Forget what was written past a checkpoint: metrics, timing and checkpoints alike."""
+        """Delete metrics, timing and checkpoints past a checkpoint."""
         for folder in [*self.path.glob("metrics/*"), *self.path.glob("timing/*")]:
             Table(folder).drop_after(tokens)
         for checkpoint in self.checkpoints():
@@ -119,13 +119,13 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("tokens-*.ckpt"))
 
     def begun(self) -> bool:
-        """Whether there is anything that a run would lose: a checkpoint, or rows of a table."""
+        """Whether a run could lose anything: a checkpoint or a table."""
         return bool(self.checkpoints()) or next(self.path.glob("*/*/part-*.parquet"), None) is not None
 
     def newest_valid_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose checksums hold; damaged ones are passed over with a warning."""
+        """The newest checkpoint whose checksums hold; corrupt ones are skipped with a warning."""
         for path in reversed(self.checkpoints()):
-            if is_intact(path):
+            if is_valid(path):
                 return path
             log.warning("%s is corrupt; trying an older checkpoint", path)
         return None
@@ -170,8 +170,8 @@ class RunFolder:
         return self.path.rename(target)
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Whether the file is a whole zip archive with right checksums."""
+def is_valid(checkpoint: Path) -> bool:
+    """Whether the file is a complete zip archive with correct checksums."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
@@ -188,7 +188,7 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     """The run folder and the checkpoint file that a user names by either of them.
 
     Raises:
-        FileNotFoundError: nothing is there, or no intact checkpoint, or no config.yaml beside it.
+        FileNotFoundError: there is no such path, no valid checkpoint, or no config.yaml.
     """
     path = Path(checkpoint)
     if not path.exists():
@@ -196,7 +196,7 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
     file = folder.newest_valid_checkpoint() if path.is_dir() else path
     if file is None:
-        raise FileNotFoundError(f"checkpoint={checkpoint}: the folder holds no intact checkpoints/tokens-*.ckpt")
+        raise FileNotFoundError(f"checkpoint={checkpoint}: no valid checkpoints/tokens-*.ckpt in this folder")
     if not folder.config_path.exists():
         raise FileNotFoundError(f"checkpoint={checkpoint}: {folder.config_path} is missing")
     return folder, file

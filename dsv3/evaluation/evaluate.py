@@ -25,7 +25,7 @@ def evaluate(config: DictConfig) -> None:
         ValueError: a setting does not fit the checkpoint.
     """
     if config.weights not in ("live", "ema"):
-        raise ValueError(f"weights={config.weights}: live or ema")
+        raise ValueError(f"weights={config.weights}: must be live or ema")
     wanted = bool(config.benchmarks.tasks or config.tasks)
     console = Console(highlight=False, stderr=config.format == "json")
     result: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Resume policy for an existing run folder.
 
-`resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
-`resume=never` moves the old folder aside; a path continues from that checkpoint.
+`resume=auto` resumes from the newest valid checkpoint, if the folder's config asks for the same training;
+`resume=never` moves the old folder aside; a path resumes from that checkpoint.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.checkpoint.run_folder import RunFolder, is_intact, tokens_of, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, is_valid, tokens_of, write_atomically
 from dsv3.config.moved import upgraded
 from dsv3.training.settle import kept_choices
 
@@ -32,15 +32,15 @@ FREE = (
     "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
-"""Keys that may change between the parts of one run: none has a say in what is computed."""
+"""Keys that may change when a run resumes: none affects what is computed."""
 
 
 def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
-    """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
+    """Prepare the folder, write config.yaml, and return the checkpoint to resume from, or None to start.
 
     Raises:
         ValueError: the folder's run was trained with other settings.
-        FileNotFoundError: `resume` names a checkpoint that is missing or damaged.
+        FileNotFoundError: `resume` names a checkpoint that is missing or corrupt.
     """
     folder.hold()
     if config.resume == "never":
@@ -54,8 +54,8 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
         checkpoint = folder.newest_valid_checkpoint()
     else:
         checkpoint = Path(config.resume)
-        if not is_intact(checkpoint):
-            raise FileNotFoundError(f"resume={config.resume}: there is no intact checkpoint of that name")
+        if not is_valid(checkpoint):
+            raise FileNotFoundError(f"resume={config.resume}: must be auto, never or a valid checkpoint")
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
     for ending in (folder.summary_path, folder.failure_path):
         ending.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dsv3.checkpoint.run_folder import RunFolder, Table, find_run, is_intact, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, Table, find_run, is_valid, write_atomically
 
 
 def test_tables_come_back_in_order_and_forget_what_is_past_a_checkpoint(tmp_path: Path) -> None:
@@ -56,14 +56,14 @@ def test_newest_valid_checkpoint_skips_truncated_and_flipped_files(tmp_path: Pat
     flipped[len(flipped) // 2] ^= 4
     folder.checkpoint_path(20).write_bytes(flipped)
     folder.checkpoint_path(30).write_bytes(folder.checkpoint_path(30).read_bytes()[:-50])
-    assert [is_intact(path) for path in folder.checkpoints()] == [True, False, False]
+    assert [is_valid(path) for path in folder.checkpoints()] == [True, False, False]
     assert folder.newest_valid_checkpoint() == folder.checkpoint_path(10)
 
 
 def test_find_run_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         find_run(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no intact checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
         find_run(tmp_path)
 
 
