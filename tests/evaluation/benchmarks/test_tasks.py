@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,23 @@ def test_equal_numbers_are_equal_however_they_are_written() -> None:
     for text in ("The answer is $1,800.", "#### 1800", "so 1800.0. The answer is 1800.00."):
         assert questions.score(doc, [text])["exact_match"] == 1.0, text
     assert questions.score(doc, ["It comes to 1800"]) == {"exact_match": 0.0, "flexible_match": 1.0}
+
+
+def test_an_answer_of_many_spaces_does_not_hang_the_search_for_its_number() -> None:
+    """A pattern with three unbounded parts takes the cube of their length: minutes, in the evaluating process."""
+    questions = module("gsm8k/questions")
+    started = time.process_time()
+    assert questions.stated("The answer is 7" + " " * 1500 + "x" + " " * 1500 + "y") != "7"
+    assert time.process_time() - started < 1
+    for text, answer in (
+        ("The answer is 7.", "7"),
+        ("#### 7", "7"),
+        ("The answer is  7.5 . So it is 8.", "7.5"),
+        ("The answer is\n$1.50\nQ: more", "$1.50"),
+        ("The answer is", ""),
+        ("It is 7.", ""),
+    ):
+        assert questions.stated(text) == answer
 
 
 # --- reasoning
