@@ -73,12 +73,12 @@ class DataModule(lightning.LightningDataModule):
             "validation_tokens": validation_tokens,
         }.items():
             if value < 1:
-                raise ValueError(f"data.{key}={value} is below 1")
+                raise ValueError(f"data.{key}={value}: must be at least 1")
         if not 0 <= split_punctuation_newline <= 1:
-            raise ValueError(f"data.split_punctuation_newline={split_punctuation_newline} is not between 0 and 1")
+            raise ValueError(f"data.split_punctuation_newline={split_punctuation_newline}: must be between 0 and 1")
         present = {name: source for name, source in sources.items() if source is not None}
         if not present:
-            raise ValueError("data.sources is empty")
+            raise ValueError("data.sources={}: must have at least one source")
         self._fim = FillInTheMiddle(**fim)
         self._fim.check()
         self._tokenizer_factory = tokenizer

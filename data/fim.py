@@ -33,11 +33,11 @@ class FillInTheMiddle(NamedTuple):
 
     def check(self) -> None:
         if not 0 <= self.rate <= 1:
-            raise ValueError(f"data.fim.rate={self.rate} is not a share between 0 and 1")
+            raise ValueError(f"data.fim.rate={self.rate}: must be between 0 and 1")
         if self.order not in ("psm", "spm"):
-            raise ValueError(f"data.fim.order={self.order!r} is neither 'psm' nor 'spm'")
+            raise ValueError(f"data.fim.order={self.order}: must be psm or spm")
         if self.max_characters is not None and self.max_characters < 1:
-            raise ValueError(f"data.fim.max_characters={self.max_characters} is below 1")
+            raise ValueError(f"data.fim.max_characters={self.max_characters}: must be at least 1")
 
 
 def generator(*, seed: int, epoch: int, document: int, purpose: int) -> np.random.Generator:

@@ -98,7 +98,7 @@ def questions(
                 queues[family].append(Question(family, prompt, f" {answer}", f" {majority}"))
     available = sum(map(len, queues.values()))
     if queues and available < count:
-        raise ValueError(f"data.questions={count}, but the sources hold out {available} questions")
+        raise ValueError(f"data.questions={count}: must be at most {available}, the questions held out")
     chosen = _evenly(list(queues.values()), count)
     for question in chosen:
         parts = tokenizer.encode(question.prompt) + tokenizer.encode(question.answer)

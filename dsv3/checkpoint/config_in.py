@@ -35,7 +35,7 @@ def hf_to_choices(hf: Mapping[str, Any], *, mtp_layers: int) -> Choices:
     hf = Fields(hf)
     family = hf["model_type"]
     if family not in FAMILIES:
-        raise ValueError(f"config.json: model_type={family} is not one of {', '.join(FAMILIES)}")
+        raise ValueError(f"config.json: model_type={family}: must be one of {', '.join(FAMILIES)}")
     for key, value in FIXED[family].items():
         if key in hf and hf[key] != value:
             raise ValueError(f"config.json: {key}={hf[key]}, where only {value} can be imported")
@@ -105,7 +105,7 @@ def routing_options(hf: Fields) -> list[str]:
         return ["router=sigmoid_group_limited", f"router.group_score_top={V3_GROUP_SCORE_TOP}", "balancing=v3"]
     methods = {"greedy": "softmax", "group_limited_greedy": "softmax_group_limited"}
     if hf["topk_method"] not in methods:
-        raise ValueError(f"config.json: topk_method={hf['topk_method']} is not one of {', '.join(methods)}")
+        raise ValueError(f"config.json: topk_method={hf['topk_method']}: must be one of {', '.join(methods)}")
     return [f"router={methods[hf['topk_method']]}", "balancing=sequence_aux"]
 
 

@@ -124,7 +124,7 @@ def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: 
     """The configuration of conf/train.yaml with the model of a config.json."""
     known = sorted(file.stem for file in (CONF / "precision").glob("*.yaml"))
     if precision not in known:
-        raise ValueError(f"precision={precision} is not one of {', '.join(known)}")
+        raise ValueError(f"precision={precision}: must be one of {', '.join(known)}")
     choices = hf_to_choices(hf, mtp_layers=mtp_layers)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*choices.overrides, f"precision={precision}"])
@@ -211,7 +211,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"out={out} is not empty; name a new folder")
+        raise FileExistsError(f"out={out}: must be a new or empty folder")
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:

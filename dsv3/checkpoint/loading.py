@@ -35,7 +35,7 @@ class Loaded:
         """
         if weights == "ema":
             if self.ema_weights is None:
-                raise ValueError("weights=ema: the run averaged no weights (it had no callbacks.ema); use weights=live")
+                raise ValueError("weights=ema: the run has no EMA weights (it had no callbacks.ema); use weights=live")
             set_weights(self.model, self.ema_weights)
 
     def tokenizer(self) -> Tokenizer:

@@ -4,10 +4,10 @@
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
     failure.txt         why training failed, until it is resumed
-    run_info.json       sizes, operations per token     spikes/         batches that the guard wrote down
+    run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
-Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a run that
-continues from a checkpoint drops the parts past it, so that what it writes equals what an uninterrupted run writes.
+Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed
+run drops the parts past its checkpoint, so that its tables equal those of an uninterrupted run.
 """
 
 import fcntl
@@ -73,7 +73,7 @@ class Table:
 
 
 class RunFolder:
-    """Paths of one run, and what may be asked of them."""
+    """Paths, tables and checkpoints of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -102,7 +102,7 @@ class RunFolder:
         return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
     def drop_after(self, tokens: int) -> None:
-        """Forget what was written past a checkpoint: metrics, timing and checkpoints alike."""
+        """Delete metrics, timing and checkpoints past a checkpoint."""
         for folder in [*self.path.glob("metrics/*"), *self.path.glob("timing/*")]:
             Table(folder).drop_after(tokens)
         for checkpoint in self.checkpoints():
@@ -117,7 +117,7 @@ class RunFolder:
         return numbered(self.path / "checkpoints", "tokens-*.ckpt")
 
     def begun(self) -> bool:
-        """Whether there is anything that a run would lose: a checkpoint, or rows of a table."""
+        """Whether a run could lose anything: a checkpoint or a table."""
         return bool(self.checkpoints()) or next(self.path.glob("*/*/part-*.parquet"), None) is not None
 
     def newest_valid_checkpoint(self) -> Path | None:
@@ -229,7 +229,7 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     """The run folder and the checkpoint file that a user names by either of them.
 
     Raises:
-        FileNotFoundError: nothing is there, or no valid checkpoint, or no config.yaml next to it.
+        FileNotFoundError: there is no such path, no valid checkpoint, or no config.yaml.
         ValueError: a checkpoint may not be read.
     """
     path = Path(checkpoint)
@@ -238,7 +238,7 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
     file = folder.newest_valid_checkpoint() if path.is_dir() else path
     if file is None:
-        raise FileNotFoundError(f"checkpoint={checkpoint}: the folder holds no valid checkpoints/tokens-*.ckpt")
+        raise FileNotFoundError(f"checkpoint={checkpoint}: no valid checkpoints/tokens-*.ckpt in this folder")
     if not folder.config_path.exists():
         raise FileNotFoundError(f"checkpoint={checkpoint}: {folder.config_path} is missing")
     return folder, file

@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as 500MB or 5GB."""
     match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip().upper())
     if match is None or int(match[1]) == 0:
-        raise ValueError(f"max_shard_size={text}: a number with KB, MB or GB, such as 5GB")
+        raise ValueError(f"max_shard_size={text}: must be a number with KB, MB or GB, such as 5GB")
     return int(match[1]) * UNITS[match[2]]
 
 
@@ -81,7 +81,7 @@ class Shards:
             with safe_open(str(folder / SINGLE), framework="pt") as file:
                 self.where = dict.fromkeys(file.keys(), SINGLE)
         else:
-            raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+            raise FileNotFoundError(f"{folder}: {SINGLE} or {INDEX} is missing")
         outside = sorted(file for file in self.where.values() if Path(file).name != file)
         if outside:
             raise ValueError(f"{folder / INDEX} names {outside[0]}: it may only name files in its own folder")

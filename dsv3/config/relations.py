@@ -131,7 +131,7 @@ def rope_is_even(facts: Facts) -> Iterator[Problem]:
     """RoPE turns pairs of channels; an attention without a separate RoPE part turns all of `head_dim`."""
     dims = facts.number("attention.qk_rope_head_dim", "attention.head_dim")
     if dims and dims.value % 2:
-        yield Problem(*dims, "must be even: RoPE turns pairs of channels")
+        yield Problem(*dims, "must be even: RoPE rotates pairs of channels")
 
 
 def heads_share_keys(facts: Facts) -> Iterator[Problem]:

@@ -28,7 +28,7 @@ def pipeline_costs(schedule: PipelineSchedule, *, pp: int, num_microbatches: int
     f, b, w, fb = times
     if schedule == "dualpipe":
         if pp % 2:
-            raise ValueError(f"pp={pp}: DualPipe pairs stages, so an even number")
+            raise ValueError(f"pp={pp}: must be even: DualPipe pairs stages")
         return _costs((pp // 2 - 1) * (fb + b - 3 * w), num_microbatches * fb, 2, pp + 1)
     chunk = f + b if schedule == "1f1b" else f + b - 2 * w
     return _costs((pp - 1) * chunk, num_microbatches * (f + b), 1, pp)

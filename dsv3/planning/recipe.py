@@ -144,7 +144,7 @@ class Recipe:
                 ("ep", self.ep, self.dp % self.ep == 0, f"must divide gpus / pp = {self.dp}"),
             ]
         odd = self.pipeline == "dualpipe" and self.pp % 2 == 1
-        bounds.append(("pipeline", self.pipeline, not odd, f"pairs stages: pp={self.pp} must be even"))
+        bounds.append(("pipeline", self.pipeline, not odd, f"needs an even pp, not {self.pp}: it pairs stages"))
         return bounds
 
 

@@ -38,7 +38,7 @@ def parts_of_pipeline(s: Skeleton, *, pp: int, pipeline: PipelineSchedule) -> li
     blocks = [False] * s.dense_layers + [True] * s.moe_layers
     blocks += [False] * s.mtp.dense_blocks + [True] * s.mtp.moe_blocks
     if pp > len(blocks):
-        raise ValueError(f"pp={pp}: there are only {len(blocks)} blocks to cut into stages")
+        raise ValueError(f"pp={pp}: must be at most {len(blocks)}, the number of blocks")
     parts = [_stage(s, blocks, number, pp) for number in range(pp)]
     if pipeline == "dualpipe":
         parts = [_joined(a, b) for a, b in zip(parts, parts[::-1], strict=True)]

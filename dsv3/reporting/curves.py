@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from dsv3.evaluation.benchmarks.statistics import accuracy_interval
 from dsv3.reporting.history import History
 from dsv3.reporting.palette import COLOURS
 from dsv3.reporting.style import GRID, TOKENS, X_AXES, Panel, empty, framed, line, stacked
@@ -155,7 +156,8 @@ def questions(runs: Sequence[History]) -> go.Figure:
 
 
 def benchmarks(runs: Sequence[History]) -> go.Figure:
-    """The latest score of each benchmark, with its standard error, from `metrics/benchmarks`."""
+    """The latest score of each benchmark, from `metrics/benchmarks`, with the 95% interval of an accuracy or the
+    standard error of any other score."""
     title = "Benchmarks"
     figure = go.Figure()
     for i, run in enumerate(runs):
@@ -164,7 +166,12 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
             continue
         last = table[table.tokens == table.tokens.iloc[-1]]
         names = (last.task + ", " + last.metric).to_list()
-        error = {"type": "data", "array": numbers(last.stderr)}
+        ends = [
+            accuracy_interval(row.value, row.stderr, row.n) or (row.value - row.stderr, row.value + row.stderr)
+            for row in last.itertuples()
+        ]
+        down, up = np.abs(np.array(ends) - last.value.to_numpy()[:, None]).T
+        error = {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down)}
         figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
     if not figure.data:
         return empty(title, "no benchmark scores logged")

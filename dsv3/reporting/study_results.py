@@ -140,7 +140,7 @@ def headline(study: Study) -> Metric:
         return at_equal(study, "tokens")
     found = {metric.name: metric for metric in metrics(study)}
     if study.metric not in found:
-        raise ValueError(f"study.metric={study.metric}: these runs have {', '.join(found)}")
+        raise ValueError(f"study.metric={study.metric}: must be one of {', '.join(found)}")
     return found[study.metric]
 
 

@@ -1,10 +1,10 @@
 """Measure speed and memory as ratios within one run, against transformers' DeepseekV3 on the same weights and inputs.
 
-Width 256, 6 layers, 32 experts of which 4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
-torch.compile on either side (the case `compile` says what it gives); transformers computes its experts in the fastest
-of its ways. The cases experts, fp8, compile, data and speculation compare ours with ours; speculation reads the run
-that `make train` makes. In BF16 transformers' weights, gradients and AdamW's moments are BF16, ours FP32 (as in
-training). Repeats are interleaved, and medians are compared. Run it on a machine that does nothing else.
+Width 256, 6 layers, 32 experts, top-4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
+torch.compile on either side (the case `compile` measures it); transformers uses its fastest expert implementation. The
+cases experts, fp8, compile, data and speculation compare ours with ours; speculation reads the run of `make train`. In
+BF16 transformers' weights, gradients and AdamW's moments are BF16, ours FP32 (as in training). Repetitions are
+interleaved, and medians are compared. Run it on an idle machine.
 """
 
 from dataclasses import dataclass
@@ -34,15 +34,15 @@ def run(options: Options) -> dict[str, Any]:
     wanted = [name for name in options.only.split(",") if name] or list(CASES)
     unknown = [name for name in wanted if name not in CASES]
     if unknown:
-        raise ValueError(f"only={options.only}: {unknown[0]!r} is not one of {', '.join(CASES)}")
+        raise ValueError(f"only={options.only}: {unknown[0]!r} must be one of {', '.join(CASES)}")
     if options.repeats < 1:
-        raise ValueError(f"repeats={options.repeats}: at least 1")
+        raise ValueError(f"repeats={options.repeats}: must be at least 1")
     set_up_process()
     device = device_named(options.device)
     from dsv3.bench.drafts import FINISHED  # imports the model
 
     if "speculation" in wanted and not FINISHED.exists():
-        raise FileNotFoundError(f"speculation: {FINISHED} is missing; `make train` makes it, only=... leaves cases out")
+        raise FileNotFoundError(f"speculation: {FINISHED} is missing; run `make train`, or select cases with only=")
     figures: list[Figure] = []
     for name in wanted:
         print(f"{name} ...", file=sys.stderr, flush=True)

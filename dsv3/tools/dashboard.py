@@ -1,4 +1,4 @@
-"""Watch runs on a local page while they train; `dashboard wandb` builds a Weights & Biases workspace instead."""
+"""Monitor runs on a live local page; `dashboard wandb` builds a Weights & Biases workspace instead."""
 
 import logging
 import sys
@@ -15,10 +15,10 @@ FIRST = "runs"  # may be given without its name
 @dataclass
 class Options:
     runs: str = option("runs", "a folder of runs or one run; or `wandb`")
-    port: Annotated[int, Between(0, 65535)] = option(8050, "of the page on loopback (127.0.0.1); 0: any that is free")
+    port: Annotated[int, Between(0, 65535)] = option(8050, "port of the page on loopback (127.0.0.1); 0: any free port")
     project: str = option("dsv3", "wandb only: the project")
-    entity: str | None = option(None, "wandb only: the user or team; null: the one that is logged in")
-    out: str | None = option(None, "wandb only: write the workspace as JSON here, and send nothing")
+    entity: str | None = option(None, "wandb only: user or team; null: the logged-in user")
+    out: str | None = option(None, "wandb only: write the workspace as JSON to this file instead of sending it")
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from dsv3.cli import REQUIRED, option
 class Options:
     checkpoint: str = option(REQUIRED, "a run folder, or one of its checkpoint files")
     out: str = option(REQUIRED, "the folder to write, new or empty")
-    weights: str = option("live", "live, or ema: their average over training's last steps", choices=("live", "ema"))
-    mtp: bool = option(True, "write the MTP layers too, in the published layout")
+    weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
+    mtp: bool = option(True, "also write the MTP layers, in the published layout")
     dtype: str = option("float32", "dtype of the stored weights", choices=("float32", "bfloat16"))
-    max_shard_size: str = option("5GB", "the largest file, with KB, MB or GB")
+    max_shard_size: str = option("5GB", "maximum file size, with KB, MB or GB")
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -21,32 +21,28 @@ from dsv3.cli import REQUIRED, option
 class Options:
     checkpoint: str = option(REQUIRED, "a run folder, or one of its checkpoint files")
     prompt: str = option("", "the text to continue; with a suffix, the text before the gap")
-    suffix: str = option("", "the text after the gap; given, the middle is filled in")
-    weights: str = option(
-        "live", "live, or ema: their average over the last steps of training", choices=("live", "ema")
-    )
-    max_tokens: PositiveInt = option(128, "the longest continuation")
-    temperature: NonNegativeFloat = option(
-        0.0, "0: always the likeliest token; 1: sample from the model's distribution"
-    )
+    suffix: str = option("", "the text after the gap; if given, fills in the middle")
+    weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
+    max_tokens: PositiveInt = option(128, "maximum number of new tokens")
+    temperature: NonNegativeFloat = option(0.0, "0: greedy decoding; 1: sample from the model's distribution")
     top_p: Fraction = option(1.0, "nucleus sampling: cumulative probability kept")
-    top_k: NonNegativeInt = option(0, "sample among this many likeliest tokens; 0: all")
-    min_p: Fraction = option(0.0, "sample among tokens at least this share as likely as the likeliest one")
-    repetition_penalty: PositiveFloat = option(1.0, "above 1: tokens of the prompt and the text become less likely")
-    presence_penalty: FiniteFloat = option(0.0, "subtracted from the logits of tokens that the text holds already")
-    frequency_penalty: FiniteFloat = option(0.0, "subtracted from them for each time that the text holds them")
+    top_k: NonNegativeInt = option(0, "sample from the top-k tokens; 0: all")
+    min_p: Fraction = option(0.0, "minimum probability relative to the most likely token")
+    repetition_penalty: PositiveFloat = option(1.0, "above 1: penalises tokens of the prompt and the text")
+    presence_penalty: FiniteFloat = option(0.0, "subtracted from the logits of tokens in the text")
+    frequency_penalty: FiniteFloat = option(0.0, "subtracted from these logits per occurrence")
     stop: list[str] = option([], r'strings that end the text and are not printed, such as stop=["\n\n"]')
-    seed: Seed = option(0, "of the sampling")
+    seed: Seed = option(0, "sampling seed")
     speculative: bool = option(
-        False, "let multi-token prediction draft tokens: the same text (or, sampled, distribution) in fewer passes"
+        False, "speculative decoding with MTP drafts: the same text (or, sampled, distribution) in fewer passes"
     )
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
-    drafts: PositiveInt = option(2, "tokens drafted for each pass of the model, with speculative=true")
+    drafts: PositiveInt = option(2, "draft tokens per pass, with speculative=true")
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Stream the text to stdout and its figures to stderr, and return both.
+    """Stream the text to stdout and its statistics to stderr, and return both.
 
     Raises:
         ValueError: an option is out of its range.

@@ -9,9 +9,9 @@ from dsv3.cli import REQUIRED, option
 
 @dataclass
 class Options:
-    path: str = option(REQUIRED, "a folder with config.json, safetensors and a tokenizer; FP8 by blocks is read too")
+    path: str = option(REQUIRED, "folder with config.json, safetensors (block-wise FP8 too) and a tokenizer")
     out: str = option(REQUIRED, "the run folder to write, new or empty")
-    precision: str = option("bf16", "in which the imported model computes, an option of conf/precision")
+    precision: str = option("bf16", "precision of the imported model, an option of conf/precision")
 
 
 def run(options: Options) -> dict[str, Any]:

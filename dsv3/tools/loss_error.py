@@ -31,7 +31,7 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: a folder holds no metrics.
     """
     if len(options.runs) != len(options.baselines) or not options.runs:
-        raise ValueError(f"runs and baselines are pairs; there are {len(options.runs)} and {len(options.baselines)}")
+        raise ValueError(f"runs and baselines: must be as many, not {len(options.runs)} and {len(options.baselines)}")
     pairs = list(zip(options.runs, options.baselines, strict=True))
     curves = {f"{one} / {other}": relative_error(one, other) for one, other in pairs}
     rows = [{"pair": pair, **describe(curve)} for pair, curve in curves.items()]

@@ -88,7 +88,7 @@ def recipe_of(options: Options, config: "DictConfig", *, is_report: bool) -> Rec
     formats = FORMATS[options.formats] if options.formats else base.formats
     for name, value in options.times.items():
         if name not in base.times._fields or not value >= 0:
-            raise ValueError(f"times.{name}={value}: 0 or more, for one of {', '.join(base.times._fields)}")
+            raise ValueError(f"times.{name}={value}: must be 0 or more, for one of {', '.join(base.times._fields)}")
     return replace(base, **given, formats=formats.with_bytes(options.bytes), times=base.times._replace(**options.times))
 
 

@@ -16,7 +16,7 @@ FIRST = "folder"  # may be given without its name
 class Options:
     folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
     out: str | None = option(None, "the folder to write a study's report.html, report.md and plots to; null: the same")
-    metric: str | None = option(None, "of a study: what the verdict is on; null: `study.metric` of its runs")
+    metric: str | None = option(None, "of a study: metric of the verdict; null: `study.metric` of its runs")
 
 
 def run(options: Options) -> dict[str, Any]:

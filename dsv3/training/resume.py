@@ -1,8 +1,8 @@
 """Resume policy for an existing run folder.
 
-`resume=auto` continues the newest valid checkpoint, if the folder's config asks for the same training;
-`resume=never` moves the old folder aside; a path continues from that checkpoint, and when the same command is given
-again, from what it has reached since.
+`resume=auto` resumes from the newest valid checkpoint, if the folder's config asks for the same training;
+`resume=never` moves the old folder aside; a path resumes from that checkpoint, and when the same command is given
+again, from where the run has come since.
 """
 
 import logging
@@ -36,7 +36,7 @@ FREE = (
     "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
-"""Keys that may change between the parts of one run: none has a say in what is computed."""
+"""Keys that may change when a run resumes: none affects what is computed."""
 
 
 def refuse_unusable(config: DictConfig, folder: RunFolder) -> None:
@@ -53,7 +53,7 @@ def refuse_unusable(config: DictConfig, folder: RunFolder) -> None:
 
 
 def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
-    """Make the folder ready, write config.yaml, and return the checkpoint to continue from, or None to begin.
+    """Prepare the folder, write config.yaml, and return the checkpoint to resume from, or None to start.
 
     Raises:
         ValueError: the folder's run was trained with other settings, or none of its checkpoints can be used.

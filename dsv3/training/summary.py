@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Sample, Tokenizer
+from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
@@ -179,19 +180,17 @@ def questions_table(summary: dict[str, Any]) -> Table:
 
 
 def benchmarks_table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Benchmarks, with standard errors", title_justify="left")
+    table = Table(title="Benchmarks, with 95% intervals or standard errors", title_justify="left")
     for column in ("task", "n", "metric", "before", "after"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     last = None
     for row in summary["benchmarks"]:
         head = (row["task"], str(row["n"])) if row["task"] != last else ("", "")
-        figures = (with_error(row[when], row[f"{when}_stderr"]) for when in ("before", "after"))
+        figures = (with_error(row[when], row[f"{when}_stderr"], row["n"]) for when in ("before", "after"))
         table.add_row(*head, row["metric"], *figures)
         last = row["task"]
     return table
 
 
-def with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+def with_error(value: float | None, stderr: float | None, n: int) -> str:
+    return "" if value is None else f"{value:.3f} {uncertainty(value, stderr, n)}".rstrip()

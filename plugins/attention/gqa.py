@@ -46,7 +46,7 @@ class GroupedQueryAttention(nn.Module):
         if n_heads % n_kv_heads:
             raise ValueError(f"model.n_kv_heads={n_kv_heads}: must divide model.n_heads={n_heads}")
         if head_dim % 2:
-            raise ValueError(f"model.head_dim={head_dim}: RoPE turns pairs, so an even number")
+            raise ValueError(f"model.head_dim={head_dim}: must be even: RoPE rotates pairs")
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.rope_theta, self.yarn = rope_theta, yarn
         self.frequencies = rope.Frequencies(head_dim, rope_theta, yarn)

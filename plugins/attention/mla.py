@@ -68,7 +68,7 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> None:
         super().__init__()
         if qk_rope_head_dim % 2:
-            raise ValueError(f"model.qk_rope_head_dim={qk_rope_head_dim}: RoPE turns pairs, so an even number")
+            raise ValueError(f"model.qk_rope_head_dim={qk_rope_head_dim}: must be even: RoPE rotates pairs")
         if decode not in ("absorb", "naive"):
             raise ValueError(f"attention.decode={decode}: must be absorb or naive")
         self.n_heads, self.decode = n_heads, decode

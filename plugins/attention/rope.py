@@ -26,7 +26,7 @@ def inverse_frequencies(dim: int, theta: float, yarn: Mapping[str, Any] | None) 
     if yarn is None:
         return frequencies.float()
     if set(yarn) != YARN_KEYS:
-        raise ValueError(f"model.yarn={dict(yarn)}: the keys are {sorted(YARN_KEYS)}")
+        raise ValueError(f"model.yarn={dict(yarn)}: must have the keys {sorted(YARN_KEYS)}")
     low, high = ramp(dim, theta, yarn)
     kept = 1 - ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 1e-3)).clamp(0, 1)
     return (frequencies * (kept + (1 - kept) / yarn["factor"])).float()

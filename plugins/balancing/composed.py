@@ -19,7 +19,7 @@ class Composed(nn.Module):
     def __init__(self, *, parts: Mapping[str, Callable[[], nn.Module]]) -> None:
         super().__init__()
         if not parts:
-            raise ValueError("balancing.parts is empty: name at least one part, or use balancing=none")
+            raise ValueError("balancing.parts={}: must have at least one part; balancing=none has none")
         self.parts = nn.ModuleDict({name: factory() for name, factory in parts.items()})
 
     @property

@@ -34,7 +34,7 @@ class LossFree(Unbalanced):
     ) -> None:
         super().__init__(n_experts=n_experts)
         if rule not in ("sign", "proportional"):
-            raise ValueError(f"balancing rule={rule!r}: it is sign or proportional")
+            raise ValueError(f"balancing rule={rule}: must be sign or proportional")
         self.register_buffer("bias", torch.zeros(n_experts))
         self.register_buffer("counts", torch.zeros(n_experts, dtype=torch.int64))
         self.gamma = gamma

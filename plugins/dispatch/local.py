@@ -66,7 +66,7 @@ class LocalDispatch:
 
     def __init__(self, *, pad_multiple: PositiveInt) -> None:
         if pad_multiple < 1:
-            raise ValueError(f"dispatch.pad_multiple={pad_multiple}: at least 1")
+            raise ValueError(f"dispatch.pad_multiple={pad_multiple}: must be at least 1")
         self.pad_multiple = pad_multiple
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:

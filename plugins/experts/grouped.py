@@ -48,7 +48,7 @@ class GroupedExperts(nn.Module):
         super().__init__()
         for name, size in (("dim", dim), ("inter_dim", inter_dim)):
             if size % self.multiple:
-                raise ValueError(f"experts.{name}={size}: the grouped product needs a multiple of {self.multiple}")
+                raise ValueError(f"experts.{name}={size}: must be a multiple of {self.multiple} for the grouped GEMM")
         self.gate_up_proj = precision.grouped_linear(
             n_experts, dim, 2 * inter_dim, role="expert_gate_up", grouped_mm=self.product
         )

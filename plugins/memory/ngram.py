@@ -50,14 +50,14 @@ class NGramMemory(nn.Module):
         super().__init__()
         for name, given, least in (("orders", orders, 2), ("match_orders", match_orders, 1)):
             if len(set(given)) < len(given) or min(given, default=least) < least:
-                raise ValueError(f"memory.{name}={list(given)}: different lengths of n-grams, each at least {least}")
+                raise ValueError(f"memory.{name}={list(given)}: must be distinct n-gram lengths of at least {least}")
         if not orders and not match_orders:
-            raise ValueError("memory.orders and memory.match_orders are both empty; memory=none adds nothing")
+            raise ValueError("memory.orders and memory.match_orders: must not both be empty; memory=none adds nothing")
         if rows < 1:
-            raise ValueError(f"memory.rows={rows} is below 1")
+            raise ValueError(f"memory.rows={rows}: must be at least 1")
         if orders and dim % len(orders):
             raise ValueError(
-                f"memory.orders={list(orders)}: model.dim={dim} is not a multiple of their number, {len(orders)}"
+                f"memory.orders={list(orders)}: model.dim={dim} must be a multiple of their number, {len(orders)}"
             )
         self.orders, self.rows, self.match_orders = tuple(orders), rows, tuple(match_orders)
         self.tables = nn.ModuleList(nn.Embedding(rows, dim // len(orders), sparse=True) for _ in orders)

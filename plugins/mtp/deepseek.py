@@ -82,9 +82,9 @@ class DeepSeekMTP(nn.Module):
     ) -> None:
         super().__init__()
         if concat not in ("embedding_hidden", "hidden_embedding"):
-            raise ValueError(f"mtp.concat={concat}: embedding_hidden or hidden_embedding")
+            raise ValueError(f"mtp.concat={concat}: must be embedding_hidden or hidden_embedding")
         if document_boundary not in ("mask", "cross"):
-            raise ValueError(f"mtp.document_boundary={document_boundary}: mask or cross")
+            raise ValueError(f"mtp.document_boundary={document_boundary}: must be mask or cross")
         self.depths = nn.ModuleList(
             MTPModule(
                 dim=dim,

@@ -44,7 +44,7 @@ def adamw(
         return FusedAdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
     if moments_dtype == "bfloat16":
         return BF16MomentsAdamW(groups, betas=(beta1, beta2), eps=eps)
-    raise ValueError(f"optimizer.moments_dtype={moments_dtype!r}: it is float32 or bfloat16")
+    raise ValueError(f"optimizer.moments_dtype={moments_dtype}: must be float32 or bfloat16")
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> list[dict[str, Any]]:

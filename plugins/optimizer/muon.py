@@ -56,12 +56,12 @@ def muon(
     Raises ValueError where `newton_schulz_dtype` is unknown or no parameter is left to Muon.
     """
     if newton_schulz_dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"optimizer.newton_schulz_dtype={newton_schulz_dtype!r}: it is bfloat16 or float32")
+        raise ValueError(f"optimizer.newton_schulz_dtype={newton_schulz_dtype}: must be bfloat16 or float32")
     named = list(named_parameters)
     left = {name for name, p in named if p.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in adamw_params)}
     hidden = [parameter for name, parameter in named if name not in left]
     if not hidden:
-        raise ValueError(f"optimizer.adamw_params={list(adamw_params)} leaves no matrix to Muon")
+        raise ValueError(f"optimizer.adamw_params={list(adamw_params)}: must leave at least one matrix to Muon")
     groups = decay_groups(((name, p) for name, p in named if name in left), weight_decay=weight_decay)
     for group in groups:
         group |= {"rule": "adamw", "lr_scale": adamw_lr_scale}

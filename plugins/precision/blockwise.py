@@ -50,7 +50,7 @@ class FP8Blockwise(EmulatedFP8):
         """The YAML file says what each does."""
         super().__init__(roles=roles, amax_floor=amax_floor)
         if tile < 1:
-            raise ValueError(f"precision.tile={tile}: at least 1")
+            raise ValueError(f"precision.tile={tile}: must be at least 1")
         self.tile = tile
         self.attention_out_format = FORMATS[attention_out_format]
         self.fp8_dispatch = fp8_dispatch

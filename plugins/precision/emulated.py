@@ -20,9 +20,7 @@ def without_head(roles: Sequence[Role]) -> tuple[Role, ...]:
         ValueError: they do.
     """
     if "head" in roles:
-        raise ValueError(
-            "precision.roles: head cannot be among them; the loss multiplies by its weight itself, in BF16"
-        )
+        raise ValueError("precision.roles: must not include head: the loss multiplies by its weight in BF16")
     return tuple(roles)
 
 
@@ -31,7 +29,7 @@ class EmulatedFP8(BF16, ABC):
 
     def __init__(self, *, roles: Sequence[Role], amax_floor: NonNegativeFloat) -> None:
         if not amax_floor > 0:
-            raise ValueError(f"precision.amax_floor={amax_floor}: above 0, or a tile of zeros would have no scale")
+            raise ValueError(f"precision.amax_floor={amax_floor}: must be above 0, or a tile of zeros has no scale")
         self.roles = without_head(roles)
         self.measurement = Measurement()
 

@@ -27,7 +27,7 @@ class FP8Tensorwise(EmulatedFP8):
     ) -> None:
         super().__init__(roles=roles, amax_floor=amax_floor)
         if amax_history < 0:
-            raise ValueError(f"precision.amax_history={amax_history}: steps, 0 or more")
+            raise ValueError(f"precision.amax_history={amax_history}: must be 0 or more")
         self.amax_history = amax_history
         self.whole = Quantiser(E4M3, None, None, power_of_two_scales, amax_floor, compile_quantiser)
         self.gradient_format = FORMATS[gradient_format]

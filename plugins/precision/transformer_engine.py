@@ -153,8 +153,8 @@ class FP8TransformerEngine(BF16):
         for size in sizes:
             if size % multiple(self.recipe):
                 raise ValueError(
-                    f"precision=fp8_te: {role} has a size of {size}, no multiple of {multiple(self.recipe)}: change "
-                    f"the model, or leave the role out of precision.roles"
+                    f"precision=fp8_te: {role} has size {size}, not a multiple of {multiple(self.recipe)}: change "
+                    f"the model, or remove the role from precision.roles"
                 )
         try:
             return library()

@@ -47,7 +47,7 @@ def top(scores_NE: Tensor, k: int) -> Tensor:
 def check_groups(*, n_experts: int, top_k: int, n_groups: int, topk_groups: int) -> None:
     """Raise ValueError unless the experts fall into equal groups and those kept hold at least top_k experts."""
     if n_groups < 1 or n_experts % n_groups:
-        raise ValueError(f"n_groups={n_groups}: n_experts={n_experts} cannot be divided into so many equal groups")
+        raise ValueError(f"n_groups={n_groups}: must divide n_experts={n_experts}")
     if not 1 <= topk_groups <= n_groups:
         raise ValueError(f"topk_groups={topk_groups}: must be between 1 and n_groups={n_groups}")
     kept = topk_groups * (n_experts // n_groups)

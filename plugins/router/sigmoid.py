@@ -44,7 +44,7 @@ class SigmoidGroupLimitedRouter(FP32Projection):
         check_groups(n_experts=n_experts, top_k=top_k, n_groups=n_groups, topk_groups=topk_groups)
         summed = max(1, top_k // topk_groups) if group_score_top is None else group_score_top
         if not 1 <= summed <= n_experts // n_groups:
-            raise ValueError(f"group_score_top={summed}: a group has {n_experts // n_groups} experts")
+            raise ValueError(f"group_score_top={summed}: must be at most {n_experts // n_groups}, a group's size")
         self.n_groups = n_groups
         self.topk_groups = topk_groups
         self.group_score_top = summed

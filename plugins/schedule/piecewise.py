@@ -42,10 +42,10 @@ class Piecewise:
         segments: Sequence[Annotated[Mapping[str, Any], ArgumentsOf(Segment)]],
     ) -> None:
         if total_tokens <= 0:
-            raise ValueError(f"total_tokens={total_tokens}: a run has at least one token")
+            raise ValueError(f"total_tokens={total_tokens}: must be at least 1")
         for key, value in (("peak", peak), ("start", start)):
             if not math.isfinite(value):
-                raise ValueError(f"{key}={value}: it must be a finite number")
+                raise ValueError(f"{key}={value}: must be a finite number")
         self.total_tokens = total_tokens
         self.peak = peak
         self.start = start
@@ -73,12 +73,12 @@ def _checked(segments: Sequence[Annotated[Mapping[str, Any], ArgumentsOf(Segment
     for index, given in enumerate(segments):
         where = f"segments[{index}]={dict(given)}"
         if set(given) != KEYS:
-            raise ValueError(f"{where}: the keys are {sorted(KEYS)}")
+            raise ValueError(f"{where}: must have the keys {sorted(KEYS)}")
         segment = Segment(float(given["until"]), float(given["to"]), given["shape"])
         if segment.shape not in ("linear", "cosine"):
-            raise ValueError(f"{where}: shape is linear or cosine")
+            raise ValueError(f"{where}: shape must be linear or cosine")
         if not end <= segment.until <= 1:
-            raise ValueError(f"{where}: until must lie between {end}, where the segment before ends, and 1")
+            raise ValueError(f"{where}: until must be between {end}, where the previous segment ends, and 1")
         if not math.isfinite(segment.to):
             raise ValueError(f"{where}: to must be a finite number")
         result.append(segment)

@@ -86,7 +86,7 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "only=trian"])
     assert stopped.value.code == 1
-    assert "'trian' is not one of train, memory" in capsys.readouterr().err
+    assert "'trian' must be one of train, memory" in capsys.readouterr().err
 
 
 def test_what_a_case_lacks_is_said_before_the_first_one(
@@ -96,7 +96,7 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
     with pytest.raises(SystemExit):
         main(["bench", "only=train,speculation"])
     errors = capsys.readouterr().err
-    assert "`make train` makes it" in errors
+    assert "run `make train`" in errors
     assert "train ..." not in errors
 
 

@@ -262,7 +262,7 @@ def test_questions_are_even_over_families_and_end_where_the_answer_begins(make: 
             a for family, a in zip(training["family"], training["answer"], strict=True) if family == question.family
         )
         assert answers[question.majority_answer.removeprefix(" ")] == max(answers.values())
-    with pytest.raises(ValueError, match=r"data\.questions=1000, but the sources hold out (59|60) "):
+    with pytest.raises(ValueError, match=r"data\.questions=1000: must be at most (59|60), "):
         make(sources=sources, questions=1000).questions()
 
 
@@ -297,7 +297,7 @@ def test_samples_begin_at_a_function_where_there_is_one() -> None:
         ({"micro_batch_size": 0}, "data.micro_batch_size=0"),
         ({"held_out_fraction": 0.0}, "data.held_out_fraction=0.0"),
         ({"split_punctuation_newline": 2}, "data.split_punctuation_newline=2"),
-        ({"sources": {}}, "data.sources is empty"),
+        ({"sources": {}}, "data.sources={}: must have at least one source"),
         ({"fim": {"rate": 2, "order": "psm", "max_characters": None}}, "data.fim.rate=2"),
     ],
 )

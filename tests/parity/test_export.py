@@ -150,7 +150,7 @@ def test_bfloat16_keeps_the_bias_in_float32(tmp_path):
 def test_a_full_folder_is_left_alone(tmp_path):
     _, out = exported(tmp_path)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="must be a new or empty folder"):
         exported(tmp_path)
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
     (tmp_path / "empty").mkdir()
@@ -231,6 +231,6 @@ def test_from_the_command_line(tmp_path, capsys):
     assert status(arguments) == 0
     assert json.loads(capsys.readouterr().out)["config"]["model_type"] == "deepseek_v3"
     assert status(arguments) == 1
-    assert "is not empty" in capsys.readouterr().err
+    assert "must be a new or empty folder" in capsys.readouterr().err
     assert status([*arguments[:2], f"out={tmp_path / 'other'}", "max_shard_size=5"]) == 1
     assert "max_shard_size=5" in capsys.readouterr().err

@@ -262,18 +262,18 @@ def test_missing_files(tmp_path, source):
         import_.run(options)
     for file in (tmp_path / "hf").glob("*.safetensors*"):
         file.unlink()
-    with pytest.raises(FileNotFoundError, match="holds neither"):
+    with pytest.raises(FileNotFoundError, match="is missing"):
         import_.run(options)
     shutil.rmtree(tmp_path / "hf")
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         import_.run(options)
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="must be a new or empty folder"):
         import_.run(import_.Options(path=str(tmp_path / "hf"), out=str(source)))
 
 
 def test_unknown_precision(tmp_path, source):
     export.run(export.Options(checkpoint=str(source), out=str(tmp_path / "hf")))
-    with pytest.raises(ValueError, match="precision=fp3 is not one of"):
+    with pytest.raises(ValueError, match="precision=fp3: must be one of"):
         import_.run(import_.Options(path=str(tmp_path / "hf"), out=str(tmp_path / "back"), precision="fp3"))
 
 

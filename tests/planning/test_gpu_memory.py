@@ -111,7 +111,7 @@ def test_no_more_micro_batches_are_in_flight_than_there_are() -> None:
     ("changes", "message"),
     [
         ({"gpus": 128, "ep": 128}, "ep=128: must divide the 64 experts"),
-        ({"gpus": 28, "pp": 28}, "pp=28: there are only 27 blocks"),
+        ({"gpus": 28, "pp": 28}, "pp=28: must be at most 27"),
     ],
 )
 def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -124,7 +124,7 @@ def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str)
     [
         ({"gpus": 6, "pp": 4, "ep": 2}, ["pp=4: must divide gpus=6", "ep=2: must divide gpus / pp = 1"]),
         ({"pp": 0, "mfu": -1.0}, ["pp=0: must be at least 1", "mfu=-1.0: must be above 0"]),
-        ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: pairs stages: pp=3 must be even"]),
+        ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: needs an even pp, not 3"]),
         ({"zero_stage": 2}, ["zero_stage=2: must be 0 or 1"]),
     ],
 )

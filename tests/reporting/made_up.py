@@ -46,7 +46,7 @@ class MadeUpRun:
             row = {"tokens": self.tokens, "weights": "live", "domain": domain, "loss": 3.0, "bpb": loss / 2 + offset}
             self.folder.table("metrics/validation").append(row)
         for task in ("letters", "numbers"):
-            row = {"tokens": self.tokens, "task": task, "metric": "acc", "value": 0.4, "stderr": 0.05}
+            row = {"tokens": self.tokens, "task": task, "metric": "acc", "value": 0.4, "stderr": 0.05, "n": 100}
             self.folder.table("metrics/benchmarks").append(row)
         for role in ("expert_down", "head"):
             row = {"tokens": self.tokens, "role": role, "tensor": "input", "snr_db": 31.0, "underflow": 0.01}

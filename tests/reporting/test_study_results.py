@@ -110,4 +110,4 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
     assert any(sentence.startswith("b: better than a by 0.5000 bits per byte") for sentence in verdict)
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
-    assert "study.metric=held out: these runs have held-out all" in capsys.readouterr().err
+    assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from dsv3.evaluation.benchmarks.results import ResultsFolder
-from dsv3.evaluation.benchmarks.statistics import Paired, paired_difference
+from dsv3.evaluation.benchmarks.statistics import Interval, Paired, paired_accuracy_interval, paired_difference
 from dsv3.evaluation.benchmarks.suite import ANSWER_BPB
 
 
@@ -23,6 +23,7 @@ class Compared(NamedTuple):
     difference: float  # second minus first
     stderr: float  # of the difference
     p: float  # two-sided
+    interval: Interval | None  # of the difference, where the metric is an accuracy
 
 
 def comparison(first: ResultsFolder, second: ResultsFolder, names: Sequence[str]) -> Iterator[Compared]:
@@ -43,7 +44,7 @@ def comparison(first: ResultsFolder, second: ResultsFolder, names: Sequence[str]
 
 def _row(task: str, metric: str, a: Sequence[float], b: Sequence[float], paired: Paired) -> Compared:
     n = len(a)
-    return Compared(task, metric, n, sum(a) / n, sum(b) / n, *paired)
+    return Compared(task, metric, n, sum(a) / n, sum(b) / n, *paired, paired_accuracy_interval(a, b))
 
 
 def _by_document(samples: Sequence[dict[str, Any]]) -> dict[tuple[Any, str], dict[str, Any]]:
@@ -74,7 +75,8 @@ def comparison_table(rows: Sequence[Compared], first: str, second: str) -> Table
     last = None
     for row in rows:
         head = (row.task, str(row.n)) if row.task != last else ("", "")
-        difference = f"{row.difference:+.3f} ± {row.stderr:.3f}"
+        interval = row.interval and f"[{row.interval.low:+.3f}, {row.interval.high:+.3f}]"
+        difference = f"{row.difference:+.3f} {interval or f'± {row.stderr:.2g}'}"
         table.add_row(*head, row.metric, f"{row.first:.3f}", f"{row.second:.3f}", difference, f"{row.p:.3f}")
         last = row.task
     return table

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.benchmarks.suite import Outcome
 from dsv3.strict_json import finite
 
@@ -111,13 +112,12 @@ def scores(results: Mapping[str, Any], shots_used: Mapping[str, float]) -> Itera
 
 def score_table(rows: Sequence[Score], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in ("task", "few-shot", "n", "metric", "value", "± standard error"):
+    for column in ("task", "few-shot", "n", "metric", "value", "95% interval or ± standard error"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     last = None
     for row in rows:
         head = (row.task, f"{row.shots:.3g}", str(row.n or "")) if row.task != last else ("", "", "")
-        stderr = "" if math.isnan(row.stderr) else f"{row.stderr:.4f}"
-        table.add_row(*head, row.metric, f"{row.value:.4f}", stderr)
+        table.add_row(*head, row.metric, f"{row.value:.4f}", uncertainty(row.value, row.stderr, row.n))
         last = row.task
     return table
 

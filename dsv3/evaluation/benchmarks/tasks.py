@@ -77,8 +77,8 @@ class TaskFinder:
         for task in loaded["tasks"].values():
             if runs_code(task):
                 check_programs_can_run(task, sandbox)
-            elif not sandbox.unsafe:
-                check_answers_are_confined(task)
+            else:
+                check_answers_are_confined(task, sandbox)
         return loaded
 
     def require(self, names: Iterable[str]) -> None:
@@ -128,13 +128,13 @@ def check_programs_can_run(task: Any, sandbox: Sandbox) -> None:
         raise UnavailableError("runs programs outside the sandbox; confirm_run_unsafe_code=true allows it")
 
 
-def check_answers_are_confined(task: Any) -> None:
+def check_answers_are_confined(task: Any, sandbox: Sandbox) -> None:
     try:
         confine_scoring(task)
     except ValueError as error:
-        raise UnavailableError(
-            f"parses answers outside the sandbox; confirm_run_unsafe_code=true allows it ({error})"
-        ) from error
+        if not sandbox.unsafe:
+            reason = f"parses answers outside the sandbox ({error}); confirm_run_unsafe_code=true allows it"
+            raise UnavailableError(reason) from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from dsv3.verifiers import same_value
 
-FINAL = re.compile(r"(?:The answer is|####)\s*(.+?)\s*(?:\.?\s*$|\.\s|\n)")
+FINAL = re.compile(r"The answer is|####")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -48,9 +48,10 @@ def worked_examples() -> list[dict[str, str]]:
 
 
 def stated(text: str) -> str:
-    """The answer that a solution states in so many words; "" if none."""
-    found = FINAL.search(text)
-    return found[1] if found else ""
+    """The answer that a solution states in so many words, up to the end of sentence or line; "" if none."""
+    _, *after = FINAL.split(text, maxsplit=1)
+    line = "".join(after).strip().partition("\n")[0]
+    return re.split(r"\.\s", line, maxsplit=1)[0].strip().removesuffix(".").strip()
 
 
 def last_number(text: str) -> str:

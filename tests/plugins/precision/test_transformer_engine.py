@@ -130,7 +130,7 @@ def test_roles_left_out():
 
 @pytest.mark.usefixtures("stand_in")
 def test_sizes_that_fp8_products_lack():
-    with pytest.raises(ValueError, match=r"ffn_down has a size of 40, no multiple of 16.*precision\.roles"):
+    with pytest.raises(ValueError, match=r"ffn_down has size 40, not a multiple of 16.*precision\.roles"):
         made().linear(32, 40, role="ffn_down")
 
 
