@@ -21,7 +21,6 @@ import ast
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
 import sys
 import time
@@ -42,7 +41,7 @@ from dsv3.config.known_parts import targets_in
 from dsv3.config.moved import answer, moved
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
-from dsv3.strict_json import finite
+from dsv3.strict_json import text_of
 
 REQUIRED: Any = MISSING
 """In place of the default of an option that must be given."""
@@ -119,7 +118,7 @@ def _run(call: Callable[[], dict[str, Any] | None], *, as_json: bool) -> int:
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = call()
     if as_json:
-        print(json.dumps(finite(result or {}), allow_nan=False))
+        print(text_of(result or {}, indent=None))
     return 0
 
 

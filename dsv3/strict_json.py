@@ -1,5 +1,6 @@
-"""Values for standard JSON: replaces non-finite numbers."""
+"""Standard JSON, which has no NaN and no infinity."""
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,3 +19,8 @@ def finite(value: Any, *, instead: Callable[[float], Any] = lambda value: None) 
     if hasattr(value, "item"):
         value = value.item()
     return instead(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text_of(value: Any, *, indent: int | None = 2) -> str:
+    """`finite(value)` as JSON."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)

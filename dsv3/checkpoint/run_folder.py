@@ -27,6 +27,7 @@ from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
 from dsv3.checkpoint.parts import numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.config.moved import upgraded
+from dsv3.strict_json import text_of
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class RunFolder:
         return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        text = json.dumps(summary, indent=2) + "\n"
+        text = text_of(summary) + "\n"
         write_atomically(self.summary_path, lambda path: path.write_text(text))
 
     def summary(self) -> dict[str, Any] | None:

@@ -73,6 +73,7 @@ class Evaluate:
     device: Literal["auto", "cpu", "cuda"]
     format: Literal["text", "json"]
     out: str | None
+    held_out: bool
     tasks: Sequence[str]
     compare: str | None
     weights: Literal["live", "ema"]

@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint: held-out text, questions and expert load of a run; benchmarks of any causal model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from dsv3.contracts import Data
 from dsv3.evaluation.held_out import answer_questions, domain_scores
 from dsv3.monitoring.expert_load import ExpertLoad
 from dsv3.runtime import device_named
+from dsv3.strict_json import text_of
 
 
 def evaluate(config: DictConfig) -> None:
@@ -40,8 +40,10 @@ def evaluate(config: DictConfig) -> None:
     else:
         loaded = load_run(config.checkpoint, device=device_named(config.device), allow=allowed(config))
         data = build_data(loaded.config, tokenizer=loaded.tokenizer())
-        result, out = score(loaded, data), loaded.folder.path / "evaluation.json"
-        show(result, console)
+        out = loaded.folder.path / "evaluation.json"
+        if config.held_out:
+            result = score(loaded, data)
+            show(result, console)
     if session is not None:
         result["benchmarks"] = session.run(config.checkpoint, loaded, data)
         if config.compare:
@@ -49,7 +51,7 @@ def evaluate(config: DictConfig) -> None:
         out = out or session.folder(config.checkpoint) / "evaluation.json"
     assert out is not None
     out = Path(config.out) if config.out else out
-    text = json.dumps(result, indent=2)
+    text = text_of(result)
     write_atomically(out, lambda path: path.write_text(text + "\n"))
     if config.format == "json":
         print(text)

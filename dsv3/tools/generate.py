@@ -75,6 +75,10 @@ def run(options: Options) -> dict[str, Any]:
         prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(options.prompt)]
+    trained = loaded.config.data.sequence_length
+    if len(prompt) + options.max_tokens > trained:
+        reach = f"warning: the text may reach {len(prompt) + options.max_tokens:,} tokens"
+        print(f"{reach}; this model was trained on sequences of {trained:,}", file=sys.stderr)
     settings, speculation = replace(settings, eos=(tokenizer.eos,)), Speculation()
     events = stream(loaded.model, prompt, settings, decode=tokenizer.decode, speculation=speculation)
     ids: list[int] = []

@@ -3,7 +3,6 @@
 Sizes, FLOPs and KV cache per token, which make two runs comparable, and the units of the recorded figures.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from dsv3.model.parameters import count_parameters
 from dsv3.planning.flops import training_flops
 from dsv3.planning.kv_cache import cache_bytes
 from dsv3.planning.skeleton import read_skeleton
+from dsv3.strict_json import text_of
 
 BYTES_OF_BF16 = 2
 
@@ -33,5 +33,5 @@ def write_run_info(config: DictConfig, model: Any, statistics: Sequence[Statisti
         "seed": config.seed,
         "statistics": [{"name": figure.name, "unit": figure.unit} for figure in statistics],
     }
-    text = json.dumps(info, indent=2) + "\n"
+    text = text_of(info) + "\n"
     write_atomically(folder.path / "run_info.json", lambda path: path.write_text(text))

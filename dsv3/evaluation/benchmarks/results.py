@@ -20,7 +20,7 @@ from rich.table import Table
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.benchmarks.suite import Outcome
-from dsv3.strict_json import finite
+from dsv3.strict_json import text_of
 
 
 class Score(NamedTuple):
@@ -123,4 +123,4 @@ def score_table(rows: Sequence[Score], title: str) -> Table:
 
 
 def _json(value: Any, indent: int | None = 2) -> str:
-    return json.dumps(finite(value), indent=indent, default=str, ensure_ascii=False)
+    return text_of(value, indent=indent)

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
 
 from dsv3.contracts import Step
 from dsv3.training.callbacks.guard import RollBack
@@ -28,7 +29,9 @@ class Record(lightning.Callback):
         self.tokens_per_second = 0.0
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        settings = OmegaConf.to_container(pl_module.config, resolve=True)
         for logger in trainer.loggers:
+            logger.log_hyperparams(settings)  # type: ignore[arg-type]
             if isinstance(logger, WandbLogger):
                 logger.experiment.define_metric("tokens")
                 logger.experiment.define_metric("*", step_metric="tokens", step_sync=True)
