@@ -161,6 +161,14 @@ class NoFlops(Good):
         return context
 
 
+class JoinsNothing(Good):
+    joined = {"qkv_proj.weight": (8, 8)}
+
+
+class JoinsTooMuch(Good):
+    joined = {"q_proj.weight": (31, 2)}
+
+
 class OwnLinear(Good):
     def __init__(self, *, precision):
         class Own:
@@ -193,6 +201,8 @@ class OwnLinear(Good):
         (Counting, "must be causal|same output again"),
         (Frozen, "k_proj.weight must get a gradient"),
         (NoFlops, "counts the projections"),
+        (JoinsNothing, "`joined` names 'qkv_proj.weight'; JoinsNothing has q_proj.weight, "),
+        (JoinsTooMuch, r"the pattern must fill its last dimension but one"),
     ],
 )
 def test_faulty_attentions_are_found(attention, words):
