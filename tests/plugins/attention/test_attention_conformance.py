@@ -161,12 +161,10 @@ class NoFlops(Good):
         return context
 
 
-class JoinsNothing(Good):
-    joined = {"qkv_proj.weight": (8, 8)}
-
-
-class JoinsTooMuch(Good):
-    joined = {"q_proj.weight": (31, 2)}
+class Joins(Good):
+    def __init__(self, *, precision, name, rows):
+        super().__init__(precision=precision)
+        self.joined = {name: rows}
 
 
 class OwnLinear(Good):
@@ -201,8 +199,8 @@ class OwnLinear(Good):
         (Counting, "must be causal|same output again"),
         (Frozen, "k_proj.weight must get a gradient"),
         (NoFlops, "counts the projections"),
-        (JoinsNothing, "`joined` names 'qkv_proj.weight'; JoinsNothing has q_proj.weight, "),
-        (JoinsTooMuch, r"the pattern must fill its last dimension but one"),
+        (partial(Joins, name="qkv_proj.weight", rows=(8, 8)), "names 'qkv_proj.weight'; Joins has q_proj.weight, "),
+        (partial(Joins, name="q_proj.weight", rows=(31, 2)), "the pattern must fill its last dimension but one"),
     ],
 )
 def test_faulty_attentions_are_found(attention, words):
