@@ -220,6 +220,7 @@ def serve(settings: dict[str, Any], requests: Any, replies: Any) -> None:
     A request that takes more than its processor time ends the process, also inside a library written in C.
     """
     answer = importlib.import_module(settings["module"]).answer
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever was inherited
     gc.freeze()  # a collection need not look at what imports made
     replies.write(json.dumps({"ready": True}) + "\n")
     while True:

@@ -161,6 +161,12 @@ class NoFlops(Good):
         return context
 
 
+class Joins(Good):
+    def __init__(self, *, precision, name, rows):
+        super().__init__(precision=precision)
+        self.joined = {name: rows}
+
+
 class OwnLinear(Good):
     def __init__(self, *, precision):
         class Own:
@@ -193,6 +199,8 @@ class OwnLinear(Good):
         (Counting, "must be causal|same output again"),
         (Frozen, "k_proj.weight must get a gradient"),
         (NoFlops, "counts the projections"),
+        (partial(Joins, name="qkv_proj.weight", rows=(8, 8)), "names 'qkv_proj.weight'; Joins has q_proj.weight, "),
+        (partial(Joins, name="q_proj.weight", rows=(31, 2)), "the pattern must fill its last dimension but one"),
     ],
 )
 def test_faulty_attentions_are_found(attention, words):
