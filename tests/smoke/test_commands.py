@@ -99,17 +99,17 @@ def test_evaluate_keeps_to_the_tokenizer_of_the_run(trained: Path, tmp_path: Pat
 
 
 def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path: Path) -> None:
-    """Two tasks, ours and a name that there is not; a second call computes nothing again; another checkpoint beside."""
+    """Two tasks and one whose data are on the hub; a second call computes nothing again; another checkpoint beside."""
     other = RunFolder(trained).checkpoints()[0]
     command = [
-        "evaluate.py", f"checkpoint={trained}", "tasks=[stdlib_infilling,rg_arithmetic,no_such_task]",
+        "evaluate.py", f"checkpoint={trained}", "tasks=[stdlib_infilling,rg_arithmetic,gsm8k]",
         "limit=4", f"compare={other}", "format=json",
     ]  # fmt: skip
     result = json.loads(call(tmp_path, *command).stdout)
     scores = result["benchmarks"]["results"]
     assert set(scores) == {"stdlib_infilling", "rg_arithmetic"}
     assert scores["stdlib_infilling"]["answer_bpb_stderr,none"] > 0
-    assert "there is no such task" in result["benchmarks"]["dsv3"]["failures"]["no_such_task"]
+    assert "its data cannot be reached" in result["benchmarks"]["dsv3"]["failures"]["gsm8k"]
     folder = trained / "benchmarks" / "newest-live"
     assert json.loads((folder / "results.json").read_text())["n-samples"]["rg_arithmetic"]["effective"] == 4
     assert len((folder / "samples_rg_arithmetic.jsonl").read_text().splitlines()) == 4
@@ -120,8 +120,12 @@ def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path
 
     before = (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns
     text = call(tmp_path, *command[:-1]).stdout
-    assert "skipped no_such_task: there is no such task" in text
+    assert "skipped gsm8k: its data cannot be reached" in text
     assert (folder / "tasks" / "rg_arithmetic.json").stat().st_mtime_ns == before
+    unknown = attempt(tmp_path, "evaluate.py", f"checkpoint={trained}", "tasks=[no_such_task]")
+    assert unknown.returncode == 2
+    assert "there is no task no_such_task" in unknown.stderr
+    assert not unknown.stdout, "found before anything is scored"
 
 
 @pytest.mark.slow
@@ -181,12 +185,12 @@ def test_trap_17_evaluate_py_does_not_hide_hugging_faces_package(tmp_path: Path)
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["evaluate.py", "checkpoint=/nowhere"], "checkpoint=/nowhere: there is no such file or folder"),
+        (["evaluate.py", "checkpoint=/nowhere"], "checkpoint=/nowhere: must be a run folder"),
         (["-m", "dsv3", "generate", "checkpoint=/nowhere"], "checkpoint=/nowhere: there is no such file or folder"),
     ],
 )
 def test_a_missing_checkpoint_is_named(command: list[str], says: str) -> None:
     done = attempt(ROOT, *command)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
