@@ -61,6 +61,7 @@ class ByteLevelBPE:
             added[SPECIAL[name]] for name in ("fim_begin", "fim_hole", "fim_end")
         )
         vocab: dict[str, int] = content["model"]["vocab"]
+        self.user, self.assistant = (added[SPECIAL[name]] for name in ("user", "assistant"))
         self.vocab_size = 1 + max(itertools.chain(vocab.values(), added.values()))
         self._bytes = [b""] * self.vocab_size  # of each token; special tokens have none
         byte_of = {letter: byte for byte, letter in _byte_letters().items()}

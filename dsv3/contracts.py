@@ -489,6 +489,14 @@ class Tokenizer(Protocol):
         """
 
 
+@runtime_checkable
+class HasChatTokens(Protocol):
+    """A tokenizer with special tokens that open the turns of a conversation."""
+
+    user: int
+    assistant: int
+
+
 TokenizerFactory = Callable[..., Tokenizer]
 """(texts=, cache_dir=) -> tokenizer. `texts`: training texts of each domain, in a fixed order."""
 

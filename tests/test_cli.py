@@ -218,7 +218,7 @@ def test_a_users_mistake_is_told_without_a_traceback(
 ) -> None:
     monkeypatch.delenv("DSV3_TRACEBACK", raising=False)
     said = dsv3("echo", "source=here", "prompt=fail", "format=json")
-    assert (said.status, said.out, said.err) == (1, "", "said aloud\nerror: prompt=fail: it\nfailed\n")
+    assert (said.status, said.out, said.err) == (2, "", "said aloud\nerror: prompt=fail: it\nfailed\n")
     monkeypatch.setenv("DSV3_TRACEBACK", "1")
     with pytest.raises(ValueError, match="failed"):
         dsv3("echo", "source=here", "prompt=fail")
@@ -231,13 +231,46 @@ def test_a_mistake_found_while_a_part_is_made_is_told_alone(
     with pytest.raises(SystemExit), user_errors():
         instantiate({"_target_": "ast.literal_eval", "_args_": ["1 + x"]})
     assert capsys.readouterr().err.startswith("error: malformed node")
+    with pytest.raises(SystemExit) as left, user_errors():
+        instantiate({"_target_": "tests.test_cli.Said", "statos": 1})
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert "statos" in told
+    assert len(told.splitlines()) == 1
+    monkeypatch.setenv("DSV3_TRACEBACK", "1")
     with pytest.raises(InstantiationException), user_errors():
         instantiate({"_target_": "operator.truediv", "_args_": [1, 0]})
 
 
-def test_a_defect_keeps_its_traceback(dsv3: Callable[..., Said]) -> None:
-    with pytest.raises(KeyError):
-        dsv3("echo", "source=here", "prompt=defect")
+@pytest.mark.parametrize("place", ["state", "run folder"])
+def test_a_defect_is_one_line_and_a_file_with_the_traceback(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "run"
+    if place == "run folder":
+        folder.mkdir()
+    with pytest.raises(SystemExit) as left, user_errors(folder):
+        raise KeyError("a defect\nof two lines")
+    assert left.value.code == 1
+    expected = folder if place == "run folder" else tmp_path / "state" / "dsv3"
+    (file,) = expected.glob("traceback-*.txt")
+    assert 'raise KeyError("a defect' in file.read_text()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("error: KeyError: ")
+    assert told[1].endswith(str(file))
+    assert len(told) == 2
+
+
+def test_an_option_out_of_its_range_is_found_before_the_tool_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for argument, message in {
+        "temperature=nan": "must be a finite number",
+        "top_p=1.5": "must be between 0 and 1",
+        "max_tokens=0": "must be above 0",
+        "seed=1180591620717411303424": "must be between 0 and 4,294,967,295",
+    }.items():
+        assert main(["generate", "checkpoint=/nowhere", argument]) == 2
+        assert f"{argument}: {message}" in capsys.readouterr().err
 
 
 def test_an_interrupt_has_its_own_status(dsv3: Callable[..., Said]) -> None:

@@ -41,11 +41,11 @@ def hf_to_choices(hf: Mapping[str, Any], *, mtp_layers: int) -> Choices:
             raise ValueError(f"config.json: {key}={hf[key]}, where only {value} can be imported")
     yarn = yarn_of(hf, family)
     model = {
-        "vocab_size": hf["vocab_size"],
-        "dim": hf["hidden_size"],
-        "inter_dim": hf["intermediate_size"],
-        "n_layers": hf["num_hidden_layers"],
-        "n_heads": hf["num_attention_heads"],
+        "vocab_size": hf.size("vocab_size"),
+        "dim": hf.size("hidden_size"),
+        "inter_dim": hf.size("intermediate_size"),
+        "n_layers": hf.size("num_hidden_layers"),
+        "n_heads": hf.size("num_attention_heads"),
         "norm_eps": hf["rms_norm_eps"],
         "rope_theta": float(rope_fields(hf).get("rope_theta", 10000.0)),
         "yarn": yarn,
@@ -72,7 +72,11 @@ def read_llama(hf: "Fields", mtp_layers: int) -> tuple[list[str], dict[str, Any]
 
 
 def read_deepseek(hf: "Fields", mtp_layers: int) -> tuple[list[str], dict[str, Any]]:
-    shapes = {ours: hf[name] for name, ours in (LATENT_KEYS | EXPERT_KEYS | ROUTING_KEYS).items()}
+    keys = LATENT_KEYS | EXPERT_KEYS | ROUTING_KEYS
+    for name in keys:
+        if not isinstance(hf[name], int | float | None):
+            raise ValueError(f"config.json: {name}={hf[name]}: must be a number")
+    shapes = {ours: hf[name] for name, ours in keys.items()}
     unset = {"n_shared_experts": 0, "n_groups": 1, "topk_groups": 1}
     shapes |= {key: value for key, value in unset.items() if shapes[key] is None}
     options = ["attention=mla", *routing_options(hf)]
@@ -87,6 +91,13 @@ class Fields(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"config.json lacks {key}")
+
+    def size(self, key: str) -> int:
+        """A whole number above 0."""
+        value = self[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"config.json: {key}={value}: must be a whole number above 0")
+        return value
 
 
 COMMON_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}

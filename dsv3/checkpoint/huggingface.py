@@ -28,6 +28,9 @@ from dsv3.paths import CONF
 
 log = logging.getLogger(__name__)
 
+LONGEST_SEQUENCE = 4096
+"""Of what an imported model is evaluated and trained on, unless told otherwise: the report's, before YaRN."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -96,7 +99,9 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
     check_free(out)
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"path={path}: config.json is missing")
-    hf = Fields(json.loads((path / "config.json").read_text()))
+    hf = read_fields(path / "config.json")
+    if (path / "tokenizer.json").exists():  # or the run could be written and not be used
+        part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=str(path))
     shards = Shards(path, block=fp8_block(hf))
     config = run_config(hf, mtp_layers=count_mtp_layers(hf, shards), out=out, precision=precision)
     model = build_model(config, init=False)
@@ -120,6 +125,21 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
     return config
 
 
+def read_fields(file: Path) -> Fields:
+    """A config.json.
+
+    Raises:
+        ValueError: it is not JSON or not an object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a model's config.json: it must hold an object")
+    return Fields(content)
+
+
 def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: str) -> DictConfig:
     """The configuration of conf/train.yaml with the model of a config.json."""
     known = sorted(file.stem for file in (CONF / "precision").glob("*.yaml"))
@@ -136,7 +156,7 @@ def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: 
             "directory": str(RunFolder(out).tokenizer_path),
             "vocab_size": config.model.vocab_size,
         }
-    config.data.sequence_length = hf["max_position_embeddings"]
+    config.data.sequence_length = min(hf["max_position_embeddings"], LONGEST_SEQUENCE)
     config.run.update({"name": out.name, "dir": str(out)})
     return config
 

@@ -5,6 +5,7 @@ config's `weight_block_size` says; the blocks at the right and lower edges may b
 E4M3 * factor.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,6 +65,20 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dt
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        ValueError: it is cut or damaged.
+    """
+    try:
+        with safe_open(str(file), framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
+
+
 class Shards:
     """The tensors of a folder, read one at a time; at most one file is open."""
 
@@ -78,7 +93,7 @@ class Shards:
         if (folder / INDEX).exists():
             self.where: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
         elif (folder / SINGLE).exists():
-            with safe_open(str(folder / SINGLE), framework="pt") as file:
+            with opened(folder / SINGLE) as file:
                 self.where = dict.fromkeys(file.keys(), SINGLE)
         else:
             raise FileNotFoundError(f"{folder}: {SINGLE} or {INDEX} is missing")
@@ -99,23 +114,23 @@ class Shards:
         for name in names:
             by_file.setdefault(self.where[name], []).append(name)
         for file, held in by_file.items():
-            with safe_open(str(self.folder / file), framework="pt") as opened:
+            with opened(self.folder / file) as shard:
                 for name in held:
-                    yield name, self._value(name, opened)
+                    yield name, self._value(name, shard)
 
-    def _value(self, name: str, opened: Any) -> Tensor:
-        tensor = opened.get_tensor(name)
+    def _value(self, name: str, shard: Any) -> Tensor:
+        tensor = shard.get_tensor(name)
         if tensor.element_size() > 1:
             return tensor
         if tensor.dtype != torch.float8_e4m3fn or self.block is None or name + SCALE not in self.where:
             raise ValueError(f"{name} is stored as {tensor.dtype}; only E4M3 with factors by block can be read")
-        return from_blocks(tensor, self._scale(name, opened), self.block)
+        return from_blocks(tensor, self._scale(name, shard), self.block)
 
-    def _scale(self, name: str, opened: Any) -> Tensor:
+    def _scale(self, name: str, shard: Any) -> Tensor:
         """The factors of an FP8 matrix, which may have come to lie in the file after it."""
         if self.where[name + SCALE] == self.where[name]:
-            return opened.get_tensor(name + SCALE)
-        with safe_open(str(self.folder / self.where[name + SCALE]), framework="pt") as other:
+            return shard.get_tensor(name + SCALE)
+        with opened(self.folder / self.where[name + SCALE]) as other:
             return other.get_tensor(name + SCALE)
 
 

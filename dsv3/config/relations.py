@@ -146,6 +146,13 @@ def vocabulary_fits(facts: Facts) -> Iterator[Problem]:
         yield Problem(*model, f"must be at least {tokenizer.key}={tokenizer.value}")
 
 
+def mtp_has_experts(facts: Facts) -> Iterator[Problem]:
+    depth, experts = facts.number("mtp.depth"), facts.number(MODEL_EXPERTS)
+    if depth and experts and experts.value == 0:
+        message = f"an MTP module has a layer with experts, and {experts.key}=0: write mtp=none"
+        yield Problem("mtp", facts.view.choices.get("mtp"), message)
+
+
 def prediction_depth(facts: Facts) -> Iterator[Problem]:
     depth, length = facts.number("mtp.depth"), facts.number("data.sequence_length")
     if depth and length and length.value > 0 and not 1 <= depth.value < length.value:
@@ -247,6 +254,7 @@ RELATIONS: tuple[Relation, ...] = (
     rope_is_even,
     heads_share_keys,
     vocabulary_fits,
+    mtp_has_experts,
     prediction_depth,
     schedules_end,
     resume_exists,

@@ -1,4 +1,4 @@
-"""Complete a prompt, or fill the gap between a prompt and a suffix, with a trained model."""
+"""Complete a prompt, fill the gap between a prompt and a suffix, or answer a message, with a trained model."""
 
 import sys
 import time
@@ -22,6 +22,7 @@ class Options:
     checkpoint: str = option(REQUIRED, "a run folder, or one of its checkpoint files")
     prompt: str = option("", "the text to continue; with a suffix, the text before the gap")
     suffix: str = option("", "the text after the gap; if given, fills in the middle")
+    chat: bool = option(False, "the prompt is a user's message; the model answers in DeepSeek's chat template")
     weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
     max_tokens: PositiveInt = option(128, "maximum number of new tokens")
     temperature: NonNegativeFloat = option(0.0, "0: greedy decoding; 1: sample from the model's distribution")
@@ -52,6 +53,7 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
+    from dsv3.prompts.chat import Message, chat_prompt
     from dsv3.prompts.infilling import infilling_prompt
     from dsv3.runtime import device_named
 
@@ -71,7 +73,11 @@ def run(options: Options) -> dict[str, Any]:
     loaded = load_run(options.checkpoint, device=device_named(options.device), allow=options.allow)
     loaded.use(options.weights)
     tokenizer = loaded.tokenizer()
-    if options.suffix:
+    if options.chat and options.suffix:
+        raise ValueError("chat=true: leave suffix= out; a gap is filled in a text, not in a conversation")
+    if options.chat:
+        prompt = chat_prompt(tokenizer, [Message("user", options.prompt)])
+    elif options.suffix:
         prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(options.prompt)]

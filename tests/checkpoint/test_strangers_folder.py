@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from dsv3.build import build_model
+from dsv3.checkpoint.huggingface import import_folder
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint
 from dsv3.checkpoint.shards import INDEX, Shards
@@ -164,3 +165,37 @@ def test_another_tokenizer_than_the_weights_is_named(run: Path) -> None:
     checkpoint = RunFolder(run).checkpoints()[0]
     with pytest.raises(ValueError, match=rf"{checkpoint} does not fit .*config\.yaml: size mismatch"):
         load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{cut", "config.json is not JSON"),
+        ("[1]", "must hold an object"),
+        ('{"model_type": "llama", "hidden_size": "wide", "vocab_size": 9, "rms_norm_eps": 1e-6}', "hidden_size=wide"),
+    ],
+)
+def test_a_config_json_that_describes_no_model_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        import_folder(tmp_path, tmp_path / "out", precision="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_safetensors_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1000)}, file)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read as safetensors"):
+        Shards(tmp_path, block=None)
+
+
+def test_an_import_whose_tokenizer_cannot_be_used_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    """Without fill-in-the-middle or padding tokens the run could be made, and not generate."""
+    tokenizer = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="lacks special tokens"):
+        import_folder(tmp_path, tmp_path / "out", precision="fp32")

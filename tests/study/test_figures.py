@@ -6,7 +6,7 @@ import pytest
 from dsv3.reporting.study_results import Study
 from dsv3.study import figures
 from dsv3.study.figures import gap, interval, shared_points
-from dsv3.study.report import marked_up
+from dsv3.study.report import inert, marked_up
 
 CURVES = {  # (arm, seed) -> points of a budget, bits per byte
     ("a", 1): ([0, 10, 20, 30], [8.0, 4.0, 3.0, 2.0]),
@@ -50,3 +50,8 @@ def test_arms_are_compared_with_the_baseline_and_keep_their_colours(study: Study
 
 def test_backquotes_are_code_and_the_rest_is_no_markup() -> None:
     assert marked_up("`a < b` & c") == "<code>a &lt; b</code> &amp; c"
+
+
+def test_text_from_a_run_folder_is_no_markup_in_markdown() -> None:
+    shown = inert("<img src=x onerror=alert(1)> | [a](javascript:b)\n# c")
+    assert shown == "&lt;img src=x onerror=alert(1)> \\| \\[a\\](javascript:b) # c"

@@ -1,0 +1,67 @@
+"""The dashboard answers its own page alone, and finds runs in any tree of folders."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3.reporting.dashboard import build_app
+from dsv3.reporting.history import find_runs
+from dsv3.reporting.style import NO_UPLOAD
+from tests.reporting.made_up import MadeUpRun
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    run = MadeUpRun(root / "study" / "seed1", layers=2, experts=4)
+    run.interval()
+    return root
+
+
+def test_a_foreign_host_name_is_refused_and_no_page_may_frame_it(root: Path) -> None:
+    client = build_app(root).server.test_client()
+    for host in ("attacker.example", "attacker.example:8050", "127.0.0.1.attacker.example"):
+        assert client.get("/", headers={"Host": host}).status_code == 403
+        assert client.get("/_dash-layout", headers={"Host": host}).status_code == 403
+    for host in ("127.0.0.1:8050", "localhost", "[::1]:8050"):
+        answer = client.get("/", headers={"Host": host})
+        assert answer.status_code == 200
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+
+def test_links_that_lead_back_are_followed_once(root: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(root / "study", tree / "a")
+    (tree / "a" / "up").symlink_to(tree)
+    (tree / "again").symlink_to(tree / "a")
+    assert [run.name for run in find_runs(tree)] == ["a/seed1"]
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_left_out(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(root / "study", tree / "open")
+    (tree / "closed").mkdir()
+    listed = Path.iterdir
+
+    def refused(self: Path) -> Any:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with caplog.at_level(logging.WARNING):
+        assert [run.name for run in find_runs(tree)] == ["open/seed1"]
+    assert f"{tree / 'closed'} is left out: Permission denied" in caplog.text
+
+
+def test_no_plot_has_a_button_that_uploads_it(root: Path) -> None:
+    buttons = {"sendChartToCloud", "sendDataToCloud"}
+    assert buttons <= set(NO_UPLOAD["modeBarButtonsToRemove"])
+    assert NO_UPLOAD["plotlyServerURL"] == ""
+    layout = str(build_app(root).layout())
+    assert layout.count("sendChartToCloud") == layout.count("Graph(")
