@@ -194,8 +194,8 @@ def run_folder_is_a_runs(facts: Facts) -> Iterator[Problem]:
     """A run writes and deletes in its folder: not in one that holds something else."""
     for key in ("run.name", "run.experiment"):
         name = facts.value(key)
-        if isinstance(name, str) and (name in ("", ".", "..") or "/" in name):
-            yield Problem(key, name, "must be the name of a folder, without a path; run.dir takes any path")
+        if isinstance(name, str) and (name in ("", ".") or Path(name).is_absolute() or ".." in Path(name).parts):
+            yield Problem(key, name, "must name a folder below runs/; run.dir takes any path")
     folder = facts.value("run.dir")
     if folder == "":
         yield Problem("run.dir", folder, "must be a folder of the run's own, such as runs/default/seed1")

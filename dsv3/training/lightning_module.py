@@ -129,6 +129,11 @@ class LanguageModel(lightning.LightningModule):
             "data_state": self.data_state,
         }
 
+        # A limit of this call, such as max_time, is not the end of the data, as Lightning takes it to be.
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
         self.steps = checkpoint["dsv3"].get("steps", checkpoint["global_step"])  # older runs counted updates

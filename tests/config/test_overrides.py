@@ -25,7 +25,7 @@ def test_every_shipped_option_is_sound(
     if group in groups_of("train"):
         assert check("train", [f"{group}={option}"]) == []
     elif group in groups_of("evaluate"):
-        assert check("evaluate", [f"{group}={option}", "checkpoint=runs"]) == []
+        assert check("evaluate", [f"{group}={option}", "checkpoint=conf"]) == []
     else:
         assert check("train", [f"+{group}={option}"]) == []
 
@@ -53,7 +53,7 @@ def test_every_shipped_option_is_sound(
         ["seed=1,2", "model.top_k=range(1,3)", "run.name='${model.top_k}of${seed}'", "--multirun"],
         ["optimizer=glob(*)", "run.dir='runs/${hydra:job.num}'", "-m"],
         ["hydra.mode=MULTIRUN", "seed=1,2"],
-        ["model.n_routed_experts=0", "model.n_dense_layers=3"],
+        ["model.n_routed_experts=0", "model.n_dense_layers=3", "mtp=none"],
     ],
     ids=" ".join,
 )
@@ -132,7 +132,7 @@ def test_an_override_that_does_not_fit_is_explained(argument: str, key: str, mes
 
 def test_an_old_key_of_evaluate_is_answered_with_the_new_one() -> None:
     old = {"shots": "num_fewshot", "results": "output_path", "allow_unsafe_code": "confirm_run_unsafe_code"}
-    problems = check("evaluate", ["checkpoint=runs", *(f"{key}=1" for key in old)])
+    problems = check("evaluate", ["checkpoint=conf", *(f"{key}=1" for key in old)])
     answers = {problem.key: problem.message for problem in problems}
     assert answers == {key: f"this key is now called {now}: write {now}=1" for key, now in old.items()}
 
@@ -172,11 +172,11 @@ def test_a_mandatory_value_that_is_missing_is_named() -> None:
 
 
 def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
-    arguments = ["checkpoint=runs", "precision=fp8_blockwise", "+router=softmax", "benchmarks=quick", "format=xml"]
+    arguments = ["checkpoint=conf", "precision=fp8_blockwise", "+router=softmax", "benchmarks=quick", "format=xml"]
     found = check("evaluate", arguments)
     assert [problem.key for problem in found] == ["precision", "+router", "format"]
     assert "a checkpoint fixes its components" in found[0].message
-    assert check("evaluate", ["checkpoint=runs", "hydra/launcher=joblib"]) == []
+    assert check("evaluate", ["checkpoint=conf", "hydra/launcher=joblib"]) == []
 
 
 def test_unknown_keys_may_mean_a_tools_option() -> None:

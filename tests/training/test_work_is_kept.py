@@ -128,6 +128,9 @@ def test_a_limit_of_the_trainer_ends_with_a_checkpoint_and_scores(tmp_path: Path
     run.folder.release()
     assert summary["tokens"] == 3 * STEP
     assert summary["validation"]["after"]
+    whole = fit(settings(composed, tmp_path / "run"))  # without the limit: it goes on
+    assert [int(tokens) for tokens in whole.folder.read("metrics/train").tokens] == [STEP, 2 * STEP, 3 * STEP, 4 * STEP]
+    whole.folder.release()
 
 
 def test_a_small_temporary_folder_stops_nothing(

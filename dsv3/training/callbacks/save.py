@@ -9,7 +9,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from dsv3.bounds import PositiveInt
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import Step
-from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
@@ -25,7 +24,7 @@ class DirectIO(TorchCheckpointIO):
 class SaveCheckpoints(lightning.Callback):
     """Flushes the tables (every `flush_tokens` too, for those who watch), then saves everything that training needs.
 
-    The last step's checkpoint is written before the last evaluation, which may fail, and again after it.
+    The last step's checkpoint is written before the last evaluation, which may fail.
 
     every_tokens: tokens between checkpoints. keep: number of checkpoints kept, the newest.
     """
@@ -55,9 +54,8 @@ class SaveCheckpoints(lightning.Callback):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
-        """Once more, with what the last evaluation wrote."""
-        if pl_module.steps and not interrupted(trainer):
-            self.save(trainer, pl_module)
+        """Flush what the last evaluation wrote; a run that resumes from the last checkpoint evaluates again."""
+        pl_module.folder.flush(pl_module.tokens_seen)
 
     def save(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         folder, tokens = pl_module.folder, pl_module.tokens_seen

@@ -206,8 +206,8 @@ def test_held_out_lines_are_whole_and_their_surroundings_real() -> None:
 
 
 def test_unknown_names_missing_data_and_missing_runs_are_explained() -> None:
-    with pytest.raises(UnavailableError, match=r"no such task, neither here nor in lm-eval\. Did you mean gsm8k"):
-        finder().load("gsm8kk", Sandbox())
+    with pytest.raises(ValueError, match=r"no task gsm8kk, neither here nor in lm-eval\. Did you mean gsm8k"):
+        finder().require(["rg_arithmetic", "gsm8kk"])
     with pytest.raises(UnavailableError, match=r"its data cannot be reached .*HF_HUB_OFFLINE=0 allows the hub"):
         finder().load("boolq", Sandbox())
     with pytest.raises(UnavailableError, match="this checkpoint has no run"):
