@@ -52,7 +52,7 @@ def attempt(task: TaskFunction, config: DictConfig) -> int:
     try:
         task(config)
     except SystemExit as end:
-        if end.code != 1:  # interrupted
+        if end.code not in (1, 2):  # interrupted
             raise
     except Exception:
         traceback.print_exc()

@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from tests.once import SHARED, configs_are_composed_once, configs_are_read_once
+from tests.synthetic import TARGETS
 
 configs_are_read_once()
 configs_are_composed_once()
@@ -53,6 +54,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     base = [f"hydra.searchpath=[file://{ROOT}/tests/conf]", "model=tiny", "data=synthetic", "tokenizer=bytes"]
     base.append("precision=bf16")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        base.append(f"allow=[{','.join(TARGETS)}]")
         return compose("train", overrides=[*base, "logger=none", "benchmarks=none", "run.tokens=5120", *overrides])
 
 

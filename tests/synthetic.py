@@ -9,6 +9,9 @@ import torch
 
 from dsv3.contracts import MicroBatch, Question, Sample, Step
 
+TARGETS = ("tests.synthetic.byte_tokenizer", "tests.synthetic.SyntheticData")
+"""What a run on this data names besides the options of conf/: to be allowed where it is read."""
+
 
 class ByteTokenizer:
     """Ids 0..255 are bytes; six special ones follow."""

@@ -57,7 +57,7 @@ def test_pairs_that_cannot_be_compared(pair, tmp_path):
     shorter = write(tmp_path / "shorter", off[:50])
     another_seed = write(tmp_path / "seed2", off, seed=2)
     for runs, baselines, words in (
-        ([one], [], "there are 1 and 0"),
+        ([one], [], "must be as many, not 1 and 0"),
         ([another_seed], [other], "differ in seed: 2 and 1"),
         ([shorter], [other], "has 50 steps"),
     ):
@@ -77,8 +77,9 @@ def test_pairs_that_read_other_texts_are_refused(pair):
     for folder, stream in ((one, "a"), (other, "b")):
         path = RunFolder(folder).checkpoint_path(64)
         path.parent.mkdir()
-        torch.save({"dsv3": {"data_state": {"stream": stream}}}, path)
+        torch.save({"state_dict": {}, "callbacks": {}, "dsv3": {"data_state": {"stream": stream}}}, path)
     with pytest.raises(ValueError, match="read other texts"):
         loss_error.run(loss_error.Options([one], [other], None))
-    torch.save({"dsv3": {"data_state": {"stream": "b"}}}, RunFolder(one).checkpoint_path(64))
+    content = {"state_dict": {}, "callbacks": {}, "dsv3": {"data_state": {"stream": "b"}}}
+    torch.save(content, RunFolder(one).checkpoint_path(64))
     assert loss_error.run(loss_error.Options([one], [other], None))["pairs"]

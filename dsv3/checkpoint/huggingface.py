@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -101,7 +102,10 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
         raise FileNotFoundError(f"path={path}: config.json is missing")
     hf = read_fields(path / "config.json")
     if (path / "tokenizer.json").exists():  # or the run could be written and not be used
-        part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=str(path))
+        try:
+            part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=str(path))
+        except InstantiationException as error:
+            raise ValueError(f"path={path}: {error.__cause__}") from None
     shards = Shards(path, block=fp8_block(hf))
     config = run_config(hf, mtp_layers=count_mtp_layers(hf, shards), out=out, precision=precision)
     model = build_model(config, init=False)

@@ -148,7 +148,8 @@ def vocabulary_fits(facts: Facts) -> Iterator[Problem]:
 
 def mtp_has_experts(facts: Facts) -> Iterator[Problem]:
     depth, experts = facts.number("mtp.depth"), facts.number(MODEL_EXPERTS)
-    if depth and experts and experts.value == 0:
+    dense, layers = facts.number("model.n_dense_layers"), facts.number("model.n_layers")
+    if depth and experts and experts.value == 0 and dense and layers and dense.value == layers.value:
         message = f"an MTP module has a layer with experts, and {experts.key}=0: write mtp=none"
         yield Problem("mtp", facts.view.choices.get("mtp"), message)
 

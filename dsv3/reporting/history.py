@@ -38,6 +38,8 @@ class History:
             new = [read_part(part) for part in parts[len(known) :]]
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
             self._tables[name] = (parts, frame)
+            if name == "metrics/train" and (gap := missing_steps(frame)):
+                log.warning("%s: %s of metrics/train are missing; a part was deleted", self.folder.path, gap)
         return frame
 
     def newest(self, name: str) -> pd.DataFrame:
@@ -113,6 +115,16 @@ class History:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""
         names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
         return {name: table for name in names if "role" in (table := self.table(name)).columns}
+
+
+def missing_steps(train: pd.DataFrame) -> str | None:
+    """The first gap in the numbers of the steps, e.g. "steps 5 to 8"; a branch's table begins later, without a gap."""
+    steps = train["step"] if "step" in train else pd.Series(dtype=int)
+    after = steps[steps.diff() > 1]
+    if after.empty:
+        return None
+    end = int(after.iloc[0])
+    return f"steps {int(steps[after.index[0] - 1]) + 1} to {end - 1}"
 
 
 def find_runs(root: Path) -> list[History]:

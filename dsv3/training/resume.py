@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_config import read_config
-from dsv3.checkpoint.run_folder import RunFolder, is_valid, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint, write_atomically
 from dsv3.config.moved import upgraded
+from dsv3.contracts import is_precision_state
 from dsv3.training.settle import kept_choices
 
 log = logging.getLogger(__name__)
@@ -39,17 +41,25 @@ FREE = (
 """Keys that may change when a run resumes: none affects what is computed."""
 
 
-def refuse_unusable(config: DictConfig, folder: RunFolder) -> None:
+def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> None:
     """Return if `prepare` would accept the folder; changes nothing, so that it may come before slow work.
 
-    Raises: as `prepare`.
+    model: the one to train, or its shapes on the meta device.
+
+    Raises:
+        ValueError, FileNotFoundError: as `prepare`; or the checkpoint that `resume` names is of another model.
     """
     if config.resume == "auto":
         if folder.config_path.exists() and folder.begun():
             refuse_other_settings(config, folder)
         newest_or_refuse(folder)
-    elif config.resume != "never":
-        branch_point(config, folder)
+    elif config.resume != "never" and (checkpoint := branch_point(config, folder)) is not None:
+        state = load_checkpoint(checkpoint, mmap=True)["state_dict"]
+        saved = {key.removeprefix("model."): list(value.shape) for key, value in state.items()}
+        for name, tensor in model.state_dict().items():
+            if not is_precision_state(name) and saved.get(name) != list(tensor.shape):
+                there = f"has {name} of shape {saved[name]}" if name in saved else f"has no {name}"
+                raise ValueError(f"resume={config.resume}: another model: it {there}; here it is {list(tensor.shape)}")
 
 
 def prepare(config: DictConfig, folder: RunFolder) -> Path | None:

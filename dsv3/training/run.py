@@ -55,7 +55,7 @@ def build_run(config: DictConfig) -> Run:
     for callback in callbacks:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
-    refuse_unusable(config, folder)
+    refuse_unusable(config, folder, shapes_only)
     start = load_run(config.run.init_from, allow=allowed(config)) if config.run.init_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
     resume_from = prepare(config, folder)

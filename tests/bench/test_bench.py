@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from omegaconf import DictConfig
 
 from dsv3.bench import compared, data_pipeline, decoding, drafts, peak_memory, training_step
 from dsv3.bench.measuring import Figure, interleaved
-from dsv3.checkpoint.loading import Loaded
+from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
 from dsv3.training.run import build_run
+from tests.synthetic import TARGETS
 
 CPU = torch.device("cpu")
 
@@ -58,6 +60,7 @@ def test_speculation_compares_the_same_texts(
     made.trainer.fit(made.module, made.data)
     monkeypatch.setattr(drafts, "build_data", lambda config, tokenizer: made.data)
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
+    monkeypatch.setattr(drafts, "load_run", partial(load_run, allow=TARGETS))
     monkeypatch.setattr(drafts, "PROMPTS", 3)
     monkeypatch.setattr(drafts, "TOKENS", 6)
     (figure,) = drafts.speculation(1, CPU, tmp_path)
@@ -85,7 +88,7 @@ def test_a_goal_is_a_bound_from_either_side() -> None:
 def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "only=trian"])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert "'trian' must be one of train, memory" in capsys.readouterr().err
 
 

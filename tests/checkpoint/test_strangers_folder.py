@@ -172,7 +172,11 @@ def test_another_tokenizer_than_the_weights_is_named(run: Path) -> None:
     [
         ("{cut", "config.json is not JSON"),
         ("[1]", "must hold an object"),
-        ('{"model_type": "llama", "hidden_size": "wide", "vocab_size": 9, "rms_norm_eps": 1e-6}', "hidden_size=wide"),
+        (
+            '{"model_type": "llama", "hidden_size": "wide", "vocab_size": 9, "rms_norm_eps": 1e-6, '
+            '"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}',
+            "hidden_size=wide",
+        ),
     ],
 )
 def test_a_config_json_that_describes_no_model_is_named(tmp_path: Path, text: str, message: str) -> None:

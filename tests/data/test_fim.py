@@ -116,7 +116,7 @@ def test_cuts_cover_every_place() -> None:
     ("fim", "key"),
     [
         (FillInTheMiddle(rate=1.5, order="psm", max_characters=None), "data.fim.rate=1.5"),
-        (FillInTheMiddle(rate=0.1, order="mps", max_characters=None), "data.fim.order='mps'"),  # type: ignore[arg-type]
+        (FillInTheMiddle(rate=0.1, order="mps", max_characters=None), "data.fim.order=mps"),  # type: ignore[arg-type]
         (FillInTheMiddle(rate=0.1, order="psm", max_characters=0), "data.fim.max_characters=0"),
     ],
 )

@@ -230,7 +230,7 @@ def test_from_the_command_line(tmp_path, capsys):
     arguments = ["export", f"checkpoint={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "mtp=false", "format=json"]
     assert status(arguments) == 0
     assert json.loads(capsys.readouterr().out)["config"]["model_type"] == "deepseek_v3"
-    assert status(arguments) == 1
+    assert status(arguments) == 2
     assert "must be a new or empty folder" in capsys.readouterr().err
-    assert status([*arguments[:2], f"out={tmp_path / 'other'}", "max_shard_size=5"]) == 1
+    assert status([*arguments[:2], f"out={tmp_path / 'other'}", "max_shard_size=5"]) == 2
     assert "max_shard_size=5" in capsys.readouterr().err

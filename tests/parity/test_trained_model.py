@@ -17,6 +17,7 @@ from dsv3.tools.export import Options, run
 from dsv3.training.run import build_run
 from tests.conftest import ROOT
 from tests.parity.twins import CONF, our_loss
+from tests.synthetic import TARGETS
 
 DEFAULT_STUDY = ROOT / "runs" / "default" / "seed1"
 PROMPTS = ("def read(path):\n", "class Node:\n    def __init__(self", "The function returns", "What is the day")
@@ -34,7 +35,10 @@ def test_trained_model_in_transformers(composed, tmp_path):
     made = build_run(composed(f"run.dir={tmp_path / 'run'}", *keys))
     made.trainer.fit(made.module, made.data)
     run(Options(checkpoint=str(tmp_path / "run"), out=str(tmp_path / "out")))
-    ours, theirs = load_run(tmp_path / "run").model, AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ours, theirs = (
+        load_run(tmp_path / "run", allow=TARGETS).model,
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+    )
     assert any(moe.balancing.bias.any() for _, moe in ours.moe_layers())  # it was trained
     for mine, other in validation_losses(ours, theirs, made.data.validation_batches()):
         assert abs(mine - other) <= 1e-4

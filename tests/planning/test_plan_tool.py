@@ -127,9 +127,9 @@ def test_a_strangers_attention_is_planned(plan: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "messages"),
     [
-        (["bytes={momen: 2}"], 1, ["bytes.momen=2.0", "moment"]),
-        (["times={fast: 2}"], 1, ["times.fast=2.0", "overlapped"]),
-        (["gpus=6", "pp=4"], 1, ["pp=4: must divide gpus=6"]),
+        (["bytes={momen: 2}"], 2, ["bytes.momen=2.0", "moment"]),
+        (["times={fast: 2}"], 2, ["times.fast=2.0", "overlapped"]),
+        (["gpus=6", "pp=4"], 2, ["pp=4: must divide gpus=6"]),
         (["pipeline=zb2p"], 2, ["pipeline=zb2p", "zb1p"]),
         (["gpu=6", "model=tinny"], 2, ["gpu=6", "gpus", "model=tinny", "tiny"]),
     ],

@@ -24,7 +24,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
 
     monkeypatch.setattr(figures, "curve", curve)
     runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b")}
-    return Study("made up", "", "", None, "a", "a", runs, [])  # type: ignore[arg-type]
+    return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 
 
 def test_points_lie_on_every_curve_and_leave_out_the_untrained() -> None:

@@ -10,9 +10,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.reporting.history import History, missing_steps
 from dsv3.training.callbacks.validate import Validate
 from dsv3.training.fit import fit
-from dsv3.training.resume import prepare, refuse_unusable
+from dsv3.training.resume import prepare
 from dsv3.training.run import build_run
 from dsv3.training.summary import summarise
 
@@ -49,9 +50,9 @@ def test_a_run_whose_checkpoints_are_all_corrupt_is_not_begun_anew(copy: Path, c
     for checkpoint in RunFolder(copy).checkpoints():
         checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     before = contents(copy)
-    for attempt in (refuse_unusable, prepare):
+    for attempt in (build_run, lambda config: prepare(config, RunFolder(copy))):
         with pytest.raises(ValueError, match=r"none of its checkpoints can be used .*resume=never"):
-            attempt(settings(composed, copy), RunFolder(copy))
+            attempt(settings(composed, copy))
     assert contents(copy) == before
 
 
@@ -61,6 +62,14 @@ def test_a_checkpoint_on_a_disk_that_is_not_mounted_stops_the_run(copy: Path, co
     newest.symlink_to("/not/mounted/x.ckpt")
     with pytest.raises(ValueError, match=rf"{newest.name} may not be read \(No such file"):
         prepare(settings(composed, copy), RunFolder(copy))
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(copy: Path, trained: Path, composed: Compose) -> None:
+    before = contents(copy)
+    config = settings(composed, copy, f"resume={RunFolder(trained).checkpoints()[0]}", "model.dim=32")
+    with pytest.raises(ValueError, match=r"resume=.*another model: it has embed_tokens\.weight of shape"):
+        build_run(config)
+    assert contents(copy) == before
 
 
 def test_files_of_a_killed_process_are_cleared(copy: Path, composed: Compose) -> None:
@@ -169,3 +178,16 @@ def test_a_cut_part_of_a_table_is_named(copy: Path) -> None:
     (part.parent / "part-copy.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=f"{part.name} cannot be read as Parquet"):
         RunFolder(copy).read("metrics/train")
+
+
+def test_a_part_that_was_deleted_is_said_to_be_missing(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frame = RunFolder(copy).read("metrics/train")
+    assert missing_steps(frame) is None
+    assert missing_steps(frame.drop(index=[1, 2]).reset_index(drop=True)) == "steps 2 to 3"
+    first, *_ = sorted((copy / "metrics" / "train").glob("part-*.parquet"))
+    rows = RunFolder(copy).read("metrics/train")
+    rows.iloc[[0, 3]].to_parquet(first)
+    for part in sorted((copy / "metrics" / "train").glob("part-*.parquet"))[1:]:
+        part.unlink()
+    History(copy, "run").table("metrics/train")
+    assert "steps 2 to 3 of metrics/train are missing" in caplog.text

@@ -306,7 +306,7 @@ def test_every_setting_conforms(settings):
     [
         ({"tile": 0}, "precision.tile=0"),
         ({"amax_floor": 0.0}, "amax_floor"),
-        ({"roles": ["head"]}, "precision.roles: head"),
+        ({"roles": ["head"]}, "precision.roles: must not include head"),
     ],
 )
 def test_settings_that_cannot_be(settings, words):
