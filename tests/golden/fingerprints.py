@@ -32,7 +32,7 @@ TEXTS = {
     "filled": ["suffix=\n    return c\n"],
     "averaged": ["weights=ema"],
 }
-SCORES = ["tasks=[stdlib_line_infilling,rg_arithmetic]", "limit=12"]
+SCORES = ["tasks=[stdlib_infilling,rg_arithmetic]", "limit=12"]
 
 
 def make(out: Path) -> None:
