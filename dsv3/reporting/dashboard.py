@@ -185,6 +185,7 @@ def add_callbacks(app: Dash, runs: Runs) -> None:
         State("layer", "value"),
         State("moment", "value"),
         State("moment", "max"),
+        State("moment", "marks"),
     )(partial(offer, runs))
     app.callback(
         Output({"plot": "load"}, "figure"),
@@ -217,7 +218,9 @@ def list_runs(runs: Runs, tick: Any, name: str | None) -> Any:
     return runs_table(list(found.values())), list(found), [other for other in found if other != name], state
 
 
-def offer(runs: Runs, tick: Any, name: str | None, layer: str | None, moment: int, last: int) -> Any:
+def offer(
+    runs: Runs, tick: Any, name: str | None, layer: str | None, moment: int, last: int, known: dict[str, str] | None
+) -> Any:
     """Layers and moments of the run; the slider follows new moments while it stands at the last one."""
     run = runs.get(name)
     routing = run.table("metrics/routing") if run else None
@@ -229,7 +232,9 @@ def offer(runs: Runs, tick: Any, name: str | None, layer: str | None, moment: in
     follows = ctx.triggered_id == "run" or moment >= last or last > end
     marks = {i: f"{times[i]:,}" for i in sorted({0, newest // 2, newest})}
     kept = layer if layer in names else names[0]
-    return names, kept, end, end if follows else no_update, marks
+    # Where there is no new moment to follow, a late answer must not take back the one that was chosen since.
+    new = ctx.triggered_id == "run" or newest != max(map(int, known or {}), default=-1)
+    return names, kept, end, end if follows and new else no_update, marks
 
 
 def draw_load(runs: Runs, moment: int, name: str | None) -> Any:
