@@ -11,8 +11,11 @@ BUBBLEWRAP := $(call INSTALL,bwrap,bubblewrap)
 # For the tests of the dashboard; without it they are skipped.
 CHROMIUM := $(call INSTALL,chromium,chromium)
 
-# A process a core, a thread each; the tests of a file share what they trained.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process more than cores, since many wait for commands that they started, with a thread each; the tests of a file share
+# what they trained.
+PROCESSES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 

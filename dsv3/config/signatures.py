@@ -24,7 +24,7 @@ class Module:
 
     def names(self) -> dict[str, ast.stmt]:
         """Name -> statement at the top level that gives it; inside `if` and `try` too."""
-        return {name: statement for statement in _statements(self.tree.body) for name in _bound(statement)}
+        return _names(self.path)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def _parse(path: Path) -> ast.Module:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise NotFoundError(f"{path}, line {error.lineno}, is not Python: {error.msg}") from error
+
+
+@cache
+def _names(path: Path) -> dict[str, ast.stmt]:
+    return {name: statement for statement in _statements(_parse(path).body) for name in _bound(statement)}
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -161,6 +166,7 @@ def signature(dotted: str) -> Signature:
     return Signature(module, {}, open=True)
 
 
+@cache
 def follow(module: Module, name: str) -> tuple[Module, ast.stmt] | None:
     """The statement that defines a name, through `from x import name`; None where that leads into a library."""
     statement = module.names().get(name)
