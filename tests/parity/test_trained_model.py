@@ -1,5 +1,6 @@
 """A model that our trainer made, exported, gives transformers the same validation loss and the same greedy text."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def default_study(tmp_path_factory) -> Path:
 
 def in_fp32(loaded):
     """The run's model with the same weights, computing in FP32 as its twin will."""
-    config = OmegaConf.merge(loaded.config, {"precision": OmegaConf.load(CONF / "precision" / "fp32.yaml")})
+    config = copy.deepcopy(loaded.config)
+    config.precision = OmegaConf.load(CONF / "precision" / "fp32.yaml")
     model = build_model(config, init=False)
     model.load_state_dict(loaded.model.state_dict())
     return model.eval()

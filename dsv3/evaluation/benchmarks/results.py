@@ -22,6 +22,9 @@ from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.benchmarks.suite import Outcome
 from dsv3.strict_json import text_of
 
+SCORING = 2
+"""Raised when answers are scored otherwise, so that results from before are not taken for today's."""
+
 
 class Score(NamedTuple):
     """One metric of one task."""
@@ -91,8 +94,8 @@ class ResultsFolder:
 
 
 def settings_key(*parts: Any) -> str:
-    """Equal for equal settings of the same code."""
-    return hashlib.sha256(_json([version("lm_eval"), *parts]).encode()).hexdigest()[:16]
+    """Equal for equal settings, scored in the same way."""
+    return hashlib.sha256(_json([version("lm_eval"), SCORING, *parts]).encode()).hexdigest()[:16]
 
 
 def scores(results: Mapping[str, Any], shots_used: Mapping[str, float]) -> Iterator[Score]:
