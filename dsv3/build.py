@@ -1,10 +1,11 @@
 """From a composed config to model and data. `part` is the only caller of Hydra's `instantiate`."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dsv3.contracts import Data, Tokenizer
@@ -12,6 +13,7 @@ from dsv3.model.decoder import Block, Decoder
 from dsv3.model.initialisation import init_weights
 from dsv3.model.layers import SwiGLU
 from dsv3.model.moe import MoE
+from dsv3.paths import CONF
 
 
 def part(node: Any, **arguments: Any) -> Any:
@@ -69,6 +71,11 @@ def build_data(config: DictConfig, *, tokenizer: Tokenizer | None = None) -> Dat
     data = part(config.data)(tokenizer=factory)
     data.setup("fit")
     return data
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer that a run keeps in a folder, read by what conf/saved_tokenizer.yaml names."""
+    return part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=str(directory))
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tests read, compose and parse again and again and nobody changes, once.
+"""Caches of what the tests read, compose and parse again and again and nobody changes.
 
 `configs_are_read_once`, in each process: the YAML files of conf/ and of Hydra, of which a composition reads thirty, and
     the text of interpolations; what a composition was told is written out for an interpolated default alone.

@@ -1,4 +1,4 @@
-"""What train.py, evaluate.py and the tools import and read, once, for the processes that tests/commands.py forks."""
+"""Imports and files of train.py, evaluate.py and the tools, read once for what tests/commands.py forks."""
 
 import gc
 import importlib

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from dsv3.bounds import PositiveInt
-from dsv3.build import build_model, part
+from dsv3.build import build_model, load_tokenizer
 from dsv3.checkpoint.config_in import Fields, hf_to_choices
 from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
@@ -103,7 +103,7 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
     hf = read_fields(path / "config.json")
     if (path / "tokenizer.json").exists():  # or the run could be written and not be used
         try:
-            part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=str(path))
+            load_tokenizer(path)
         except InstantiationException as error:
             raise ValueError(f"path={path}: {error.__cause__}") from None
     shards = Shards(path, block=fp8_block(hf))
@@ -169,7 +169,7 @@ def saved_tokenizer(
     *, directory: str, vocab_size: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str
 ) -> Tokenizer:
     """The tokenizer in a folder, such as an imported model's, whatever texts it is to encode."""
-    tokenizer = part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=directory)
+    tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(
             f"tokenizer.vocab_size={vocab_size}: {directory} has {tokenizer.vocab_size} tokens; write that"

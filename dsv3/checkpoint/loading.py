@@ -8,12 +8,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dsv3.build import build_model, part
+from dsv3.build import build_model, load_tokenizer
 from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
 from dsv3.config.known_parts import refuse_unknown_parts
 from dsv3.contracts import Tokenizer, is_precision_state
 from dsv3.model.decoder import Decoder
-from dsv3.paths import CONF
 
 
 @dataclass
@@ -40,8 +39,7 @@ class Loaded:
 
     def tokenizer(self) -> Tokenizer:
         """The one that the run was trained with, from its folder."""
-        loader = OmegaConf.load(CONF / "saved_tokenizer.yaml")
-        tokenizer = part(loader, directory=str(self.folder.tokenizer_path))
+        tokenizer = load_tokenizer(self.folder.tokenizer_path)
         if tokenizer.vocab_size > self.config.model.vocab_size:
             raise ValueError(
                 f"{self.folder.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding "

@@ -1,4 +1,4 @@
-"""Which classes and functions a run folder may name.
+"""Classes and functions that a run folder may name.
 
 A run folder may come from anyone, and what its config.yaml names by `_target_` is called. So only what conf/ itself
 names for that kind of part is built, and what the user allows: `allow=[package.Class]`.

@@ -5,10 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from dsv3.build import part
-from dsv3.paths import CONF
+from dsv3.build import load_tokenizer
 from dsv3.testing.requirement import require
 
 SPECIAL = ("bos", "eos", "pad", "fim_begin", "fim_hole", "fim_end")
@@ -154,7 +151,7 @@ def _saved(tokenizer: Any, folder: str) -> None:
 def _read_back(tokenizer: Any, folder: str, special: dict[str, int]) -> None:
     """As `generate`, `evaluate.py` and `export` read the tokenizer of a run."""
     try:
-        loaded = part(OmegaConf.load(CONF / "saved_tokenizer.yaml"), directory=folder)
+        loaded = load_tokenizer(folder)
     except Exception as error:
         raise AssertionError(
             f"what save() wrote must be read by what conf/saved_tokenizer.yaml names, and fails: {error}"

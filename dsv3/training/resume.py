@@ -49,11 +49,8 @@ def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> 
     Raises:
         ValueError, FileNotFoundError: as `prepare`; or the checkpoint that `resume` names is of another model.
     """
-    if config.resume == "auto":
-        if folder.config_path.exists() and folder.begun():
-            refuse_other_settings(config, folder)
-        newest_or_refuse(folder)
-    elif config.resume != "never" and (checkpoint := branch_point(config, folder)) is not None:
+    checkpoint = checkpoint_of(config, folder)
+    if checkpoint is not None and config.resume != "auto":
         state = load_checkpoint(checkpoint, mmap=True)["state_dict"]
         saved = {key.removeprefix("model."): list(value.shape) for key, value in state.items()}
         for name, tensor in model.state_dict().items():
@@ -71,22 +68,26 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
     """
     folder.hold()
     folder.clear_leftovers()
-    if config.resume == "never":
-        if folder.config_path.exists():
-            log.warning("previous run moved to %s", folder.move_aside())
-            folder.hold()
-        checkpoint = None
-    elif config.resume == "auto":
-        if folder.config_path.exists() and folder.begun():
-            refuse_other_settings(config, folder)
-        checkpoint = newest_or_refuse(folder)
-    else:
-        checkpoint = branch_point(config, folder)
+    if config.resume == "never" and folder.config_path.exists():
+        log.warning("previous run moved to %s", folder.move_aside())
+        folder.hold()
+    checkpoint = checkpoint_of(config, folder)
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
     for ending in (folder.summary_path, folder.failure_path):
         ending.unlink(missing_ok=True)
     write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
     return checkpoint
+
+
+def checkpoint_of(config: DictConfig, folder: RunFolder) -> Path | None:
+    """What `resume` asks for: the checkpoint to resume from, or None to start. Changes nothing; raises as `prepare`."""
+    if config.resume == "never":
+        return None
+    if config.resume != "auto":
+        return branch_point(config, folder)
+    if folder.config_path.exists() and folder.begun():
+        refuse_other_settings(config, folder)
+    return newest_or_refuse(folder)
 
 
 def newest_or_refuse(folder: RunFolder) -> Path | None:

@@ -144,13 +144,16 @@ def test_a_checkpoint_with_one_bit_flipped_is_either_passed_over_or_loads(run: P
     directory = content.rindex(b"PK\x01\x02") - 400
     generator = random.Random(0)
     places = [generator.randrange(directory, len(content)) for _ in range(120)]
-    flipped = path.with_name("flipped.ckpt")
+    flipped, intact, passed_over = path.with_name("flipped.ckpt"), load_checkpoint(path)["state_dict"], 0
     for place in [*places, *(generator.randrange(len(content)) for _ in range(20))]:
         damaged = bytearray(content)
         damaged[place] ^= 1 << generator.randrange(8)
         flipped.write_bytes(damaged)
         if is_valid(flipped):
-            load_checkpoint(flipped)
+            assert load_checkpoint(flipped)["state_dict"].keys() == intact.keys()
+        else:
+            passed_over += 1
+    assert passed_over > 20
 
 
 def test_a_folder_in_place_of_a_checkpoint_is_passed_over(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was trained is never lost: to unreadable files, to a failing evaluation, to a limit, to a second call."""
+"""Trained work is never lost: to unreadable files, to a failing evaluation, to a limit, to a second call."""
 
 import shutil
 import tempfile

@@ -50,7 +50,7 @@ class ResultsFolder:
 
     def write(self, name: str, key: str, outcome: Outcome) -> None:
         for task, samples in outcome.samples.items():
-            lines = "".join(_json(sample, indent=None) + "\n" for sample in samples)
+            lines = "".join(text_of(sample, indent=None) + "\n" for sample in samples)
             write_atomically(self.samples_path(task), lambda path, lines=lines: path.write_text(lines))
         content = {
             "key": key,
@@ -58,7 +58,7 @@ class ResultsFolder:
             "shots_used": outcome.shots_used,
             "seconds": round(outcome.seconds, 2),
         }
-        write_atomically(self._file(name), lambda path: path.write_text(_json(content) + "\n"))
+        write_atomically(self._file(name), lambda path: path.write_text(text_of(content) + "\n"))
 
     def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
         """All tasks' results as lm-eval writes them, also into results.json."""
@@ -75,7 +75,7 @@ class ResultsFolder:
             "seconds": {name: part["seconds"] for name, part in zip(names, parts, strict=True)},
             "failures": dict(failures),
         }
-        write_atomically(self.path / "results.json", lambda path: path.write_text(_json(combined) + "\n"))
+        write_atomically(self.path / "results.json", lambda path: path.write_text(text_of(combined) + "\n"))
         return combined
 
     def tasks(self, name: str) -> list[str]:
@@ -95,7 +95,7 @@ class ResultsFolder:
 
 def settings_key(*parts: Any) -> str:
     """Equal for equal settings, scored in the same way."""
-    return hashlib.sha256(_json([version("lm_eval"), SCORING, *parts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(text_of([version("lm_eval"), SCORING, *parts]).encode()).hexdigest()[:16]
 
 
 def scores(results: Mapping[str, Any], shots_used: Mapping[str, float]) -> Iterator[Score]:
@@ -123,7 +123,3 @@ def score_table(rows: Sequence[Score], title: str) -> Table:
         table.add_row(*head, row.metric, f"{row.value:.4f}", uncertainty(row.value, row.stderr, row.n))
         last = row.task
     return table
-
-
-def _json(value: Any, indent: int | None = 2) -> str:
-    return text_of(value, indent=indent)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 
 from dsv3.contracts import Step
-from dsv3.training.callbacks.phases import Phase
+from dsv3.training.callbacks.phases import Phase, find
 from dsv3.training.lightning_module import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 def interrupted(trainer: lightning.Trainer) -> bool:
     """Whether a signal has asked the run to stop."""
-    return any(isinstance(callback, Interruption) and callback.happened for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    interruption = find(trainer, Interruption)
+    return interruption is not None and interruption.happened
 
 
 class Interruption(lightning.Callback):
