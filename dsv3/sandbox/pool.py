@@ -55,8 +55,12 @@ class Sandbox:
         """
         if not self.usable:
             raise RuntimeError(f"{self.refusal}; confirm_run_unsafe_code=true runs programs without it")
+        # Before the threads: CPython 3.11 up to 3.11.7 raises SystemError where two threads parse Python at once
+        # (python/cpython#106905).
+        helpers = [needs_helpers(program._asdict()) for program in programs]
+        judged = functools.partial(judge, limits=self.limits, jailed=self.jailed)
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(functools.partial(judge, limits=self.limits, jailed=self.jailed), programs))
+            return list(pool.map(judged, programs, helpers))
 
 
 @functools.cache
@@ -65,15 +69,15 @@ def refusal() -> str | None:
     if reason := missing():
         return reason
     proof = Program(code="def f(x):\n    return x + 1", test="def check(f):\n    assert f(1) == 2", entry_point="f")
-    verdict = judge(proof, limits=Limits(), jailed=True)
+    verdict = judge(proof, helpers=False, limits=Limits(), jailed=True)
     return None if verdict.passed else f"bubblewrap cannot make a sandbox here ({verdict.detail})"
 
 
-def judge(program: Program, *, limits: Limits, jailed: bool) -> Verdict:
-    """Run one program against its test; whatever goes wrong is a failure of the program."""
+def judge(program: Program, helpers: bool, *, limits: Limits, jailed: bool) -> Verdict:
+    """Run one program against its test, with helpers of its prompt or without; whatever goes wrong is its failure."""
     started = time.monotonic()
     fields = program._asdict()
-    workers = ["worker", "helper"] if needs_helpers(fields) else ["worker"]
+    workers = ["worker", "helper"] if helpers else ["worker"]
     guests: list[Confined] = []
     with contextlib.ExitStack() as stack:
 

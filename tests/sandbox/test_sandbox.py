@@ -1,14 +1,17 @@
 """The sandbox: right programs pass, wrong and hostile ones fail, and nothing gets out or hangs."""
 
+import ast
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +183,22 @@ def test_the_filter_kills_no_ordinary_program() -> None:
 
 
 @needs_jail
+@needs_jail
+def test_one_thread_alone_parses_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython 3.11 up to 3.11.7 raises SystemError now and then where two threads parse at once."""
+    threads: set[int] = set()
+    parse = ast.parse
+
+    def parsing(*args: Any, **kwargs: Any) -> ast.AST:
+        threads.add(threading.get_ident())
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(ast, "parse", parsing)
+    program = Program(code="def f(x):\n    return x", test="def check(f):\n    assert f(1) == 1", entry_point="f")
+    assert all(verdict.passed for verdict in Sandbox(workers=2).run([program] * 4))
+    assert threads == {threading.get_ident()}
+
+
 def test_interruption_leaves_no_processes() -> None:
     """A run that is killed takes its jails with it."""
     source = (
