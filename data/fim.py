@@ -10,18 +10,19 @@ for both. The parts are tokenised one by one, so that a prompt ends where the mi
 characters (code points), so no part breaks one in two. A text longer than `max_characters` is first cut between lines
 into consecutive pieces, each of which becomes a sequence of its own, from BOS to EOS;
 `dsv3.prompts.infilling.infilling_prompt` is exactly the part of such a sequence that comes before the middle.
-Every draw is a function of (seed, epoch, document) alone.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from data.tokenizer import ByteLevelBPE
+from data.documents import PIECE
 from dsv3.bounds import Fraction, PositiveInt
-from dsv3.contracts import Tokenizer
 from dsv3.prompts.infilling import Order, infilling_prompt
+
+if TYPE_CHECKING:
+    from dsv3.contracts import Tokenizer
 
 
 class FillInTheMiddle(NamedTuple):
@@ -40,29 +41,21 @@ class FillInTheMiddle(NamedTuple):
             raise ValueError(f"data.fim.max_characters={self.max_characters}: must be at least 1")
 
 
-def generator(*, seed: int, epoch: int, document: int, purpose: int) -> np.random.Generator:
-    """Random numbers of one document in one epoch (counter-based Philox); `purpose` parts independent uses."""
-    key, counter = np.array([seed, document], np.uint64), np.array([0, 0, purpose, epoch], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def chosen(*, rate: float, random: np.random.Generator) -> bool:
-    """Whether a document is rearranged: the first draw of its generator."""
-    return bool(random.random() < rate)
-
-
-def rearrange(text: str, *, settings: FillInTheMiddle, random: np.random.Generator, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a chosen document: one sequence from BOS to EOS for each of its pieces."""
-    ids: list[int] = []
-    for piece in pieces(text, settings.max_characters):
+def rearrange(
+    text: Iterable[str], *, settings: FillInTheMiddle, random: np.random.Generator, tokenizer: "Tokenizer"
+) -> Iterator[list[int]]:
+    """Ids of a chosen document, which comes in parts: one sequence from BOS to EOS for each of its pieces."""
+    for piece in pieces(text, settings.max_characters or PIECE):
         first, second = sorted(random.integers(0, len(piece), size=2, endpoint=True).tolist())
         prefix, middle, suffix = piece[:first], piece[first:second], piece[second:]
-        ids += infilling_prompt(tokenizer, prefix, suffix, settings.order)
-        ids += [*tokenizer.encode(middle), tokenizer.eos]
-    return ids
+        yield [
+            *infilling_prompt(tokenizer, prefix, suffix, settings.order),
+            *tokenizer.encode(middle),
+            tokenizer.eos,
+        ]
 
 
-def invert(ids: Sequence[int], *, tokenizer: ByteLevelBPE) -> str:
+def invert(ids: Sequence[int], *, tokenizer: "Tokenizer") -> str:
     """The text of a document, rearranged (in either order) or not."""
     parts: dict[int, list[int]] = {mark: [] for mark in (tokenizer.fim_begin, tokenizer.fim_hole, tokenizer.fim_end)}
     text: list[int] = []
@@ -79,17 +72,34 @@ def invert(ids: Sequence[int], *, tokenizer: ByteLevelBPE) -> str:
     return tokenizer.decode(text)
 
 
-def pieces(text: str, longest: int | None) -> list[str]:
-    """`text` cut after line breaks into consecutive pieces of at most `longest` characters.
+def pieces(text: Iterable[str], longest: int) -> Iterator[str]:
+    """A text that comes in parts, cut after line breaks into consecutive pieces of at most `longest` characters.
 
-    A line longer than that is cut inside. None: one piece.
+    A line longer than that is cut inside.
     """
-    if longest is None or len(text) <= longest:
-        return [text]
-    result = [""]
-    for line in text.splitlines(keepends=True):
-        if len(result[-1]) + len(line) <= longest:
-            result[-1] += line
+    piece = ""
+    for line in _lines(text):
+        if len(piece) + len(line) <= longest:
+            piece += line
             continue
-        result += [line[start : start + longest] for start in range(0, len(line), longest)]
-    return [piece for piece in result if piece]
+        if piece:
+            yield piece
+        starts = range(0, len(line), longest)
+        yield from (line[start : start + longest] for start in starts[:-1])
+        piece = line[starts[-1] :]
+    if piece:
+        yield piece
+
+
+def _lines(text: Iterable[str]) -> Iterator[str]:
+    """Lines with their line breaks, but for a line of over a million characters, which comes in parts."""
+    open_line = ""
+    for part in text:
+        lines = (open_line + part).splitlines(keepends=True)
+        open_line = lines.pop() if lines else ""
+        yield from lines
+        if len(open_line) > PIECE:
+            yield open_line
+            open_line = ""
+    if open_line:
+        yield open_line

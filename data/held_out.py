@@ -1,17 +1,15 @@
 """Held-out data: validation sequences with their byte counts, and questions scored by exact match."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
 
 from data.batches import micro_batch
 from data.fim import pieces
-from data.split import lines_of
-from data.tokenizer import ByteLevelBPE
+from data.survey import HeldOut, lines_of
 from dsv3.contracts import MicroBatch, Question, Tokenizer
 
 CHARACTERS_PER_TOKEN = 3
@@ -46,7 +44,7 @@ def validation_bytes(texts: Sequence[ValidationText]) -> int:
     return sum(len(text.encode("utf-8")) for text, _ in texts)
 
 
-def validation_rows(texts: Sequence[ValidationText], *, tokenizer: ByteLevelBPE, length: int) -> np.ndarray:
+def validation_rows(texts: Sequence[ValidationText], *, tokenizer: Tokenizer, length: int) -> np.ndarray:
     """Rows of `length + 1` tokens (int64) in which every token but the first is a target once.
 
     Each text is `<bos> text <eos>`, without the EOS where it is cut. Rows overlap by one token; the last is padded.
@@ -76,26 +74,21 @@ def validation_batches(
 
 
 def questions(
-    held_out: Sequence[Dataset], train: Sequence[Dataset], *, count: int, tokenizer: ByteLevelBPE
+    held_out: Iterable[HeldOut], majority: Mapping[str, str], *, count: int, tokenizer: Tokenizer
 ) -> list[Question]:
     """`count` held-out questions, as many of each family as there can be; none where no source asks questions.
 
-    A prompt ends in `Answer:`, and the ids of prompt and answer together are those of the document.
+    A prompt ends in `Answer:`, and the ids of prompt and answer together are those of the document. majority: of each
+    family, the most frequent answer in training.
 
     Raises:
         ValueError: the sources hold out fewer questions.
     """
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for texts in train:
-        for family, answer in zip(texts["family"], texts["answer"]):
-            answers[family][answer] += 1
     queues: dict[str, list[Question]] = defaultdict(list)
-    for texts in held_out:
-        for text, family, answer in zip(texts["text"], texts["family"], texts["answer"]):
-            if family:
-                majority = answers[family].most_common(1)[0][0]
-                prompt = text.removesuffix(f" {answer}")
-                queues[family].append(Question(family, prompt, f" {answer}", f" {majority}"))
+    for document in held_out:
+        if family := document.family:
+            prompt = document.text.removesuffix(f" {document.answer}")
+            queues[family].append(Question(family, prompt, f" {document.answer}", f" {majority.get(family, '')}"))
     available = sum(map(len, queues.values()))
     if queues and available < count:
         raise ValueError(f"data.questions={count}: must be at most {available}, the questions held out")
@@ -122,7 +115,7 @@ def three_parts(text: str, *, longest: int) -> tuple[str, str, str]:
     centre that is long enough to tell something; its indentation and line break stay outside.
     """
     function = re.search(r"^def ", text, flags=re.MULTILINE)
-    excerpt = pieces(text[function.start() if function else 0 :], longest)[0]
+    excerpt = next(pieces([text[function.start() if function else 0 :]], longest))
     lines = excerpt.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)]).tolist()
     telling = [i for i, line in enumerate(lines) if line.strip() in lines_of(line)] or range(len(lines))

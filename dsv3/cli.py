@@ -69,25 +69,26 @@ def main(arguments: Sequence[str], *, package: str = "dsv3.tools") -> int:
 
 def _main(arguments: Sequence[str], package: str) -> int:
     tools = {path.stem.rstrip("_"): path for path in _modules(package)}
+    program = f"python -m {package.partition('.')[0]}"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print_page(_overview(tools))
+        print_page(_overview(program, tools))
         return 0
     name, *rest = arguments
     rest, folder, problems = _config_dir(rest)
     if name not in tools:
         now = moved(name)
-        renamed = f"this tool is now called {now}: write python -m dsv3 {now}"
+        renamed = f"this tool is now called {now}: write {program} {now}"
         message = renamed if now in tools else f"unknown tool.{did_you_mean(name, tools)}"
         report([Problem(name, NO_VALUE, message)], hint=f"Tools: {', '.join(sorted(tools))}.")
         return 2
     tool = importlib.import_module(f"{package}.{tools[name].stem}")
     if any(argument in ("-h", "--help") for argument in rest):
-        print_page(_tool_help(name, tool))
+        print_page(_tool_help(program, name, tool))
         return 0
     options, found = _read(tool, rest, folder)
     problems += found
     if problems:
-        report(problems, hint=f"python -m dsv3 {name} --help explains every key.")
+        report(problems, hint=f"{program} {name} --help explains every key.")
         return 2
     return _run(lambda: tool.run(options), as_json=options.format == "json")
 
@@ -249,20 +250,20 @@ def _example(field: dataclasses.Field[Any]) -> str:
     return "" if default is None or default == REQUIRED else f", such as the default {shown(default)}"
 
 
-def _overview(tools: dict[str, Path]) -> Iterator[str]:
-    yield from ("python -m dsv3 <tool> [key=value ...]", "", "TOOLS")
+def _overview(program: str, tools: dict[str, Path]) -> Iterator[str]:
+    yield from (f"{program} <tool> [key=value ...]", "", "TOOLS")
     width = max((len(name) for name in tools), default=0)
     for name, path in sorted(tools.items()):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         yield f"  {name:<{width}}  {docstring.partition(chr(10))[0]}"
-    yield from ("", "python -m dsv3 <tool> --help explains the tool's keys.")
+    yield from ("", f"{program} <tool> --help explains the tool's keys.")
     yield "Training and evaluation have scripts of their own: python train.py --help, python evaluate.py --help."
 
 
-def _tool_help(name: str, tool: ModuleType) -> Iterator[str]:
+def _tool_help(program: str, name: str, tool: ModuleType) -> Iterator[str]:
     yield from (tool.__doc__ or "").strip().splitlines()
     first = f" [{tool.FIRST}]" if hasattr(tool, "FIRST") else ""
-    yield from ("", "USAGE", f"  python -m dsv3 {name}{first} [key=value ...]", "", "KEYS")
+    yield from ("", "USAGE", f"  {program} {name}{first} [key=value ...]", "", "KEYS")
     for field in _fields(tool).values():
         default = _default(field)
         given = "(required)" if default == REQUIRED else f"= {shown(default) or repr(default)}"

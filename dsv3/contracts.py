@@ -14,6 +14,7 @@ Shape legend, used in the names of tensors everywhere:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -498,7 +499,8 @@ class HasChatTokens(Protocol):
 
 
 TokenizerFactory = Callable[..., Tokenizer]
-"""(texts=, cache_dir=) -> tokenizer. `texts`: training texts of each domain, in a fixed order."""
+"""(texts=, cache_dir=) -> tokenizer. `texts`: training texts of each domain, an iterable in a fixed order; of a large
+corpus a sample. A run's tokenizer is made with none."""
 
 
 class Data(Protocol):
@@ -531,6 +533,18 @@ class Data(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the step whose `state_after` this is."""
+
+
+@runtime_checkable
+class KeepsHeldOut(Protocol):
+    """What a datamodule may offer beside its contract: its held-out texts in a folder of the run, so that the run can
+    be scored on what it held out, whatever has become of the training texts."""
+
+    def keep_held_out(self, folder: Path) -> None:
+        """Write them, whole or not at all. Called when training begins, after `setup`."""
+
+    def use_held_out(self, folder: Path) -> str | None:
+        """Take them from there, instead of `setup`; return what the user is to be told, if anything."""
 
 
 LoggerFactory = Callable[..., Any]

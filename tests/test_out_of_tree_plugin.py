@@ -88,7 +88,7 @@ def test_they_train_through_one_key_each(together: Path, tmp_path: Path) -> None
     source = f"{{_target_: data.sources.local_files, path: {ROOT}/dsv3/config, text_column: text, weight: 1.0}}"
     done = train(
         tmp_path, together, f"hydra.searchpath=[file://{ROOT}/tests/conf]", *CHOSEN, "model=tiny",
-        "model.vocab_size=264", "callbacks.mine.every_tokens=512", "data=files", f"+data.sources.code={source}",
+        "model.vocab_size=264", "callbacks.mine.every_tokens=512", "data=small_files", f"+data.sources.code={source}",
         f"data.cache_dir={tmp_path}/cache", "logger=none", "benchmarks=none", "trainer.max_steps=5",
         f"run.dir={tmp_path}/run",
     )  # fmt: skip

@@ -9,12 +9,11 @@ from dsv3.bench.measuring import Figure, interleaved
 from dsv3.bench.training_step import our_step
 from dsv3.build import build_data
 
-STEPS = 2048  # so many that the windows in which rows are shuffled are filled and filled again
+STEPS = 2048
 
 
 def data(repeats: int, device: torch.device) -> Iterator[Figure]:
-    """Tokens per second that the datamodule gives from its start, packing, fill-in-the-middle and shuffling included,
-    and that training takes."""
+    """Tokens per second that the datamodule gives from its start, and that training takes."""
     config, model = ours("mtp=none", device=device)
     training = our_step(model, config)
     tokens = ROWS * LENGTH

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from dsv3.bench.measuring import Figure, interleaved
-from dsv3.build import build_data
 from dsv3.checkpoint.loading import load_run
 from dsv3.contracts import Data
+from dsv3.evaluation.held_out import held_out_data
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
 from dsv3.inference.speculation import Speculation
@@ -24,7 +24,7 @@ def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator
     """Greedy text after the beginnings of held-out rows of all domains; prompts and the first token included."""
     loaded = load_run(run, device=device)
     counts, seconds, same = Speculation(), {"plain": 0.0, "drafted": 0.0}, 0
-    rows = prompts(build_data(loaded.config, tokenizer=loaded.tokenizer()))
+    rows = prompts(held_out_data(loaded))
     with cached_weight_casts(loaded.model):
         for row in rows:
             texts: dict[str, list[int]] = {}

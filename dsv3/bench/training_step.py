@@ -10,7 +10,7 @@ from torch import nn
 
 from dsv3.bench.compared import EXPERTS, LENGTH, ROWS, batches, configured, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
-from dsv3.build import part
+from dsv3.config.part import part
 from dsv3.contracts import Step
 from dsv3.model.compile import compile_parts
 from dsv3.model.decoder import Decoder

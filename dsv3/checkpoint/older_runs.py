@@ -1,4 +1,4 @@
-"""Run folders of older versions, read by today's names: tables, columns, files, keys of JSON, optimiser settings."""
+"""Run folders of older versions, read by today's names: tables, columns, files, keys of JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow
 
 from dsv3.checkpoint.parts import numbered, tokens_of
-from dsv3.config.moved import moved
 
 TABLES = {"metrics/alerts": "metrics/findings"}
 COLUMNS = {
@@ -56,12 +55,3 @@ def upgraded_summary(summary: dict[str, Any]) -> dict[str, Any]:
     }
     samples = [{"name": name, **summary[name]} for name in ("completion", "infilling") if name in summary]
     return {"samples": samples} | summary | ({"questions": questions} if "questions" in summary else {})
-
-
-def rename_optimizer_settings(checkpoint: dict[str, Any]) -> None:
-    """Give the settings in the parameter groups of a loaded checkpoint their names of today, in place."""
-    for state in checkpoint["optimizer_states"]:
-        for group in state["param_groups"]:
-            for name in list(group):
-                if now := moved(f"optimizer.{name}"):
-                    group[now.removeprefix("optimizer.")] = group.pop(name)

@@ -82,6 +82,7 @@ class RunFolder:
         self.summary_path = self.path / "summary.json"
         self.failure_path = self.path / "failure.txt"
         self.tokenizer_path = self.path / "tokenizer"
+        self.held_out_path = self.path / "held_out"
         self.tables: dict[str, Table] = {}
 
     def config(self) -> DictConfig:

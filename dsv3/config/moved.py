@@ -53,6 +53,10 @@ VALUES = {
 """Key -> old value -> what it is called now."""
 
 
+OLDER_PACKING = "windows"
+"""`data.packing` of runs whose rows were shuffled within windows: no option of today, but read."""
+
+
 def moved(key: str) -> str | None:
     """Today's name of an old key, option or tool; None if it is not an old one."""
     now = OPTIONS.get(key, key)
@@ -84,10 +88,19 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
             config[part] = OmegaConf.create(OmegaConf.to_container(current[part], resolve=True))
     for key, now in MOVED.items():
         _move(config, key, now)
+    _upgrade_data(config)
     for key in VALUES:
         if (value := OmegaConf.select(config, key)) is not None:
             OmegaConf.update(config, key, todays_value(key, value))
     return config
+
+
+def _upgrade_data(config: DictConfig) -> None:
+    """Settings of data whose rows were shuffled within windows: they are scored on what they held out, by that rule."""
+    data = config.get("data")
+    if isinstance(data, DictConfig) and data.pop("shuffle_window", None) is not None:
+        limits = {"held_out_bytes": 32_000_000, "max_document_bytes": 256_000_000, "processes": None}
+        config.data = OmegaConf.merge(limits, data, {"packing": OLDER_PACKING})
 
 
 def _move(config: DictConfig, key: str, now: str) -> None:

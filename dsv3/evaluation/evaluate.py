@@ -7,14 +7,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run, set_weights
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
-from dsv3.evaluation.held_out import answer_questions, domain_scores
+from dsv3.evaluation.held_out import answer_questions, domain_scores, held_out_data
 from dsv3.monitoring.expert_load import ExpertLoad
-from dsv3.runtime import device_named
+from dsv3.runtime import device_named, quieten_libraries
 from dsv3.strict_json import text_of
 
 
@@ -25,6 +24,7 @@ def evaluate(config: DictConfig) -> None:
         FileNotFoundError: the checkpoint is neither a run's nor a Hugging Face folder.
         ValueError: a setting does not fit the checkpoint.
     """
+    quieten_libraries()
     wanted = bool(config.benchmarks.tasks or config.tasks)
     console = Console(highlight=False, stderr=config.format == "json")
     result: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def evaluate(config: DictConfig) -> None:
         loaded, data, out = None, None, None
     else:
         loaded = load_run(config.checkpoint, device=device_named(config.device), allow=allowed(config))
-        data = build_data(loaded.config, tokenizer=loaded.tokenizer())
+        data = held_out_data(loaded)
         out = loaded.folder.path / "evaluation.json"
         if config.held_out:
             result = score(loaded, data)

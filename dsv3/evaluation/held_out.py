@@ -1,5 +1,6 @@
 """Held-out evaluation: loss and bits per byte by domain, exact match on questions."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -8,13 +9,30 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dsv3.contracts import IGNORE, MicroBatch, Question, Tokenizer
+from dsv3.build import build_data
+from dsv3.checkpoint.loading import Loaded
+from dsv3.config.part import part
+from dsv3.contracts import IGNORE, Data, KeepsHeldOut, MicroBatch, Question, Tokenizer
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.model.losses import greedy_tokens, token_losses
 from dsv3.monitoring.expert_load import ExpertLoad
 
+log = logging.getLogger(__name__)
+
 QUESTION_ROWS = 16  # questions answered at once
+
+
+def held_out_data(loaded: Loaded) -> Data:
+    """What a trained model is scored on: what its run folder keeps, or else what its configuration holds out."""
+    tokenizer = loaded.tokenizer()
+    if loaded.folder.held_out_path.is_dir():
+        data: Data = part(loaded.config.data)(tokenizer=lambda **_: tokenizer)
+        if isinstance(data, KeepsHeldOut):
+            if (note := data.use_held_out(loaded.folder.held_out_path)) is not None:
+                log.warning("%s", note)
+            return data
+    return build_data(loaded.config, tokenizer=tokenizer)
 
 
 class DomainLoss(Metric):

@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dsv3.checkpoint.older_runs import rename_optimizer_settings
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step, StepsMatrices
 from dsv3.model.decoder import Decoder
@@ -138,4 +137,3 @@ class LanguageModel(lightning.LightningModule):
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
         self.steps = checkpoint["dsv3"].get("steps", checkpoint["global_step"])  # older runs counted updates
         self.data_state = checkpoint["dsv3"]["data_state"]
-        rename_optimizer_settings(checkpoint)

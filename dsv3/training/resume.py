@@ -16,7 +16,7 @@ from torch import nn
 from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint, write_atomically
-from dsv3.config.moved import upgraded
+from dsv3.config.moved import OLDER_PACKING, upgraded
 from dsv3.contracts import is_precision_state
 from dsv3.training.settle import kept_choices
 
@@ -34,6 +34,7 @@ FREE = (
     "benchmarks",
     "trainer",
     "data.cache_dir",
+    "data.processes",
     "callbacks.guard.max_rollbacks",
     "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
@@ -41,8 +42,8 @@ FREE = (
 """Keys that may change when a run resumes: none affects what is computed."""
 
 
-def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> None:
-    """Return if `prepare` would accept the folder; changes nothing, so that it may come before slow work.
+def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> Path | None:
+    """Return what `prepare` will, if it will accept the folder; changes nothing, so that it may come before slow work.
 
     model: the one to train, or its shapes on the meta device.
 
@@ -57,6 +58,7 @@ def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> 
             if not is_precision_state(name) and saved.get(name) != list(tensor.shape):
                 there = f"has {name} of shape {saved[name]}" if name in saved else f"has no {name}"
                 raise ValueError(f"resume={config.resume}: another model: it {there}; here it is {list(tensor.shape)}")
+    return checkpoint
 
 
 def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
@@ -131,6 +133,12 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
     before = upgraded(read_config(folder.config_path), config)
+    if OmegaConf.select(before, "data.packing") == OLDER_PACKING != OmegaConf.select(config, "data.packing"):
+        raise ValueError(
+            f"{folder.path} holds a run of an older version, which shuffled rows within windows (data.shuffle_window); "
+            "that order cannot be continued. Choose another folder (run.name=...), or use resume=never to move the old "
+            "run aside and start over."
+        )
     changed = [
         f"{key}: {there} there, {now} now" for key, (there, now) in differences(before, config, free=FREE).items()
     ]

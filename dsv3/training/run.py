@@ -7,11 +7,12 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
-from dsv3.build import build_data, build_model, part, token_bytes
+from dsv3.build import build_data, build_model, token_bytes
 from dsv3.checkpoint.loading import init_from, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
-from dsv3.contracts import Data
+from dsv3.config.part import part
+from dsv3.contracts import Data, KeepsHeldOut
 from dsv3.model.compile import compile_parts
 from dsv3.runtime import set_up_process
 from dsv3.training.callbacks.interruption import Interruption
@@ -55,10 +56,14 @@ def build_run(config: DictConfig) -> Run:
     for callback in callbacks:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
-    refuse_unusable(config, folder, shapes_only)
+    checkpoint = refuse_unusable(config, folder, shapes_only)
     start = load_run(config.run.init_from, allow=allowed(config)) if config.run.init_from else None
     data = build_data(config, tokenizer=start.tokenizer() if start else None)
+    if checkpoint is not None:
+        data.restore(load_checkpoint(checkpoint, mmap=True)["dsv3"]["data_state"])
     resume_from = prepare(config, folder)
+    if resume_from != checkpoint:
+        raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
     data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
     if config.compile:
@@ -77,8 +82,8 @@ def build_run(config: DictConfig) -> Run:
     )
     module.config, module.folder = config, folder
     write_run_info(config, model, module.losses.statistics, folder)
-    if resume_from is not None:
-        data.restore(load_checkpoint(resume_from)["dsv3"]["data_state"])
+    if isinstance(data, KeepsHeldOut):
+        data.keep_held_out(folder.held_out_path)
     trainer = lightning.Trainer(
         # The module counts steps, skipped updates included; Lightning would not even begin a run that has made them.
         **part(config.trainer) | {"max_steps": -1},

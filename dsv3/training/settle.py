@@ -8,9 +8,9 @@ import logging
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.build import part
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.config.known_parts import refuse_unknown_parts, targets
+from dsv3.config.part import part
 from dsv3.contracts import Settles
 from dsv3.runtime import device_named
 

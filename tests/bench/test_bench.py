@@ -58,7 +58,7 @@ def test_speculation_compares_the_same_texts(
 ) -> None:
     made = build_run(composed(f"run.dir={tmp_path}", "run.tokens=512"))
     made.trainer.fit(made.module, made.data)
-    monkeypatch.setattr(drafts, "build_data", lambda config, tokenizer: made.data)
+    monkeypatch.setattr(drafts, "held_out_data", lambda loaded: made.data)
     monkeypatch.setattr(Loaded, "tokenizer", lambda self: made.data.tokenizer)
     monkeypatch.setattr(drafts, "load_run", partial(load_run, allow=TARGETS))
     monkeypatch.setattr(drafts, "PROMPTS", 3)

@@ -15,9 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from data.datamodule import DataModule
 from dsv3.checkpoint.loading import load_run
-from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.evaluation.evaluate import evaluate
 from dsv3.paths import CONF
@@ -119,7 +118,7 @@ def todays_config(before: Path, *overrides: str) -> DictConfig:
     texts = f"{{_target_: data.sources.local_files, path: {before / 'texts'}, text_column: text, weight: 1.0}}"
     keys = [
         f"hydra.searchpath=[file://{ROOT}/tests/conf]",
-        *("model=tiny", "data=files", "precision=bf16", "logger=none", "benchmarks=none"),
+        *("model=tiny", "data=small_files", "precision=bf16", "logger=none", "benchmarks=none"),
         *(f"model.{name}=16" for name in ("dim", "inter_dim")),
         *(
             f"model.{name}=8"
@@ -140,10 +139,10 @@ def todays_config(before: Path, *overrides: str) -> DictConfig:
 def test_its_settings_are_those_of_todays_keys(before: Path) -> None:
     """Keys that have moved, keys and values with new names; another value is refused under its name of today."""
     folder = RunFolder(before / "run")
-    refuse_other_settings(todays_config(before), folder)
+    refuse_other_settings(todays_config(before, "data.packing=windows"), folder)
     changed = ("callbacks.ema.decay=0.5", "callbacks.guard.min_rise=0.7", "attention.decode=naive")
     with pytest.raises(ValueError, match="different settings") as error:
-        refuse_other_settings(todays_config(before, *changed), folder)
+        refuse_other_settings(todays_config(before, "data.packing=windows", *changed), folder)
     assert "callbacks.ema.decay: 0.99 there, 0.5 now" in str(error.value)
     assert "callbacks.guard.min_rise: 0.5 there, 0.7 now" in str(error.value)
     assert "attention.decode: absorb there, naive now" in str(error.value)
@@ -176,16 +175,18 @@ def test_its_summary_is_shown(before: Path, capsys: pytest.CaptureFixture[str]) 
     assert "sisters" in capsys.readouterr().out
 
 
-def test_it_resumes(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its checkpoint to the eighth step. Its texts are in another folder now, which counts as another stream."""
-    copied = before / "resumed"
+@pytest.mark.parametrize("resume", ["auto", "checkpoint"])
+def test_it_cannot_be_resumed_and_stays_as_it_is(before: Path, resume: str) -> None:
+    """The order of its rows is gone: they were shuffled within windows."""
+    copied = before / f"resumed_{resume}"
     shutil.copytree(before / "run", copied)
-    stream = load_checkpoint(RunFolder(copied).checkpoints()[-1])["dsv3"]["data_state"]["stream"]
-    monkeypatch.setattr(DataModule, "stream_key", lambda self: stream)
-    config = todays_config(before, f"run.dir={copied}", "trainer.max_steps=8")
-    run = fit(config)
-    run.folder.release()
-    assert run.folder.read("metrics/train").tokens.tolist() == list(range(256, 2049, 256))
-    assert run.folder.read("metrics/routing").max_vio_step.notna().all()
-    assert {group["sparse_lr_scale"] for group in run.trainer.optimizers[0].param_groups} == {5.0}
-    assert not any("rows_lr_scale" in group for group in run.trainer.optimizers[0].param_groups)
+    files = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    folder, overrides = copied, []
+    if resume == "checkpoint":
+        folder = before / "branch"
+        overrides = [f"resume={RunFolder(copied).checkpoints()[-1]}"]
+    config = todays_config(before, *overrides, f"run.dir={folder}", "trainer.max_steps=8")
+    with pytest.raises(ValueError, match="shuffled rows within windows"):
+        fit(config)
+    assert files == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert resume == "auto" or not folder.exists()

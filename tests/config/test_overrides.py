@@ -17,13 +17,24 @@ def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+REQUIRED = {
+    ("data", "hub"): ["data.sources.text.name=org/texts"],
+    ("data", "token_files"): ["data.sources.text.path=tokens", "data.sources.text.tokenizer=tokenizer.json"],
+    ("tokenizer", "file"): ["tokenizer.path=tokenizer.json", "tokenizer.vocab_size=300"],
+    ("tokenizer", "hub"): ["tokenizer.name=org/model", "tokenizer.vocab_size=300"],
+}
+"""What an option leaves to the user."""
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_is_sound(
     group: str, option: str, folder_with_a_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder_with_a_run)
     if group in groups_of("train"):
-        assert check("train", [f"{group}={option}"]) == []
+        given = REQUIRED.get((group, option), [])
+        assert check("train", [f"{group}={option}", *given]) == []
+        assert keys_of(check("train", [f"{group}={option}"])) == [key.partition("=")[0] for key in given]
     elif group in groups_of("evaluate"):
         assert check("evaluate", [f"{group}={option}", "checkpoint=conf"]) == []
     else:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.datamodule import DataModule
+from data.documents import Document
+from data.edition import slice_of
 from data.sources import Source
 from data.tokenizer import ByteLevelBPE, deepseek, train_bpe
 
@@ -27,9 +29,16 @@ def words(*, seed: int, count: int) -> str:
 
 
 def in_memory(texts: list[str], *, weight: float = 1.0, label: str = "", **columns: list[Any]) -> Source:
-    """A source of given texts, named by their numbers."""
-    rows = {"name": [f"{label}{i}" for i in range(len(texts))], "text": texts, **columns}
-    return Source(weight=weight, identity=lambda: {"rows": rows}, load=lambda: Dataset.from_dict(rows))
+    """A source of given texts, named by their numbers. columns: of other fields of `Document`."""
+    rows = [{"name": f"{label}{i}", "text": text} for i, text in enumerate(texts)]
+    for name, values in columns.items():
+        rows = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
+    return Source(
+        weight=weight,
+        identity=lambda: {"rows": rows},
+        documents=lambda: iter([Document(**row) for row in rows]),
+        size=lambda: sum(map(len, texts)),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +47,20 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ByteLevelBPE:
     texts = {"only": [words(seed=i, count=200) for i in range(40)]}
     folder = str(tmp_path_factory.mktemp("tokenizer"))
     return train_bpe(vocab_size=400, sample_characters=100_000, texts=texts, cache_dir=folder)
+
+
+@pytest.fixture(scope="session")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json as GPT-2's, with none of DeepSeek's special tokens; id 0 ends a text."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    made.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 3, trainer)
+    path = tmp_path_factory.mktemp("gpt") / "tokenizer.json"
+    made.save(str(path))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +81,15 @@ def sources() -> dict[str, Source]:
 Make = Callable[..., DataModule]
 
 
+def training_texts(data: DataModule, domain: str) -> list[str]:
+    """The training documents of a domain, read back from the store's token ids."""
+    tokens = data.prepared.store.tokens(domain)
+    return [
+        data.tokenizer.decode(slice_of(tokens.shards, int(start), int(length)).tolist())
+        for start, length in zip(tokens.starts, tokens.lengths)
+    ]
+
+
 @pytest.fixture(scope="session")
 def make(tokenizer: ByteLevelBPE, sources: dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> Make:
     """make(**changes): a datamodule of the small corpora."""
@@ -72,9 +104,12 @@ def make(tokenizer: ByteLevelBPE, sources: dict[str, Source], tmp_path_factory: 
             "total_tokens": 64 * 4 * 30,
             "micro_batch_size": 4,
             "global_batch_size": lambda tokens: 4,
-            "shuffle_window": 16,
+            "packing": "cut",
             "isolate_documents": False,
             "held_out_fraction": 0.1,
+            "held_out_bytes": 1_000_000,
+            "max_document_bytes": 1_000_000,
+            "processes": 1,
             "validation_tokens": 1000,
             "questions": 0,
             "fim": {"rate": 0.1, "order": "psm", "max_characters": 200},
@@ -88,7 +123,7 @@ def make(tokenizer: ByteLevelBPE, sources: dict[str, Source], tmp_path_factory: 
 
 @pytest.fixture(scope="session")
 def default_data() -> DataModule:
-    """What conf/data/default.yaml gives, from the project's own cache."""
+    """The data of conf/data/default.yaml, from the project's own cache."""
     config = OmegaConf.create(
         {
             "seed": 1,

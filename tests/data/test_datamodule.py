@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from data.datamodule import DataModule
+from data.documents import Document
 from data.held_out import three_parts
 from data.sources import Source, reasoning
 from dsv3.contracts import IGNORE, MicroBatch, Step
-from tests.data.conftest import Make, in_memory, words
+from tests.data.conftest import Make, in_memory, training_texts, words
 
 
 def same(one: Step, other: Step) -> bool:
@@ -93,7 +94,7 @@ def test_a_longer_run_continues_a_shorter_one(make: Make) -> None:
     [
         {"seed": 2},
         {"sequence_length": 32},
-        {"shuffle_window": 8},
+        {"packing": "whole", "fim": {"rate": 0.0, "order": "psm", "max_characters": None}},
         {"held_out_fraction": 0.2},
         {"split_punctuation_newline": 0.0},
         {"fim": {"rate": 0.5, "order": "psm", "max_characters": 200}},
@@ -214,17 +215,17 @@ def test_nothing_held_out_is_trained_on(make: Make) -> None:
     for domain in data.domains:
         held_out = set(data.held_out_documents(domain))
         assert held_out
-        assert held_out.isdisjoint(data.corpus.train[domain]["text"])
+        assert held_out.isdisjoint(training_texts(data, domain))
 
 
 def test_cache_gives_the_same_and_a_second_setup_does_nothing(make: Make, tmp_path: Path) -> None:
     cold, warm = make(cache_dir=tmp_path), make(cache_dir=tmp_path)
     steps = [next(iter(data.train_dataloader())) for data in (cold, warm)]
     assert same(*steps)
-    corpus = warm.corpus
+    prepared = warm.prepared
     warm.prepare_data()
     warm.setup("fit")
-    assert warm.corpus is corpus
+    assert warm.prepared is prepared
     assert not list(tmp_path.glob("*/.building-*"))
 
 
@@ -232,7 +233,7 @@ def test_failed_building_leaves_nothing_behind(make: Make, tmp_path: Path) -> No
     def broken() -> Any:
         raise ValueError("broken")
 
-    source = Source(weight=1.0, identity=dict, load=broken)
+    source = Source(weight=1.0, identity=dict, documents=broken)
     with pytest.raises(ValueError, match=r"data\.sources\.mine: broken"):
         make(sources={"mine": source}, cache_dir=tmp_path).setup()
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith(".building")] == []
@@ -253,14 +254,12 @@ def test_questions_are_even_over_families_and_end_where_the_answer_begins(make: 
     questions = data.questions()
     assert questions == make(sources=sources, questions=41, seed=9).questions()
     assert sorted(Counter(question.family for question in questions).values()) == [20, 21]
-    training = data.corpus.train["math"]
+    training = [found for found in sources["math"].documents() if isinstance(found, Document) and not found.held_out]
     for question in questions:
         assert question.prompt.endswith("\nAnswer:")
         assert question.prompt + question.answer in data.held_out_documents("math")
-        assert question.prompt not in {text[: len(question.prompt)] for text in training["text"]}
-        answers = Counter(
-            a for family, a in zip(training["family"], training["answer"], strict=True) if family == question.family
-        )
+        assert question.prompt not in {document.text[: len(question.prompt)] for document in training}
+        answers = Counter(document.answer for document in training if document.family == question.family)
         assert answers[question.majority_answer.removeprefix(" ")] == max(answers.values())
     with pytest.raises(ValueError, match=r"data\.questions=1000: must be at most (59|60), "):
         make(sources=sources, questions=1000).questions()
@@ -297,7 +296,9 @@ def test_samples_begin_at_a_function_where_there_is_one() -> None:
         ({"micro_batch_size": 0}, "data.micro_batch_size=0"),
         ({"held_out_fraction": 0.0}, "data.held_out_fraction=0.0"),
         ({"split_punctuation_newline": 2}, "data.split_punctuation_newline=2"),
-        ({"sources": {}}, "data.sources={}: must have at least one source"),
+        ({"sources": {}}, "data.sources: must have at least one source"),
+        ({"held_out_bytes": 0}, "data.held_out_bytes=0"),
+        ({"max_document_bytes": 0}, "data.max_document_bytes=0"),
         ({"fim": {"rate": 2, "order": "psm", "max_characters": None}}, "data.fim.rate=2"),
     ],
 )
@@ -313,3 +314,55 @@ def test_infilling_happens_at_its_rate_in_the_stream(make: Make) -> None:
     starts = rows[:, :-1] == data.tokenizer.bos
     share = (rows[:, 1:][starts] == data.tokenizer.fim_begin).float().mean().item()
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(starts.sum().item())
+
+
+def test_whole_documents_are_never_cut(make: Make) -> None:
+    """Rows begin at a BOS and end with an EOS and padding, which counts as no tokens."""
+    sources = {"short": in_memory([words(seed=i, count=10) for i in range(100)])}
+    data = make(sources=sources, packing="whole", sequence_length=128, total_tokens=20_000)
+    tokens = 0
+    for step in data.train_dataloader():
+        assert step.tokens_before == tokens
+        for batch in step.micro_batches:
+            tokens += int((batch.document_ids_BT > 0).sum())
+            for row, targets in zip(batch.tokens_BT, batch.targets_BT, strict=True):
+                assert row[0] == data.tokenizer.bos
+                assert targets[targets != IGNORE][-1] == data.tokenizer.eos
+    assert step.state_after["tokens"] == tokens >= 20_000
+
+
+def test_a_state_of_an_older_version_is_refused(make: Make) -> None:
+    state = {"stream": "any", "tokens": 4096, "rows": {"parents": [], "given": [8]}}
+    with pytest.raises(ValueError, match="shuffled rows within windows"):
+        make().restore(state)
+
+
+def test_held_out_texts_are_kept_and_need_no_corpus(make: Make, sources: dict[str, Source], tmp_path: Path) -> None:
+    data = make()
+    data.keep_held_out(tmp_path / "held_out")
+    alone = make(cache_dir=tmp_path / "unused")
+    assert alone.use_held_out(tmp_path / "held_out") is None
+    for one, other in zip(data.validation_batches(), alone.validation_batches(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert data.validation_bytes() == alone.validation_bytes()
+    assert data.samples() == alone.samples()
+    assert not (tmp_path / "unused").exists()
+    changed = sources | {"short": in_memory(["another text\n", "and another\n"])}
+    assert "have changed" in str(make(sources=changed).use_held_out(tmp_path / "held_out"))
+
+    def gone() -> Any:
+        raise ValueError("path='texts' does not exist")
+
+    missing = sources | {"short": Source(weight=1.0, identity=gone, documents=gone)}
+    assert "path='texts' does not exist" in str(make(sources=missing).use_held_out(tmp_path / "held_out"))
+
+
+def test_held_out_texts_are_written_once(make: Make, tmp_path: Path) -> None:
+    data = make()
+    data.keep_held_out(tmp_path / "held_out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "held_out").iterdir()}
+    make().keep_held_out(tmp_path / "held_out")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "held_out").iterdir()}
+    make(held_out_fraction=0.3).keep_held_out(tmp_path / "held_out")
+    assert before != {path: path.stat().st_mtime_ns for path in (tmp_path / "held_out").iterdir()}
+    assert list(tmp_path.iterdir()) == [tmp_path / "held_out"]

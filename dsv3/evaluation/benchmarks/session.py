@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
@@ -19,6 +18,7 @@ from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
 from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, scores, settings_key
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
+from dsv3.evaluation.held_out import held_out_data
 from dsv3.inference.scored_model import ScoredModel
 from dsv3.runtime import device_named
 from dsv3.sandbox import Sandbox
@@ -79,7 +79,7 @@ class Session:
             self.run(other, None, None)
         else:
             loaded = load_run(other, device=self.device, allow=allowed(self.config))
-            self.run(other, loaded, build_data(loaded.config, tokenizer=loaded.tokenizer()))
+            self.run(other, loaded, held_out_data(loaded))
         both = [name for name in self.finished[checkpoint] if name in self.finished[other]]
         first, second = (ResultsFolder(self.folder(name)) for name in (checkpoint, other))
         rows = list(comparison(first, second, both))
