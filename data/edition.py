@@ -7,6 +7,7 @@ edition.
 
 import codecs
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -162,6 +163,8 @@ def render(settings: Rendering, task: Task) -> int:
                 length += len(part)
                 file.write(part.astype(settings.store.dtype).tobytes())
             lengths.append(length)
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
     write_beside(_lengths_path(settings.folder, task.number), lambda f: np.save(f, np.array(lengths, np.int64)))
     return total

@@ -233,8 +233,11 @@ class Rows:
 
 
 def mixture(weights: Mapping[str, float]) -> np.ndarray:
-    """The domain (index) of each row, a table that repeats: after any number of rows no domain is more than a row away
-    from its share, and after the whole table none is more than half a row.
+    """The domain (index) of each row, a table that repeats: after any number of its rows every domain is less than a
+    row away from its share, and after the whole table none is away from it, if `PERIOD` rows or fewer allow that.
+
+    Of the domains that a row would bring no further than a row above their shares, the one comes that would be the
+    first to fall as far below (Tijdeman 1980, the chairman assignment problem).
 
     Raises:
         ValueError: a weight is so small that its domain has no row of `PERIOD`.
@@ -244,10 +247,12 @@ def mixture(weights: Mapping[str, float]) -> np.ndarray:
         counts = shares * period
         if np.abs(counts - counts.round()).max() < 1e-9 * period:
             break
+    slack = 1 / max(1, 2 * len(shares) - 2)  # no domain is further away than 1 - slack
     given = np.zeros(len(shares))
     table = np.zeros(period, np.int64)
     for i in range(period):
-        table[i] = np.argmax((i + 1) * shares - given)
+        is_due = (i + 1) * shares - given > slack - 1e-9
+        table[i] = np.argmin(np.where(is_due, (given + 1 - slack) / shares, np.inf))
         given[table[i]] += 1
     for name, count in zip(weights, given):
         if not count:

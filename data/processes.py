@@ -4,6 +4,7 @@ multiprocessing would import the main module of a training anew in every process
 and take calls through a pipe.
 """
 
+import contextlib
 import os
 import pickle
 import queue
@@ -56,7 +57,8 @@ class Processes:
         for process in self._started:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(BrokenPipeError):  # what a process that ended did not read
+                        pipe.close()
             process.wait()
 
     def __enter__(self) -> "Processes":
@@ -112,6 +114,15 @@ def _pickled(value: Any) -> bytes | None:
         return None
 
 
+def _arrives(error: Exception) -> bool:
+    """Whether it can be sent: not where making one takes other arguments than its message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer calls until the pipe is closed."""
     function: Any = None
@@ -127,7 +138,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         try:
             answer = ("value", function(shared, task))
         except Exception as error:
-            answer = ("error", error if _pickled(error) else RuntimeError(repr(error)))
+            answer = ("error", error if _arrives(error) else RuntimeError(repr(error)))
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
@@ -137,5 +148,5 @@ if __name__ == "__main__":
         os.dup2(2, 1)  # what a tokenizer prints is no answer
         try:
             serve(sys.stdin.buffer, stdout)
-        except (BrokenPipeError, KeyboardInterrupt):
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError, KeyboardInterrupt):  # its parent is gone
             os._exit(1)

@@ -2,7 +2,8 @@
 
 A document is held out if the hash of its group's name, or without a group of its content, is below the share; if none
 is, the group with the smallest hash. What is held out of a domain is bounded in bytes: the largest hashes go to
-training. A source may decide itself; a domain of one document holds out the end of it.
+training, and so does every document that is longer than the bound. A source may decide itself; a domain of one
+document holds out the end of it.
 
 The second reading drops training documents that repeat held-out ones; `Telling` has the lines that tell.
 """
@@ -65,7 +66,7 @@ class DomainSurvey(NamedTuple):
     split_at: int | None  # of a domain of one document: the characters that are trained on
     left_out: dict[str, int]  # reason -> number of files and rows
     left_out_names: list[tuple[str, str]]  # the first of them, and what is wrong with each
-    majority: dict[str, str]  # family of questions -> most frequent answer in training
+    majority: dict[str, str]  # family of questions -> most frequent answer where the source holds out nothing
 
 
 class Survey(NamedTuple):
@@ -76,7 +77,7 @@ class Survey(NamedTuple):
     domains: dict[str, DomainSurvey]
 
     def held_out(self, domain: str) -> list[HeldOut]:
-        """Its held-out documents, in an order that depends on them alone."""
+        """Its held-out documents in the order of a hash; those of a group in the order in which they were read."""
         return read_held_out(self.folder / f"{domain}.held_out.parquet")
 
     def sample(self, domain: str) -> list[str]:
@@ -236,9 +237,9 @@ class _Sample:
         self._characters = 0
 
     def offer(self, number: int, text: str) -> None:
-        if self._characters >= SAMPLE and number >= -self._heap[0][0]:
-            return
         text = text[:SAMPLE]
+        if self._characters >= SAMPLE and (-number, text) <= self._heap[0]:
+            return
         heapq.heappush(self._heap, (-number, text))
         self._characters += len(text)
         while self._characters - len(self._heap[0][1]) >= SAMPLE:
@@ -288,11 +289,11 @@ class _Reading:
         for part in [found.text] if isinstance(found.text, str) else found.text:
             data = part.encode()
             state.update(data)
+            if size <= self.limit or characters < SAMPLE:
+                parts.append(part)
             size += len(data)
             characters += len(part)
             blank = blank and not part.strip()
-            if size - len(data) <= max(self.limit, SAMPLE):
-                parts.append(part)
         if blank:
             self.empty += 1
             return 0
@@ -338,7 +339,7 @@ class _Reading:
     def _try_smallest(self, kept: _Kept) -> None:
         """Keep the group of the smallest hash, in case that nothing is drawn."""
         smallest = self._smallest
-        if self._drawn.kept or kept.size > self.limit or (smallest and kept.order > smallest[0].order):
+        if self._drawn or kept.size > self.limit or (smallest and kept.order > smallest[0].order):
             self.sample.offer(kept.order, kept.document.text)
         elif smallest and kept.order == smallest[0].order:
             smallest.append(kept)
@@ -349,21 +350,24 @@ class _Reading:
 
     def decide(self, again: Callable[[], Iterator[Document]]) -> tuple[list[HeldOut], DomainSurvey]:
         """The held-out documents and what is found. again: reads the documents once more."""
-        chosen, split_at = self._decided + self._drawn.kept, None
+        for other in self._drawn.leave(self.limit - self._decided_bytes):
+            self._try_smallest(other)
+        split_at = None
         if self.documents == 1 and self.undecided:
             characters, size = self._only
-            (ends,) = [_ends(document, self._head(characters, size)) for document in again()]
+            (ends,) = [_ends(document, self._head(characters, size), self.limit) for document in again()]
             self.sample = _Sample()
             self.sample.offer(0, ends.beginning)
             split_at, numbers = ends.split_at, []
             documents = [HeldOut(ends.name, ends.end, "", "")] if ends.beginning.strip() and ends.end.strip() else []
         else:
-            if not chosen:
-                chosen = self._smallest
+            drawn = self._drawn.kept
+            if not drawn and not self._decided and sum(kept.size for kept in self._smallest) <= self.limit:
+                drawn = self._smallest
             else:
                 for other in self._smallest:
                     self.sample.offer(other.order, other.document.text)
-            chosen = self._but_not_all(chosen)
+            chosen = self._decided + self._but_not_all(drawn)
             unique = {kept.document.text: kept for kept in sorted(chosen, reverse=True)}
             numbers = sorted(kept.number for kept in chosen)
             documents = [kept.document for kept in sorted(unique.values())]
@@ -383,15 +387,17 @@ class _Reading:
             majority={family: counts.most_common(1)[0][0] for family, counts in self.answers.items()},
         )
 
-    def _but_not_all(self, chosen: list[_Kept]) -> list[_Kept]:
+    def _but_not_all(self, drawn: list[_Kept]) -> list[_Kept]:
         """Give the group with the largest hash to training if nothing else is left for it."""
-        largest = max((kept.order for kept in chosen), default=0)
-        if not self.undecided or len(chosen) < self.documents or all(kept.order == largest for kept in chosen):
-            return chosen
-        for kept in chosen:
+        largest = max((kept.order for kept in drawn), default=0)
+        others = [kept for kept in drawn if kept.order < largest]
+        held_out = len(self._decided) + len(self._beyond)
+        if held_out + len(drawn) < self.documents or not (others or self._decided):
+            return drawn
+        for kept in drawn:
             if kept.order == largest:
                 self.sample.offer(kept.order, kept.document.text)
-        return [kept for kept in chosen if kept.order < largest]
+        return others
 
     def _head(self, characters: int, size: int) -> int:
         """Characters of the only document that are trained on, before the line is finished."""
@@ -402,9 +408,13 @@ class _Reading:
         if not self.documents:
             left_out = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             return "it gives no text" + (f" ({left_out} left out)" if left_out else "")
+        if not documents and not self.undecided and not self._beyond:
+            return f"it holds out none of its {self.documents} documents"
+        if not documents and self.documents == 1 and self.undecided:
+            return "nothing can be held out of its only document: it is too short, or data.held_out_bytes is"
         if not documents:
             return (
-                f"nothing can be held out of its {self.documents} documents: none has at most "
+                f"nothing can be held out of its {self.documents} documents: none, or no group of them, has at most "
                 f"data.held_out_bytes={self.limit:,} bytes"
             )
         return "it gives no training documents: all of them are held out"
@@ -414,23 +424,34 @@ class _Smallest:
     """Documents of the smallest hashes, whole groups, up to a number of bytes: the same in whatever order they come."""
 
     def __init__(self, limit: int) -> None:
-        self.kept: list[_Kept] = []
+        self._heap: list[tuple[int, int, _Kept]] = []  # the largest hash first
         self._limit = limit
         self._bytes = 0
         self._below = 2**64  # the smallest hash that there was no room for
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def kept(self) -> list[_Kept]:
+        return [kept for _, _, kept in self._heap]
 
     def add(self, kept: _Kept) -> list[_Kept]:
         """Take a document; what goes instead, or itself."""
         if kept.order >= self._below:
             return [kept]
-        self.kept.append(kept)
+        heapq.heappush(self._heap, (-kept.order, kept.number, kept))
         self._bytes += kept.size
+        return self.leave(self._limit)
+
+    def leave(self, limit: int) -> list[_Kept]:
+        """Keep no more than `limit` bytes; what goes."""
         gone: list[_Kept] = []
-        while self._bytes > self._limit:
-            self._below = max(other.order for other in self.kept)
-            gone += [other for other in self.kept if other.order == self._below]
-            self.kept = [other for other in self.kept if other.order != self._below]
-            self._bytes = sum(other.size for other in self.kept)
+        while self._bytes > limit:
+            self._below = -self._heap[0][0]
+            while self._heap and -self._heap[0][0] == self._below:
+                gone.append(heapq.heappop(self._heap)[2])
+                self._bytes -= gone[-1].size
         return gone
 
 
@@ -443,13 +464,18 @@ class _Ends(NamedTuple):
     end: str
 
 
-def _ends(document: Document, characters: int) -> _Ends:
-    """Cut a document where the line that character number `characters` is in ends, or else there."""
+def _ends(document: Document, characters: int, limit: int) -> _Ends:
+    """Cut a document where the line that character number `characters` is in ends, or else there.
+
+    The end has at most `limit` bytes: where it had more, it begins later.
+    """
     beginning, rest, seen = "", "", 0
     for part in [document.text] if isinstance(document.text, str) else document.text:
         beginning += part[: SAMPLE - len(beginning)]
         rest += part[max(0, characters - seen) :]
         seen += len(part)
+    rest = rest.encode()[-limit:].decode(errors="ignore")  # of a character cut in two, what is left is no character
+    characters = seen - len(rest)
     of_line = rest.find("\n") + 1
     cut = of_line if rest[of_line:].strip() else 0
     split_at = characters + cut

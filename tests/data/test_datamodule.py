@@ -70,6 +70,22 @@ def test_restored_anywhere_it_continues_bit_for_bit(make: Make, seed: int, isola
     assert all(same(one, other) for one, other in zip(pieces, whole))
 
 
+@pytest.mark.parametrize("packing", ["cut", "whole"])
+def test_restored_with_another_micro_batch_size_the_rows_are_the_same(
+    make: Make, sources: dict[str, Source], packing: str
+) -> None:
+    short = {"short": sources["short"]}
+    settings = {"packing": packing, "sources": short, "sequence_length": 256, "total_tokens": 256 * 4 * 20}
+    whole = list(make(**settings).train_dataloader())
+    for size, stopped in ((1, 3), (3, 10), (8, 17)):
+        data = make(**settings, micro_batch_size=size)
+        data.restore(json.loads(json.dumps(whole[stopped - 1].state_after)))
+        for step, expected in zip(data.train_dataloader(), whole[stopped:], strict=True):
+            assert step[1:] == expected[1:]
+            rows, wanted = (torch.cat([batch.tokens_BT for batch in each.micro_batches]) for each in (step, expected))
+            assert torch.equal(rows[:4], wanted)
+
+
 def test_state_is_small(make: Make) -> None:
     assert max(len(json.dumps(step.state_after)) for step in make().train_dataloader()) < 1000
 

@@ -127,3 +127,30 @@ def test_two_processes_write_the_same_files_as_one(make: Make, tmp_path: Path, m
         assert len(files) > 8
         found.append({file.name: file.read_bytes() for file in files})
     assert found[0] == found[1]
+
+
+def test_killed_anywhere_the_edition_is_the_same_in_the_end(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.edition.TASK", 2000)
+    prepared = make().prepared
+    whole, killed = (
+        prepared._replace(settings=prepared.settings._replace(cache_dir=tmp_path / name)) for name in ("a", "b")
+    )
+
+    def dies(tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    deaths = 0
+    with Processes(1) as processes:
+        whole.edition("long", 0, processes=processes)
+        while True:
+            try:
+                killed.edition("long", 0, processes=processes, progress=dies)
+                break
+            except KeyboardInterrupt:
+                deaths += 1
+    folders = [each.edition_folder("long", 0) for each in (whole, killed)]
+    one, other = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
+    assert deaths > 3
+    assert one == other

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from data.edition import DomainEdition
-from data.layout import DomainRows, Epoch, Packing, Rows, document_order, mixture, read_layout, write_layout
+from data.layout import PERIOD, DomainRows, Epoch, Packing, Rows, document_order, mixture, read_layout, write_layout
 from data.store import DomainTokens
 from tests.data.conftest import Make, training_texts
 
@@ -194,18 +194,21 @@ def test_document_orders_are_uniform_and_differ_by_seed_domain_and_epoch() -> No
         assert (document_order(50, **({"domain": "d"} | other)) != base).any()  # type: ignore[arg-type]
 
 
-WEIGHTS = st.lists(st.one_of(st.integers(1, 20), st.floats(0.01, 5.0)), min_size=1, max_size=6)
+WEIGHTS = st.lists(st.one_of(st.integers(1, 20), st.floats(0.01, 5.0)), min_size=1, max_size=9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(weights=WEIGHTS)
+@example(weights=[2, 20, 20, 15, 0.0523, 20, 0.3858, 0.3294, 15])
+@example(weights=[1])
 def test_each_domain_keeps_to_its_share(weights: list[float]) -> None:
     table = mixture({str(i): weight for i, weight in enumerate(weights)})
     shares = np.array(weights) / sum(weights)
     given_rows = np.cumsum(np.eye(len(weights))[table], axis=0)
     expected = np.arange(1, len(table) + 1)[:, None] * shares
-    assert np.abs(given_rows - expected).max() < max(1, len(weights) / 2)
-    assert np.abs(given_rows[-1] / len(table) - shares).max() <= 1e-4
+    away = np.abs(given_rows - expected).max(axis=1)
+    assert away.max() < 1
+    assert away[-1] < 1e-4 or len(table) == PERIOD
 
 
 def test_simple_weights_are_exact_and_a_tiny_one_is_refused() -> None:

@@ -1,8 +1,10 @@
 """The store: ids of documents, near-duplicates, and what interruptions and full disks leave behind."""
 
 import errno
+import io
 import operator
 import os
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from data import store as module
 from data.documents import pieces
 from data.preparation import Settings, prepare, settings
-from data.processes import Processes
+from data.processes import Processes, serve
 from data.sources import Source
 from data.store import DomainCounts, read_store
 from data.tokenizer import ByteLevelBPE
@@ -225,6 +227,32 @@ def test_a_process_that_is_killed_is_told() -> None:
         found = pool.map(exec, "import os; os.kill(os.getpid(), 9)", [{}, {}])
         with pytest.raises(RuntimeError, match=r"ended by signal 9 \(out of memory\?\).*data\.processes=1"):
             list(found)
+
+
+def test_a_process_that_is_killed_is_told_also_while_more_is_sent_to_it() -> None:
+    tasks = [{"text": "x" * 1_000_000} for _ in range(6)]
+    with pytest.raises(RuntimeError, match="ended by signal 9"), Processes(2) as pool:
+        list(pool.map(exec, "import os; os.kill(os.getpid(), 9)", tasks))
+
+
+def test_an_error_that_cannot_be_made_again_is_told_by_its_name() -> None:
+    requests = io.BytesIO(pickle.dumps(pickle.dumps((raise_peculiar, 1))) + pickle.dumps(2))
+    answers = io.BytesIO()
+    serve(requests, answers)
+    kind, error = pickle.loads(answers.getvalue())
+    assert kind == "error"
+    assert repr(error) == "RuntimeError(\"PeculiarError('1 and 2')\")"
+
+
+class PeculiarError(Exception):
+    """Takes other arguments than it keeps."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raise_peculiar(shared: int, task: int) -> None:
+    raise PeculiarError(shared, task)
 
 
 def test_what_goes_wrong_in_a_process_is_raised_here() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def test_the_choice_depends_on_the_text_alone(tmp_path: Path) -> None:
     given = many(300)
     whole = names(surveyed(tmp_path, given))
     shuffled = random.Random(1).sample(given, len(given))
-    assert names(surveyed(tmp_path, shuffled)) == whole
+    assert names(surveyed(tmp_path, shuffled)) == whole != sorted(whole, key=int)
     assert set(names(surveyed(tmp_path, given[:150]))) == set(whole) & {str(i) for i in range(150)}
     renamed = [document._replace(name=f"x{document.name}") for document in given]
     assert [name[1:] for name in names(surveyed(tmp_path, renamed))] == whole
@@ -150,16 +151,80 @@ def test_the_end_of_one_document_is_no_longer_than_the_limit(tmp_path: Path) -> 
     text = "".join(f"a line of text, number {i}\n" for i in range(1000))
     (end,) = surveyed(tmp_path, [Document("input.txt", text)], share=0.5, held_out_bytes=1000).held_out("a")
     assert 900 < len(end.text.encode()) <= 1000
+    text = "a line of text\n" * 1000 + "日本語の文\n" * 1000  # its end has more bytes per character
+    found = surveyed(tmp_path, [Document("input.txt", text)], share=0.5, held_out_bytes=1000)
+    (end,) = found.held_out("a")
+    assert 900 < len(end.text.encode()) <= 1000
+    assert text[: found.domains["a"].split_at] + end.text == text
+
+
+@given(seed=st.integers(0, 1000))
+def test_a_groups_texts_are_sampled_in_whatever_order(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    folder = tmp_path_factory.mktemp("survey")
+    draw = random.Random(seed)
+    given = [Document(str(i), words(seed=i, count=draw.randint(5, 80)), group=f"g{i % 3}") for i in range(12)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SAMPLE", 1000)
+        one, other = (surveyed(folder, texts) for texts in (given, draw.sample(given, len(given))))
+    assert sorted(names(one)) == sorted(names(other))
+    assert one.sample("a") == other.sample("a")
+
+
+def test_no_more_than_the_limit_is_held_out_of_a_source_that_decides_in_part(tmp_path: Path) -> None:
+    given = [document._replace(held_out=True if i < 10 else None) for i, document in enumerate(many(60))]
+    of_source = sum(len(str(document.text).encode()) for document in given[:10])
+    found = surveyed(tmp_path, given, share=0.9, held_out_bytes=of_source + 1000)
+    assert of_source < found.domains["a"].held_out_bytes <= of_source + 1000
+    assert set(range(10)) < set(found.domains["a"].held_out)
+
+
+def test_what_a_source_holds_out_stays_held_out_where_all_else_would_be_too(tmp_path: Path) -> None:
+    for seed in range(10):
+        given = [document._replace(held_out=True if i < 5 else None) for i, document in enumerate(many(8, 10 * seed))]
+        found = surveyed(tmp_path, given, share=1 - 1e-9).domains["a"]
+        assert set(range(5)) < set(found.held_out)
+        assert len(found.held_out) == 7
+
+
+def test_a_group_larger_than_the_limit_is_trained_on(tmp_path: Path) -> None:
+    given = [document._replace(group="large" if i % 2 else f"g{i}") for i, document in enumerate(many(60))]
+    large = [str(document.text) for document in given if document.group == "large"]
+    limit = sum(len(text.encode()) for text in large) - 1
+    for share in (0.9, 1e-9):
+        found = surveyed(tmp_path, given, share=share, held_out_bytes=limit)
+        assert 0 < found.domains["a"].held_out_bytes <= limit
+    only = [document._replace(group=f"g{i % 2}") for i, document in enumerate(many(60))]
+    with pytest.raises(ValueError, match=r"of its 60 documents: none, or no group of them, has at most"):
+        surveyed(tmp_path, only, held_out_bytes=2500)
+
+
+def test_drawing_takes_time_in_proportion_to_the_documents() -> None:
+    """Of many small ones, far more than the limit: each that goes takes no look at all others."""
+    source = random.Random(1)
+    smallest = module._Smallest(limit=20_000)
+    document = module.HeldOut("", "", "", "")
+    given = [module._Kept(source.getrandbits(64), i, 1, document) for i in range(80_000)]
+    started = time.process_time()
+    for kept in given:
+        smallest.add(kept)
+    assert time.process_time() - started < 5
+    assert sorted(smallest.kept) == sorted(given)[:20_000]
 
 
 @pytest.mark.parametrize("count", [1, 30])
-def test_a_text_in_parts_counts_as_the_whole(tmp_path: Path, count: int) -> None:
-    whole = [document._replace(group="") for document in many(count)]
+@pytest.mark.parametrize(("limit", "size"), [(10**6, 10**7), (1500, 10**7), (1500, 1400)])
+def test_a_text_in_parts_counts_as_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, limit: int, size: int
+) -> None:
+    """Also where a text is longer than what is kept of it, and where characters are longer than a byte."""
+    monkeypatch.setattr(module, "SAMPLE", size)
+    texts = [words(seed=i, count=40) + "日本語の文\n" * 15 * i for i in range(count)]
+    whole = [Document(f"{i}", text) for i, text in enumerate(texts)]
     parts = [
         document._replace(text=[document.text[i : i + 7] for i in range(0, len(document.text), 7)])  # type: ignore
         for document in whole
     ]
-    one, other = surveyed(tmp_path, whole), surveyed(tmp_path, parts)
+    one, other = (surveyed(tmp_path, texts, share=0.3, held_out_bytes=limit) for texts in (whole, parts))
     assert one.domains == other.domains
     assert one.held_out("a") == other.held_out("a")
     assert one.sample("a") == other.sample("a")
@@ -172,6 +237,10 @@ def test_a_domain_without_text_or_room_is_named(tmp_path: Path) -> None:
         surveyed(tmp_path, [Document("x", "ab"), Document("y", "cd")], many(5), held_out_bytes=10)
     with pytest.raises(ValueError, match=r"data\.sources\.a: it gives no training documents"):
         surveyed(tmp_path, many(3, held_out=True))
+    with pytest.raises(ValueError, match=r"data\.sources\.a: it holds out none of its 3 documents"):
+        surveyed(tmp_path, many(3, held_out=False))
+    with pytest.raises(ValueError, match=r"data\.sources\.a: .* its only document: it is too short"):
+        surveyed(tmp_path, [Document("x", "a")])
 
 
 def test_the_sample_is_of_training_text_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

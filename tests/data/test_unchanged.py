@@ -14,8 +14,8 @@ PINNED = {
     "held out": "2b62d139bb9fe455",
     "store": "b41b3ce5377ebf23",
     "edition": "91f37fcd0f87b992",
-    "rows": "4ccd14b4a9033482",
-    "whole": "728bf2247daa977c",
+    "rows": "d67d7df61df14092",
+    "whole": "7ff98c28aaeb2709",
 }
 
 
