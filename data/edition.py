@@ -146,6 +146,7 @@ def _lengths_path(folder: Path, number: int) -> Path:
 def render(settings: Rendering, task: Task) -> int:
     """Write the ids of a task's documents into a file; how many tokens they have in the store."""
     tokens = settings.store.tokens(settings.domain)
+    token_bytes = settings.tokenizer.token_bytes()
     is_joined = np.zeros(settings.tokenizer.vocab_size, bool)
     is_joined[list(settings.halves)] = True
     path = shard_path(settings.folder, task.number)
@@ -157,7 +158,7 @@ def render(settings: Rendering, task: Task) -> int:
             total += len(ids)
             length = 0
             random = generator(settings.domain, settings.epoch, SPLITS, document)
-            for part in _rearranged(settings, ids, document) if is_rearranged else _blocks(ids):
+            for part in _rearranged(settings, ids, token_bytes, document) if is_rearranged else _blocks(ids):
                 if settings.halves:
                     part = _split(part, is_joined, settings, random)
                 length += len(part)
@@ -183,9 +184,9 @@ def _blocks(ids: np.ndarray) -> Iterator[np.ndarray]:
     return (ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK))
 
 
-def _rearranged(settings: Rendering, ids: np.ndarray, document: int) -> Iterator[np.ndarray]:
+def _rearranged(settings: Rendering, ids: np.ndarray, token_bytes: list[bytes], document: int) -> Iterator[np.ndarray]:
     random = generator(settings.domain, settings.epoch, CUTS, document)
-    texts = _text(ids, settings.tokenizer.token_bytes())
+    texts = _text(ids, token_bytes)
     gathered: list[int] = []
     for sequence in rearrange(texts, settings=settings.fim, random=random, tokenizer=settings.tokenizer):
         gathered += sequence

@@ -32,7 +32,7 @@ from data.layout import DomainRows, Epoch, Packing, Rows, mixture, read_layout, 
 from data.processes import Processes
 from data.progress import Progress
 from data.sources import Source
-from data.store import Store, id_type, read_store, write_store
+from data.store import Store, id_type, read_store, write_index, write_shards
 from data.survey import Survey, of_source, read_survey, survey
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ VERSION = 1
 
 SMALL_CORPUS = 4_000_000
 """Bytes of text that are tokenised in this process: starting others takes as long."""
+
+
+CHANGED = "the texts of data.sources changed while they were read; start again"
 
 
 class TokenizerFactory(Protocol):
@@ -215,7 +218,7 @@ def read_corpus(settings: Settings) -> Survey:
                 progress=progress.add,
             )
         if corpus_key(settings) != key:
-            raise ValueError("the texts of data.sources changed while they were read; start again")
+            raise ValueError(CHANGED)
 
     with room(settings.cache_dir):
         return read_survey(cached(folder, key, "the texts of " + ", ".join(settings.sources), build))
@@ -252,7 +255,7 @@ def prepare(settings: Settings, tokenizer_factory: TokenizerFactory) -> Prepared
                     _give_memory_back()
                     _write_store(folder, settings, found, tokenizer, processes)
         prepared = Prepared(settings, found, read_store(folder), tokenizer)
-        if settings.fim.rate or settings.split_punctuation_newline:
+        if settings.fim.rate:
             _refuse_changed(prepared)
         _write_editions(prepared, processes)
     return prepared
@@ -261,7 +264,7 @@ def prepare(settings: Settings, tokenizer_factory: TokenizerFactory) -> Prepared
 def _write_store(folder: Path, settings: Settings, found: Survey, tokenizer: "Tokenizer", processes: Processes) -> None:
     total = sum(domain.bytes - domain.held_out_bytes for domain in found.domains.values())
     with Progress("tokenising", total, unit="B") as progress:
-        write_store(
+        write_shards(
             folder,
             survey=found,
             sources=settings.sources,
@@ -270,6 +273,10 @@ def _write_store(folder: Path, settings: Settings, found: Survey, tokenizer: "To
             processes=processes,
             progress=progress.add,
         )
+    if corpus_key(settings) != found.key:
+        shutil.rmtree(folder)
+        raise ValueError(CHANGED)
+    write_index(folder, survey=found, names=list(settings.sources), dtype=id_type(tokenizer))
 
 
 def _write_editions(prepared: Prepared, processes: Processes) -> None:
@@ -291,7 +298,7 @@ def _refuse_changed(prepared: Prepared) -> None:
             raise ValueError(
                 f"data.fim.rate={prepared.settings.fim.rate}: the tokenizer does not give back the text of "
                 f"{domain.changed!r} in data.sources.{name}, and fill-in-the-middle cuts the text that it gives back: "
-                "choose another tokenizer, or data.fim.rate=0 data.split_punctuation_newline=0"
+                "choose another tokenizer, or data.fim.rate=0"
             )
 
 
@@ -304,10 +311,11 @@ def _tell_disk_use(settings: Settings, found: Survey, tokenizer: "Tokenizer", fo
         share = len(tokenizer.encode(sample)) / max(1, len(sample.encode()))
         tokens = domain.bytes * share + 2 * domain.documents
         needed += int(tokens * width * (1 + settings.fim.rate) + 48 * domain.documents)
+    there = sum(file.stat().st_size for file in folder.rglob("*.ids"))
     free = shutil.disk_usage(settings.cache_dir).free
     total = sum(domain.bytes for domain in found.domains.values())
     log.info("%s of text, about %s of token ids in %s (%s free)", size(total), size(needed), folder, size(free))
-    if needed > free:
+    if needed - there > free:
         place = settings.cache_dir
         raise OSError(f"data.cache_dir={place}: about {size(needed)} are needed, and {size(free)} are free")
 

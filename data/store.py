@@ -68,7 +68,7 @@ class Store(NamedTuple):
         return DomainTokens([mapped(path, self.dtype) for path in paths], starts, lengths)
 
 
-def write_store(
+def write_shards(
     folder: Path,
     *,
     survey: Survey,
@@ -78,12 +78,12 @@ def write_store(
     processes: Processes,
     progress: Callable[[str, int], None],
 ) -> None:
-    """Write the store into `folder`, after the shards that it has already.
+    """Write the shards of the store into `folder`, after those that it has already. `write_index` makes it a store.
 
     progress: called with a domain and the number of characters just tokenised.
 
     Raises:
-        ValueError: a source is at fault, or a domain is left without training documents.
+        ValueError: a source is at fault.
     """
     dtype = id_type(tokenizer)
     for name, source in sources.items():
@@ -95,7 +95,6 @@ def write_store(
             training = _training(texts, found, shards.consumed, survey.telling())
             for characters in shards.write(training, settings, processes):
                 progress(name, characters)
-    _write_index(folder, survey, list(sources), dtype)
 
 
 def read_store(folder: Path) -> Store:
@@ -347,8 +346,12 @@ def read_facts(folder: Path, number: int) -> dict[str, np.ndarray]:
         return dict(facts)
 
 
-def _write_index(folder: Path, survey: Survey, names: list[str], dtype: str) -> None:
-    """Leave out what repeats held-out text, and say where the other documents are."""
+def write_index(folder: Path, *, survey: Survey, names: list[str], dtype: str) -> None:
+    """Leave out what repeats held-out text, and say where the other documents are.
+
+    Raises:
+        ValueError: a domain is left without training documents.
+    """
     lengths, copies, documents, lines, changed, shards = {}, {}, [], [], {}, {}
     total = 0
     for name in names:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import operator
 import os
 import pickle
@@ -302,6 +303,30 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(made: Callable[..., A
     changing = Source(weight=1.0, identity=lambda: {"call": next(calls)}, documents=source.documents)
     with pytest.raises(ValueError, match="changed while they were read"):
         made({"a": changing})
+
+
+def test_a_corpus_that_changes_while_it_is_tokenised_leaves_no_store(made: Callable[..., Any], tmp_path: Path) -> None:
+    source, version = in_memory([f"text {i}" for i in range(20)]), [1]
+    readings = itertools.count()
+
+    def documents() -> Any:
+        if next(readings) == 1:  # the survey's was the first
+            version[0] = 2
+        return source.documents()
+
+    changing = Source(weight=1.0, identity=lambda: {"version": version[0]}, documents=documents, size=source.size)
+    with pytest.raises(ValueError, match="changed while they were read"):
+        made({"a": changing})
+    assert not list((tmp_path / "cache" / "stores").glob("[0-9a-f]*"))
+
+
+def test_what_is_written_already_needs_no_room(
+    made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {"a": in_memory([words(seed=i, count=200) for i in range(40)])}
+    (made(sources).store.folder / "index.json").unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000}))
+    assert made(sources).store.domains["a"].documents > 0
 
 
 def test_a_store_is_read_as_it_was_written(made: Callable[..., Any]) -> None:
