@@ -14,6 +14,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Grain's import warns that t
 import grain  # noqa: E402
 
 from data.batches import micro_batch  # noqa: E402
+from data.documents import HeldOut  # noqa: E402
 from data.fim import FillInTheMiddle  # noqa: E402
 from data.held_out import (  # noqa: E402
     CHARACTERS_PER_TOKEN,
@@ -28,7 +29,7 @@ from data.layout import Packing, Row, Rows  # noqa: E402
 from data.older_split import older_held_out  # noqa: E402
 from data.preparation import Prepared, TokenizerFactory, corpus_key, prepare, settings  # noqa: E402
 from data.sources import Source  # noqa: E402
-from data.survey import HeldOut, read_survey  # noqa: E402
+from data.survey import read_survey  # noqa: E402
 from dsv3.bounds import ArgumentsOf, Fraction, NonNegativeInt, PositiveInt, Seed  # noqa: E402
 from dsv3.contracts import MicroBatch, Question, Sample, Schedule, Step, Tokenizer  # noqa: E402
 

@@ -28,6 +28,19 @@ class LeftOut(NamedTuple):
     detail: str = ""
 
 
+class HeldOut(NamedTuple):
+    """A held-out document."""
+
+    name: str
+    text: str
+    family: str
+    answer: str
+
+
+class BadTextError(ValueError):
+    """A file or row that cannot be read; says which, and why."""
+
+
 def pieces(text: str | Iterable[str]) -> Iterator[str]:
     """Consecutive pieces of at most `PIECE` characters, each tokenised by itself.
 

@@ -18,7 +18,8 @@ from data.cache import number
 from data.documents import PIECE
 from data.fim import FillInTheMiddle, rearrange
 from data.processes import Processes
-from data.store import DomainTokens, Store, id_type, mapped, shard_path, write_beside
+from data.shards import mapped, shard_path, write_beside
+from data.store import DomainTokens, Store, id_type
 
 if TYPE_CHECKING:
     from dsv3.contracts import Tokenizer

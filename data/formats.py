@@ -22,7 +22,8 @@ import pyarrow.compute
 import pyarrow.ipc
 import pyarrow.parquet
 
-from data.documents import PIECE, Document, LeftOut
+from data.documents import BadTextError, Document, LeftOut
+from data.json_rows import CHUNK, TOO_LONG, elements, first_element, first_object, lines
 
 COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -35,16 +36,11 @@ COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
 ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 """Endings of names that promise rows."""
 
-CHUNK = 1 << 20
 HEAD = 1 << 16
 FIRST_ROW = 1 << 24  # of which the column is looked for where it is not in the head
 FIELD = 1 << 28  # characters, beyond the longest row, from which on a CSV field is taken for a lost quote
 ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8
 BINARY = "binary"
-
-
-class BadTextError(ValueError):
-    """A file or row that cannot be read; says which, and why."""
 
 
 def read(open_file: Callable[[], IO[bytes]], *, name: str, path: str, column: str, longest: int) -> Iterator[Any]:
@@ -189,16 +185,16 @@ class _Rows:
         first = start.lstrip().partition(b"\n")[0]
         bom = len(head) - len(start)
         if start.lstrip().startswith(b"{"):
-            row = _first_object(first)
+            row = first_object(first)
             if self._lacks(row) and len(head) == HEAD and b"\n" not in start.lstrip():
                 with again() as longer:
-                    row = _first_object(longer.read(FIRST_ROW)[bom:].lstrip().partition(b"\n")[0])
+                    row = first_object(longer.read(FIRST_ROW)[bom:].lstrip().partition(b"\n")[0])
             return self._wanted(row, lambda: self._json_lines(file, bom))
         if start.lstrip().startswith(b"["):
-            row = _first_element(start.decode("utf-8", "replace"))
+            row = first_element(start.decode("utf-8", "replace"))
             if self._lacks(row) and len(head) == HEAD:
                 with again() as longer:
-                    row = _first_element(longer.read(FIRST_ROW)[bom:].decode("utf-8", "replace"))
+                    row = first_element(longer.read(FIRST_ROW)[bom:].decode("utf-8", "replace"))
             return self._wanted(row, lambda: self._json_array(file))
         return self._csv(start.lstrip(b"\r\n").partition(b"\n")[0], file)
 
@@ -215,7 +211,7 @@ class _Rows:
 
     def _json_lines(self, file: Any, bom: int) -> Iterator[Any]:
         file.read(bom)
-        for number, line in _lines(file, self.longest):
+        for number, line in lines(file, self.longest):
             where = f"line {number} of {self.path}"
             if line is None:
                 yield self._too_long(number)
@@ -239,8 +235,8 @@ class _Rows:
 
     def _json_array(self, file: Any) -> Iterator[Any]:
         number = 0
-        for number, row in enumerate(self._decoded(_elements(_text(file), self.longest)), start=1):
-            if row is _TOO_LONG:
+        for number, row in enumerate(self._decoded(elements(_text(file), self.longest)), start=1):
+            if row is TOO_LONG:
                 yield LeftOut(f"{self.name}:{number - 1}", "too long", f"from a row of over {self.longest:,} bytes on")
                 return
             where = f"row {number} of {self.path}"
@@ -304,95 +300,6 @@ class _Rows:
 
     def _too_long(self, number: int) -> LeftOut:
         return LeftOut(f"{self.name}:{number - 1}", "too long", f"a row of over {self.longest:,} bytes")
-
-
-def _lines(file: Any, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Numbers (from 1) and lines of bytes; None for one of over about `longest` bytes."""
-    number = 0
-    while line := file.readline(2 * longest + CHUNK):  # an escape takes more bytes than its character
-        number += 1
-        if line.endswith(b"\n") or len(line) < 2 * longest + CHUNK:
-            yield number, line
-            continue
-        while (rest := file.readline(CHUNK)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None
-
-
-_TOO_LONG = object()
-
-
-def _first_element(head: str) -> Any:
-    """The first element of a JSON array, of which `head` is the beginning."""
-    return _first_object(head.lstrip()[1:].lstrip().encode())
-
-
-def _first_object(head: bytes) -> Any:
-    """What JSON `head` begins with; of an object that goes beyond it, the keys up to there without their values."""
-    decoder, text = json.JSONDecoder(), head.decode("utf-8", "replace")
-    found: dict[str, Any] = {}
-    try:
-        return decoder.raw_decode(text)[0]
-    except (ValueError, RecursionError):
-        pass
-    place = 1
-    try:
-        while True:
-            key, place = decoder.raw_decode(text, _after_space(text, place))
-            found[key] = None
-            _, place = decoder.raw_decode(text, _after_space(text, text.index(":", place) + 1))
-    except (ValueError, RecursionError, TypeError):
-        return found
-
-
-def _after_space(text: str, place: int) -> int:
-    while place < len(text) and text[place] in " \r\n\t,":
-        place += 1
-    return place
-
-
-def _elements(parts: Iterator[str], longest: int) -> Iterator[Any]:
-    """The elements of a JSON array, read in parts; a BadTextError where it breaks off."""
-    decoder = json.JSONDecoder()
-    text = next(parts, "")
-    place = text.index("[") + 1
-    wanted = 0  # characters that are waited for: a long element is not tried anew at every part
-    while True:
-        place = _after_space(text, place)
-        if len(text) - place < max(1, wanted):
-            more = next(parts, None)
-            if more is not None:
-                text, place = text[place:] + more, 0
-                continue
-            if place == len(text):
-                yield BadTextError("the array has no end")
-                return
-        if text[place] == "]":
-            return
-        try:
-            element, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            waiting = len(text) - place
-            if _is_broken(error, len(text)):
-                yield BadTextError(f"no JSON ({error})")
-                return
-            if waiting > max(2 * longest, 64 * PIECE):
-                yield _TOO_LONG
-                return
-            if wanted > waiting:
-                yield BadTextError(f"no JSON ({error})")
-                return
-            wanted = 2 * waiting
-            continue
-        wanted = 0
-        yield element
-
-
-def _is_broken(error: Exception, size: int) -> bool:
-    """Whether more text could not mend the JSON: it goes wrong before its end, and not in a string without one."""
-    if not isinstance(error, json.JSONDecodeError) or error.msg.startswith("Unterminated string"):
-        return False
-    return error.pos < size - 20
 
 
 def _column(schema: Any, path: str, column: str) -> None:

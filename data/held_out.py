@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batches import micro_batch
+from data.documents import HeldOut
 from data.fim import pieces
-from data.survey import HeldOut, lines_of
+from data.telling import lines_of
 from dsv3.contracts import MicroBatch, Question, Tokenizer
 
 CHARACTERS_PER_TOKEN = 3

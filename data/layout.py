@@ -17,7 +17,8 @@ import numpy as np
 
 from data.cache import digest, number
 from data.edition import DomainEdition
-from data.store import SMALL, DomainTokens
+from data.shards import SMALL
+from data.store import DomainTokens
 
 Packing = Literal["cut", "whole"]
 

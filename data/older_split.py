@@ -10,9 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from data.cache import number
-from data.documents import Document
+from data.documents import Document, HeldOut
 from data.sources import Source
-from data.survey import HeldOut, lines_of, texts_of
+from data.survey import texts_of
+from data.telling import lines_of
 
 
 def older_held_out(

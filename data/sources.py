@@ -16,8 +16,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 import fsspec
 
-from data.documents import Document, LeftOut
-from data.formats import BadTextError, read
+from data.documents import BadTextError, Document, LeftOut
+from data.formats import read
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 
 OnBad = Literal["refuse", "skip"]

@@ -8,7 +8,6 @@ out of the index.
 
 import functools
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,17 +18,14 @@ import xxhash
 
 from data.documents import PIECE, Document, pieces
 from data.processes import Processes
+from data.shards import Encoded, Shards, Text, mapped, read_facts, shard_path, write_beside
 from data.sources import Source
-from data.survey import COMMON, Survey, Telling, documents, of_source, texts_of
+from data.spool import documents
+from data.survey import Survey, of_source, texts_of
+from data.telling import Telling
 
 if TYPE_CHECKING:
     from dsv3.contracts import Tokenizer
-
-SHARD = 32_000_000
-"""Tokens from which on a shard is closed."""
-
-SMALL = 1 << 16
-"""Bytes up to which a file is read: a process can map only so many."""
 
 TEXTS = 10_000
 """Texts tokenised at a time at most, and about PIECE characters."""
@@ -89,11 +85,11 @@ def write_shards(
     for name, source in sources.items():
         found = survey.domains[name]
         settings = Encoding(tokenizer, survey.folder if found.split_at is None else None, dtype)
-        shards = _Shards(folder / name, dtype)
+        shards = Shards(folder / name, dtype)
         with of_source(name):
             texts = texts_of(documents(source, survey.folder, name), longest)
             training = _training(texts, found, shards.consumed, survey.telling())
-            for characters in shards.write(training, settings, processes):
+            for characters in shards.write(_encoded(training, settings, processes)):
                 progress(name, characters)
 
 
@@ -107,52 +103,12 @@ def id_type(tokenizer: "Tokenizer") -> str:
     return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}.ids"
-
-
-def mapped(path: Path, dtype: str) -> np.ndarray:
-    """A file of token ids, memory-mapped unless it is small. (A plain array: slices of np.memmap are slow.)"""
-    if path.stat().st_size <= SMALL:
-        return np.fromfile(path, dtype)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-
-
-def write_beside(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a binary file whole or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 class Encoding(NamedTuple):
     """How texts are tokenised; sent to the processes."""
 
     tokenizer: "Tokenizer"
     telling: Path | None  # the folder of `Telling`; None: nothing is compared with held-out lines
     dtype: str
-
-
-class Text(NamedTuple):
-    """A document, or a piece of one."""
-
-    text: str
-    begins: bool  # whether a document begins with it
-    ends: bool
-    is_copy: bool  # where a document ends: whether its text is held out
-    name: str
-    number: int  # of the document, among all that have text
-
-
-class Encoded(NamedTuple):
-    ids: np.ndarray  # of all texts, BOS and EOS among them
-    lengths: list[int]
-    line_texts: np.ndarray  # int64, for each held-out line that is found: the text
-    lines: np.ndarray  # int32, and the line
-    changed: int  # the first text that its ids do not give back; -1: all do
 
 
 def encode(settings: Encoding, batch: list[Text]) -> Encoded:
@@ -173,6 +129,21 @@ def encode(settings: Encoding, batch: list[Text]) -> Encoded:
     texts = np.repeat(np.arange(len(found)), [len(lines) for lines in found])
     lines = np.concatenate([*found, np.zeros(0, np.int32)])
     return Encoded(np.concatenate(parts), [len(part) for part in parts], texts, lines, changed)
+
+
+def _encoded(
+    documents: Iterator["_Numbered"], settings: Encoding, processes: Processes
+) -> Iterator[tuple[list[Text], Encoded]]:
+    """Batches of texts with their ids, in order."""
+    sent: deque[list[Text]] = deque()
+
+    def tasks() -> Iterator[list[Text]]:
+        for batch in _batches(documents):
+            sent.append(batch)
+            yield batch
+
+    for encoded in processes.map(encode, settings, tasks()):
+        yield sent.popleft(), encoded
 
 
 def _token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
@@ -238,112 +209,6 @@ def _batches(documents: Iterator[_Numbered]) -> Iterator[list[Text]]:
             piece = following
     if batch:
         yield batch
-
-
-class _Shards:
-    """The shards of one domain, those there are and those to come."""
-
-    def __init__(self, folder: Path, dtype: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.dtype = folder, dtype
-        self.count = 0
-        while _facts_path(folder, self.count).exists():
-            self.count += 1
-        self.consumed = int(read_facts(folder, self.count - 1)["consumed"]) if self.count else 0
-
-    def write(self, documents: Iterator[_Numbered], settings: Encoding, processes: Processes) -> Iterator[int]:
-        """Write the documents in shards; yields the characters of each batch once it is written."""
-        sent: deque[list[Text]] = deque()
-
-        def tasks() -> Iterator[list[Text]]:
-            for batch in _batches(documents):
-                sent.append(batch)
-                yield batch
-
-        shard = None
-        for encoded in processes.map(encode, settings, tasks()):
-            batch = sent.popleft()
-            shard = shard or _Shard(shard_path(self.folder, self.count), self.dtype)
-            shard.add(batch, encoded)
-            if batch[-1].ends and shard.tokens >= SHARD:
-                self._close(shard)
-                shard = None
-            yield sum(len(each.text) for each in batch)
-        if shard is not None:
-            self._close(shard)
-
-    def _close(self, shard: "_Shard") -> None:
-        shard.close(_facts_path(self.folder, self.count))
-        self.count += 1
-
-
-class _Shard:
-    """One shard while it is written."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path, self.dtype = path, dtype
-        self.tokens = 0
-        self._beside = path.with_name(f".{path.name}.part")
-        self._file = self._beside.open("wb")
-        self._lengths: list[int] = []
-        self._copies: list[int] = []
-        self._documents: list[np.ndarray] = []
-        self._lines: list[np.ndarray] = []
-        self._open = 0  # tokens of the document that has begun
-        self._consumed = 0
-        self._changed = ""
-
-    def add(self, batch: list[Text], encoded: Encoded) -> None:
-        self._file.write(encoded.ids.tobytes())
-        self.tokens += len(encoded.ids)
-        places = np.zeros(len(batch), np.int64)  # the document of each text
-        for i, (each, length) in enumerate(zip(batch, encoded.lengths, strict=True)):
-            places[i] = len(self._lengths)
-            self._open += length
-            if each.ends:
-                if each.is_copy:
-                    self._copies.append(len(self._lengths))
-                self._lengths.append(self._open)
-                self._open = 0
-                self._consumed = each.number + 1
-        self._documents.append(places[encoded.line_texts])
-        self._lines.append(encoded.lines)
-        if encoded.changed >= 0:
-            self._changed = self._changed or batch[encoded.changed].name
-
-    def close(self, facts: Path) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._beside.replace(self.path)
-        documents, lines = _few_of_each(np.concatenate(self._documents), np.concatenate(self._lines))
-        arrays: dict[str, Any] = {
-            "lengths": np.array(self._lengths, np.int64),
-            "copies": np.array(self._copies, np.int64),
-            "line_documents": documents,
-            "lines": lines,
-            "consumed": np.array(self._consumed),
-            "changed": np.array(self._changed),
-        }
-        write_beside(facts, lambda file: np.savez(file, **arrays))
-
-
-def _few_of_each(documents: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct pairs of a document and a line, of each line at most one more than make it common."""
-    pairs = np.unique(np.stack([lines.astype(np.int64), documents]), axis=1)
-    _, first = np.unique(pairs[0], return_index=True)
-    ranks = np.arange(pairs.shape[1]) - np.repeat(first, np.diff(np.r_[first, pairs.shape[1]]))
-    few = pairs[:, ranks <= COMMON]
-    return few[1], few[0].astype(np.int32)
-
-
-def _facts_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}.npz"
-
-
-def read_facts(folder: Path, number: int) -> dict[str, np.ndarray]:
-    with np.load(_facts_path(folder, number)) as facts:
-        return dict(facts)
 
 
 def write_index(folder: Path, *, survey: Survey, names: list[str], dtype: str) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,8 @@ from omegaconf import DictConfig
 from tests.once import SHARED, configs_are_composed_once, configs_are_read_once
 from tests.synthetic import TARGETS
 
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
 configs_are_read_once()
 configs_are_composed_once()
 

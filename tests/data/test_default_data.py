@@ -9,7 +9,8 @@ import yaml
 
 from data.datamodule import DataModule
 from data.documents import Document
-from data.survey import COMMON, documents, lines_of
+from data.spool import documents
+from data.telling import COMMON, lines_of
 from dsv3.contracts import IGNORE
 from tests.data.conftest import ROOT, training_texts
 

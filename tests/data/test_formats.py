@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.documents import Document, LeftOut
-from data.formats import BadTextError, read
+from data.documents import BadTextError, Document, LeftOut
+from data.formats import read
 from data.sources import LONGEST
 
 TEXTS = ["one", 'two\nlines, "quoted"; naïve 🙂', "", "three\ttabs\r\n"]

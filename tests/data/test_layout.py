@@ -62,7 +62,7 @@ def rows_of(
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=LENGTHS, length=st.integers(1, 30), seed=st.integers(0, 5))
 def test_every_token_is_a_target_once_an_epoch_and_documents_stay_whole_in_the_stream(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, seed: int
@@ -88,7 +88,7 @@ def expected_stream(rows: DomainRows, lengths: list[int], seed: int, epochs: int
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=LENGTHS, length=st.integers(1, 30))
 def test_rows_belong_to_the_epoch_that_fills_them(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
@@ -103,7 +103,7 @@ def test_rows_belong_to_the_epoch_that_fills_them(
         assert 0 < (epoch + 1) * total - done * length <= length
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=LENGTHS, length=st.integers(1, 20), seed=st.integers(0, 5))
 def test_a_row_is_the_same_read_alone_in_order_or_by_four_threads(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, seed: int
@@ -134,7 +134,7 @@ def test_rows_of_an_epoch_are_mixed_over_all_of_it(tmp_path: Path) -> None:
     assert chisquare(np.bincount(firsts, minlength=4)).pvalue > 0.001
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=LENGTHS, length=st.integers(1, 45))
 def test_whole_documents_come_once_an_epoch_and_are_never_cut(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int
@@ -197,7 +197,7 @@ def test_document_orders_are_uniform_and_differ_by_seed_domain_and_epoch() -> No
 WEIGHTS = st.lists(st.one_of(st.integers(1, 20), st.floats(0.01, 5.0)), min_size=1, max_size=9)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(weights=WEIGHTS)
 @example(weights=[2, 20, 20, 15, 0.0523, 20, 0.3858, 0.3294, 15])
 @example(weights=[1])
@@ -228,7 +228,7 @@ class Numbers:
         return (self.domain, index)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(weights=st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_rows_of_each_domain_come_in_order_without_a_gap(weights: list[int]) -> None:
     table = mixture({str(i): float(weight) for i, weight in enumerate(weights)})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data import shards
 from data import store as module
 from data.documents import pieces
 from data.preparation import Settings, prepare, settings
@@ -177,7 +178,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD", 3000)
+    monkeypatch.setattr(shards, "SHARD", 3000)
     monkeypatch.setattr(module, "TEXTS", 5)
 
 
@@ -268,7 +269,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
 ) -> None:
     sources = {"a": in_memory([words(seed=i, count=60) for i in range(150)])}
     whole = made(sources, cache_dir=tmp_path / "whole").store
-    add, room = module._Shard.add, 12
+    add, room = shards.Shard.add, 12
 
     def full(self: Any, *arguments: Any) -> None:
         nonlocal room
@@ -277,7 +278,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         add(self, *arguments)
 
-    monkeypatch.setattr(module._Shard, "add", full)
+    monkeypatch.setattr(shards.Shard, "add", full)
     with pytest.raises(OSError, match=r"No space left on device \(data\.cache_dir=.*what is finished is kept"):
         made(sources, cache_dir=tmp_path / "full")
     (folder,) = (tmp_path / "full" / "stores").glob("[0-9a-f]*")
