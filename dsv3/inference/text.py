@@ -11,8 +11,9 @@ PART = "\ufffd"
 
 
 def cut_at(stops: Sequence[str], text: str) -> str:
-    """The text before the first stop string in it."""
-    return min((text.split(stop)[0] for stop in stops), key=len, default=text)
+    """The text before the stop string that is complete first, as it is when the text is read token by token."""
+    ends = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
+    return text[: min(ends)[1]] if ends else text
 
 
 class TextStream:

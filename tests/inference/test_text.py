@@ -18,6 +18,7 @@ def decode(ids):
 )
 @example(ids=[5] * 40, stops=[])
 @example(ids=[0, 4, 1, 3, 1], stops=["abb", "bab"])
+@example(ids=[3, 0], stops=["a", "baa"])
 def test_pieces_make_the_text_before_the_first_stop(ids, stops):
     stream, shown, stopped, read = TextStream(decode, stops), "", False, []
     for token in ids:
@@ -47,3 +48,4 @@ def test_the_beginning_of_a_stop_is_held_back():
 def test_the_first_stop_counts():
     assert cut_at(["b", "a"], "xxbya") == "xx"
     assert cut_at([], "xxbya") == "xxbya"
+    assert cut_at(["a", "baa"], "xbaa") == "xb", "the one that is complete first"
