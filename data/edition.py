@@ -7,10 +7,9 @@ edition.
 
 import codecs
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -150,13 +149,11 @@ def render(settings: Rendering, task: Task) -> int:
     token_bytes = settings.tokenizer.token_bytes()
     is_joined = np.zeros(settings.tokenizer.vocab_size, bool)
     is_joined[list(settings.halves)] = True
-    path = shard_path(settings.folder, task.number)
-    beside = path.with_name(f".{path.name}.part")
-    lengths, total = [], 0
-    with beside.open("wb") as file:
+    lengths: list[int] = []
+
+    def write(file: Any) -> None:
         for document, is_rearranged in zip(task.documents.tolist(), task.rearranged.tolist()):
             ids = slice_of(tokens.shards, int(tokens.starts[document]), int(tokens.lengths[document]))
-            total += len(ids)
             length = 0
             random = generator(settings.domain, settings.epoch, SPLITS, document)
             for part in _rearranged(settings, ids, token_bytes, document) if is_rearranged else _blocks(ids):
@@ -165,11 +162,10 @@ def render(settings: Rendering, task: Task) -> int:
                 length += len(part)
                 file.write(part.astype(settings.store.dtype).tobytes())
             lengths.append(length)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    write_beside(_lengths_path(settings.folder, task.number), lambda f: np.save(f, np.array(lengths, np.int64)))
-    return total
+
+    write_beside(shard_path(settings.folder, task.number), write)
+    write_beside(_lengths_path(settings.folder, task.number), lambda file: np.save(file, np.array(lengths, np.int64)))
+    return int(tokens.lengths[task.documents].sum())
 
 
 def slice_of(arrays: list[np.ndarray], start: int, length: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data.cache import digest, number
+from data.cache import number
 from data.edition import DomainEdition
 from data.shards import SMALL
 from data.store import DomainTokens
@@ -44,7 +44,6 @@ class Epoch(NamedTuple):
     starts: np.ndarray  # int64 [documents], addresses
     ends: np.ndarray  # int64 [documents], tokens up to the end of each
     first_documents: np.ndarray | None  # where documents stay whole, of each row: its first; and one more
-    documents: np.ndarray  # int64 [documents]: their indices in the store
 
     @property
     def tokens(self) -> int:
@@ -92,7 +91,7 @@ def write_layout(
     packing: Packing,
     length: int,
 ) -> None:
-    """Write order, addresses and ends of an epoch's documents into an empty folder.
+    """Write addresses and ends of an epoch's documents into an empty folder.
 
     length: tokens of a row, T + 1; where documents stay whole, longer ones are left out.
     """
@@ -112,7 +111,7 @@ def write_layout(
     ends = np.cumsum(lengths[order])
     if packing == "whole":
         np.save(folder / "first_documents.npy", first_documents(ends, length))
-    for name, array in (("documents", order), ("starts", starts[order]), ("ends", ends)):
+    for name, array in (("starts", starts[order]), ("ends", ends)):
         np.save(folder / f"{name}.npy", array.astype(np.int64))
 
 
@@ -128,9 +127,9 @@ def first_documents(ends: np.ndarray, length: int) -> np.ndarray:
 def read_layout(folder: Path, *, tokens: DomainTokens, edition: DomainEdition | None) -> Epoch:
     arrays = [*tokens.shards, *(edition.files if edition is not None else [])]
     bases = np.cumsum([0, *map(len, arrays)])[:-1].tolist()
-    starts, ends, documents = (_mapped(folder / f"{name}.npy") for name in ("starts", "ends", "documents"))
+    starts, ends = (_mapped(folder / f"{name}.npy") for name in ("starts", "ends"))
     table = folder / "first_documents.npy"
-    return Epoch(arrays, bases, starts, ends, _mapped(table) if table.exists() else None, documents)
+    return Epoch(arrays, bases, starts, ends, _mapped(table) if table.exists() else None)
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -261,7 +260,3 @@ def mixture(weights: Mapping[str, float]) -> np.ndarray:
                 f"data.sources.{name}.weight={weights[name]}: must be at least 1/{PERIOD:,} of all weights"
             )
     return table
-
-
-def layout_key(*parts: object) -> str:
-    return digest(list(parts))

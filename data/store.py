@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xxhash
@@ -21,7 +21,7 @@ from data.processes import Processes
 from data.shards import Encoded, Shards, Text, mapped, read_facts, shard_path, write_beside
 from data.sources import Source
 from data.spool import documents
-from data.survey import Survey, of_source, texts_of
+from data.survey import DomainSurvey, Survey, of_source, texts_of
 from data.telling import Telling
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def write_shards(
         shards = Shards(folder / name, dtype)
         with of_source(name):
             texts = texts_of(documents(source, survey.folder, name), longest)
-            training = _training(texts, found, shards.consumed, survey.telling())
-            for characters in shards.write(_encoded(training, settings, processes)):
+            batches = _batches(_training(texts, found, shards.consumed), survey.telling())
+            for characters in shards.write(_encoded(batches, settings, processes)):
                 progress(name, characters)
 
 
@@ -114,7 +114,7 @@ class Encoding(NamedTuple):
 def encode(settings: Encoding, batch: list[Text]) -> Encoded:
     """Tokenise consecutive texts."""
     tokenizer = settings.tokenizer
-    token_bytes = _token_bytes(tokenizer)
+    token_bytes = tokenizer.token_bytes()
     telling = _telling(settings.telling) if settings.telling else None
     parts: list[np.ndarray] = []
     found, changed = [], -1
@@ -132,30 +132,18 @@ def encode(settings: Encoding, batch: list[Text]) -> Encoded:
 
 
 def _encoded(
-    documents: Iterator["_Numbered"], settings: Encoding, processes: Processes
+    batches: Iterator[list[Text]], settings: Encoding, processes: Processes
 ) -> Iterator[tuple[list[Text], Encoded]]:
     """Batches of texts with their ids, in order."""
     sent: deque[list[Text]] = deque()
 
     def tasks() -> Iterator[list[Text]]:
-        for batch in _batches(documents):
+        for batch in batches:
             sent.append(batch)
             yield batch
 
     for encoded in processes.map(encode, settings, tasks()):
         yield sent.popleft(), encoded
-
-
-def _token_bytes(tokenizer: "Tokenizer") -> list[bytes]:
-    kept = _KEPT.get(id(tokenizer))
-    if kept is None or kept[0] is not tokenizer:
-        _KEPT.clear()
-        kept = _KEPT[id(tokenizer)] = (tokenizer, tokenizer.token_bytes())
-    return kept[1]
-
-
-_KEPT: "dict[int, tuple[Tokenizer, list[bytes]]]" = {}
-"""The latest tokenizer's bytes of tokens."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,17 +154,16 @@ def _telling(folder: Path) -> Telling:
 class _Numbered(NamedTuple):
     number: int
     document: Document
-    is_copy: Callable[[int], bool]
 
 
-def _training(documents: Iterator[Document], found: Any, consumed: int, telling: Telling) -> Iterator[_Numbered]:
+def _training(documents: Iterator[Document], found: DomainSurvey, consumed: int) -> Iterator[_Numbered]:
     """The documents that are trained on, from number `consumed` on."""
     left_out = {*found.held_out, *found.beyond}
     for number, document in enumerate(documents):
         if number >= consumed and number not in left_out:
             if found.split_at is not None:
                 document = document._replace(text=_beginning(document.text, found.split_at))
-            yield _Numbered(number, document, telling.is_held_out)
+            yield _Numbered(number, document)
 
 
 def _beginning(text: str | Iterable[str], characters: int) -> Iterator[str]:
@@ -187,7 +174,7 @@ def _beginning(text: str | Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _batches(documents: Iterator[_Numbered]) -> Iterator[list[Text]]:
+def _batches(documents: Iterator[_Numbered], telling: Telling) -> Iterator[list[Text]]:
     """Texts to be tokenised together; they end with a document, unless it is longer than a piece."""
     batch: list[Text] = []
     characters = 0
@@ -199,7 +186,7 @@ def _batches(documents: Iterator[_Numbered]) -> Iterator[list[Text]]:
             following = next(of_document, None)
             content.update(piece.encode())
             ends = following is None
-            is_copy = ends and numbered.is_copy(content.intdigest())
+            is_copy = ends and telling.is_held_out(content.intdigest())
             batch.append(Text(piece, begins, ends, is_copy, numbered.document.name, numbered.number))
             characters += len(piece)
             begins = False

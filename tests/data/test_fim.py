@@ -1,10 +1,11 @@
 """Fill-in-the-middle: how often, what it looks like, and that it can be undone."""
 
+import bisect
 import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.fim import FillInTheMiddle, invert, pieces, rearrange
@@ -68,16 +69,16 @@ def test_token_order_of_both_forms(tokenizer: ByteLevelBPE) -> None:
 
 
 @given(text=TEXTS, longest=st.integers(1, 50), parts=st.integers(1, 7))
+@example(text="0000000000\x1e\x85", longest=2, parts=1)
 def test_pieces_are_consecutive_short_and_cut_between_lines(text: str, longest: int, parts: int) -> None:
     found = list(pieces([text], longest))
     assert "".join(found) == text
     assert all(0 < len(piece) <= longest for piece in found)
-    for piece, following in itertools.pairwise(found):
-        ends_a_line = len((piece[-1] + "x").splitlines()) == 2
-        in_a_long_line = len((piece + following).splitlines()[-1]) > 0 and any(
-            len(line) > longest for line in text.splitlines(keepends=True)
-        )
-        assert ends_a_line or in_a_long_line
+    lines = text.splitlines(keepends=True)
+    ends = list(itertools.accumulate(map(len, lines)))
+    for cut in list(itertools.accumulate(map(len, found)))[:-1]:
+        line = bisect.bisect_right(ends, cut)  # that the next piece begins in
+        assert cut in (0, *ends) or len(lines[line]) > longest
     assert list(pieces((text[i : i + parts] for i in range(0, len(text), parts)), longest)) == found
 
 

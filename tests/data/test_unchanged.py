@@ -1,4 +1,4 @@
-"""What is kept on disk and read from it, pinned: whoever changes one of these raises `data.preparation.VERSION`."""
+"""Pinned digests of what is kept on disk and read from it: a change of one raises `data.preparation.VERSION`."""
 
 import hashlib
 from pathlib import Path
