@@ -19,7 +19,7 @@ import numpy as np
 
 from data.documents import PIECE
 from dsv3.bounds import Fraction, PositiveInt
-from dsv3.prompts.infilling import Order, infilling_prompt
+from dsv3.prompts.infilling import Order, arrange
 
 if TYPE_CHECKING:
     from dsv3.contracts import Tokenizer
@@ -48,11 +48,8 @@ def rearrange(
     for piece in pieces(text, settings.max_characters or PIECE):
         first, second = sorted(random.integers(0, len(piece), size=2, endpoint=True).tolist())
         prefix, middle, suffix = piece[:first], piece[first:second], piece[second:]
-        yield [
-            *infilling_prompt(tokenizer, prefix, suffix, settings.order),
-            *tokenizer.encode(middle),
-            tokenizer.eos,
-        ]
+        before, inside, after = tokenizer.encode_batch([prefix, middle, suffix])
+        yield [*arrange(tokenizer, before, after, settings.order), *inside, tokenizer.eos]
 
 
 def invert(ids: Sequence[int], *, tokenizer: "Tokenizer") -> str:
