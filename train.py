@@ -18,20 +18,20 @@ def main(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     from dsv3.checkpoint.run_folder import RunFolder
-    from dsv3.reporting.page import write_run_report
+    from dsv3.training.launch import needs_ranks, start_ranks
+
+    if needs_ranks(config):
+        sys.exit(start_ranks(config))
+
     from dsv3.training.fit import fit
     from dsv3.training.resume import is_finished
-    from dsv3.training.summary import show, summarise
+    from dsv3.training.summary import conclude, show
 
     folder = RunFolder(config.run.dir)
     if not is_finished(config, folder):
         run = fit(config)
-        if not run.exit_status:
-            folder.write_summary(summarise(run))
-        write_run_report(folder.path)
+        conclude(run)
         if run.exit_status:
-            newest = folder.newest_valid_checkpoint()
-            print(f"Interrupted. Rerun the same command to resume from {newest}", file=sys.stderr)
             sys.exit(run.exit_status)
     show(folder)
 

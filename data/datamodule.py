@@ -1,11 +1,13 @@
 """The datamodule: one Lightning batch is one optimiser step, and carries the data state after it."""
 
+import itertools
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -40,7 +42,7 @@ OLDER = "windows"
 """`packing` of runs of an older version, whose rows were shuffled within windows: no option, but read."""
 
 PREFETCHED = 64
-"""Rows read ahead, by a thread."""
+"""Rows read ahead, by a thread, or one step."""
 
 
 class DataModule(lightning.LightningDataModule):
@@ -102,6 +104,7 @@ class DataModule(lightning.LightningDataModule):
         self._validation_tokens = validation_tokens
         self._n_questions = questions
         self._restored: Mapping[str, Any] | None = None
+        self._rank, self._ranks = 0, 1
         self._prepared: Prepared | None = None
         self._held_out: dict[str, list[HeldOut]] = {}
         self._majority: dict[str, str] = {}
@@ -200,22 +203,24 @@ class DataModule(lightning.LightningDataModule):
             raise ValueError("data.packing=windows: the rows of an older run can be scored, and not trained on")
         return self._prepared
 
+    def share(self, rank: int, of: int) -> None:
+        """Of the micro-batches of each step, give those whose number is `rank` modulo `of`."""
+        self._rank, self._ranks = rank, of
+
     def steps(self) -> Iterator[Step]:
+        """Steps from where the datamodule stands. A rank reads its own rows only."""
         rows, key = self.prepared.rows(), self.stream_key()
         tokens = given = 0
         if self._restored is not None:
             tokens, given = self._restored["tokens"], sum(self._restored["rows"])
-        ahead = grain.MapDataset.source(_From(rows, given)).to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)
+        shares = _Shares(self, rows, tokens, given)
+        ahead = grain.MapDataset.source(shares).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=shares.steps_ahead(PREFETCHED))
         )
-        reader = iter(ahead)
-        while tokens < self.settings.total_tokens:
-            taken = [next(reader) for _ in range(self.rows_per_step(tokens))]
-            before = tokens
-            tokens += sum(int((row.tokens[:-1] != self.tokenizer.pad).sum()) for row in taken)
-            given += len(taken)
-            state = {"stream": key, "tokens": tokens, "rows": rows.given(given)}
-            yield Step([self._batch(part) for part in self._parts(taken)], before, state)
+        for share in itertools.takewhile(lambda share: share.micro_batches, ahead):
+            state = {"stream": key, "tokens": share.tokens_after, "rows": rows.given(share.rows_after)}
+            parts = [self._batch(part) for part in share.micro_batches]
+            yield Step(parts, share.tokens_before, state, share.filled)
 
     def rows_per_step(self, tokens: int) -> int:
         """Rows of the step that begins after `tokens`: the schedule's value, rounded."""
@@ -262,9 +267,12 @@ class DataModule(lightning.LightningDataModule):
             for name in self.domains
         }
 
-    def _parts(self, rows: list[Row]) -> list[list[Row]]:
+    def own_parts(self, count: int) -> list[range]:
+        """The rows of a step of `count` that this rank has, by micro-batch; empty ones are padding."""
         size = self._micro_batch_size
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        each = -(-len(parts) // self._ranks)
+        return [parts[i] if i < len(parts) else range(0) for i in range(self._rank, each * self._ranks, self._ranks)]
 
     def _batch(self, rows: list[Row]) -> MicroBatch:
         """Rows as a micro-batch; if they are too few for one, rows of padding follow, so that all have one shape."""
@@ -275,17 +283,50 @@ class DataModule(lightning.LightningDataModule):
         return micro_batch(tokens, domains, tokenizer=self.tokenizer, isolate=self._isolate, bos_is_target=True)
 
 
-class _From:
-    """Rows from number `first` on."""
+class _Share(NamedTuple):
+    """What one rank has of a step."""
 
-    def __init__(self, rows: Rows, first: int) -> None:
-        self._rows, self._first = rows, first
+    micro_batches: list[list[Row]]
+    filled: int  # of them, the last ones, that are padding
+    tokens_before: int
+    tokens_after: int
+    rows_after: int
+
+
+class _Shares:
+    """A rank's shares of the steps from the one that begins after `tokens` and `rows` on, by number.
+
+    Once the token budget is spent, they have no micro-batches.
+    """
+
+    def __init__(self, data: DataModule, rows: Rows, tokens: int, given: int) -> None:
+        self._data, self._rows = data, rows
+        self._starts = [(tokens, given)]  # tokens and rows before each step; the last is where the next would begin
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._rows) - self._first
+        return 2**62
 
-    def __getitem__(self, index: int) -> Row:
-        return self._rows[self._first + index]
+    def __getitem__(self, number: int) -> _Share:
+        (before, first), (after, last) = self._start(number), self._start(number + 1)
+        parts = self._data.own_parts(last - first)
+        micro_batches = [[self._rows[first + row] for row in part] for part in parts]
+        return _Share(micro_batches, sum(not part for part in parts), before, after, last)
+
+    def steps_ahead(self, rows: int) -> int:
+        """As many as have about so many rows of this rank, at least one."""
+        tokens, _ = self._starts[0]
+        own = sum(map(len, self._data.own_parts(self._data.rows_per_step(tokens))))
+        return max(1, rows // max(1, own))
+
+    def _start(self, number: int) -> tuple[int, int]:
+        with self._lock:
+            while len(self._starts) <= number:
+                tokens, given = self._starts[-1]
+                count = self._data.rows_per_step(tokens) if tokens < self._data.settings.total_tokens else 0
+                tokens += sum(self._rows.tokens(row) for row in range(given, given + count))
+                self._starts.append((tokens, given + count))
+            return self._starts[number]
 
 
 class Steps:

@@ -151,12 +151,10 @@ class DomainRows:
     def __getitem__(self, index: int) -> np.ndarray:
         """Row `index`: int64 [T + 1]."""
         epoch = self.epoch_of(index)
-        first, last = self._row_ends[epoch : epoch + 2]
-        seed = hashed(self.seed, self.domain, epoch, "rows")
-        place = _index_shuffle()(index - first, last - first - 1, seed, ROUNDS)
+        place = self._place(epoch, index)
         if self._epochs[epoch].first_documents is not None:
             return self._whole(self._epochs[epoch], place)
-        start = (first + place) * (self.length - 1)
+        start = (self._row_ends[epoch] + place) * (self.length - 1)
         return np.concatenate(self._read(start, start + self.length)).astype(np.int64)
 
     def epoch_of(self, index: int) -> int:
@@ -165,6 +163,22 @@ class DomainRows:
             while self._row_ends[-1] <= index:
                 self._add_epoch()
         return bisect.bisect_right(self._row_ends, index) - 1
+
+    def tokens(self, index: int) -> int:
+        """How many of the first T tokens of row `index` are no padding; reads no token."""
+        epoch = self.epoch_of(index)
+        firsts = self._epochs[epoch].first_documents
+        if firsts is None:
+            return self.length - 1
+        place = self._place(epoch, index)
+        first, last = (int(document) for document in firsts[place : place + 2])
+        ends = self._epochs[epoch].ends
+        return min(self.length - 1, int(ends[last - 1]) - (int(ends[first - 1]) if first else 0))
+
+    def _place(self, epoch: int, index: int) -> int:
+        """Where the permutation of an epoch's rows puts row `index`."""
+        first, last = self._row_ends[epoch : epoch + 2]
+        return _index_shuffle()(index - first, last - first - 1, hashed(self.seed, self.domain, epoch, "rows"), ROUNDS)
 
     def _add_epoch(self) -> None:
         epoch = self._epoch(len(self._epochs))
@@ -219,9 +233,19 @@ class Rows:
         return 2**62
 
     def __getitem__(self, index: int) -> Row:
+        domain, of_domain = self._in_domain(index)
+        return Row(self._domains[domain][of_domain], domain)
+
+    def tokens(self, index: int) -> int:
+        """How many of the first T tokens of row `index` are no padding; reads no token."""
+        domain, of_domain = self._in_domain(index)
+        return self._domains[domain].tokens(of_domain)
+
+    def _in_domain(self, index: int) -> tuple[int, int]:
+        """The domain of row `index`, and its number among the domain's rows."""
         periods, place = divmod(index, len(self._table))
         domain = self._table[place]
-        return Row(self._domains[domain][periods * self._per_period[domain] + self._before[place]], domain)
+        return domain, periods * self._per_period[domain] + self._before[place]
 
     def given(self, count: int) -> list[int]:
         """How many of the first `count` rows are of each domain."""

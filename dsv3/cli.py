@@ -41,10 +41,13 @@ from dsv3.config.known_parts import targets_in
 from dsv3.config.moved import answer, moved
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
+from dsv3.runtime import launched_rank
 from dsv3.strict_json import text_of
 
 REQUIRED: Any = MISSING
 """In place of the default of an option that must be given."""
+
+SECONDS_FOR_RANK_ZERO = 3
 
 FORMATS = ("text", "json")
 _FORMAT_HELP = "text, or one JSON object on stdout (everything else then goes to stderr)"
@@ -137,6 +140,9 @@ def user_errors(folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("DSV3_TRACEBACK") == "1":
             raise
+        if launched_rank():  # a mistake that all ranks find is told by the first: it ends the others while they wait
+            time.sleep(SECONDS_FOR_RANK_ZERO)
+            print(f"rank {launched_rank()}:", file=sys.stderr)
         mistake = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(mistake, ValueError | OSError):
             print(f"error: {mistake}", file=sys.stderr)

@@ -53,9 +53,10 @@ class MicroBatch(NamedTuple):
 class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: list[MicroBatch]  # this rank's
     tokens_before: int  # tokens trained on before this step; padding is none
     state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
+    filled: int = 0  # micro-batches at the end that are padding, so that every rank has as many
 
 
 class Question(NamedTuple):
@@ -533,6 +534,18 @@ class Data(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the step whose `state_after` this is."""
+
+
+@runtime_checkable
+class SharesSteps(Protocol):
+    """What a datamodule may offer beside its contract, and must where a run has several ranks: a share of every step.
+
+    The global batch is the same for any number of ranks. Micro-batch i of a step goes to rank i mod `of`; ranks that
+    are left without one get padding (`Step.filled`). `tokens_before` and `state_after` are the whole step's.
+    """
+
+    def share(self, rank: int, of: int) -> None:
+        """Give rank `rank` of `of` its micro-batches from now on. Called before the first step is asked for."""
 
 
 @runtime_checkable

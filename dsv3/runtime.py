@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import logging
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,16 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 64 * 2**20)
 
 
+def launched_rank() -> int:
+    """This process's number among those that torchrun or SLURM started; 0 where nothing did."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def quieten_libraries() -> None:
-    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    """Plain lines on stderr; Lightning's advertisements and its warnings about itself stay off the console. Of several
+    ranks the first speaks."""
+    logging.basicConfig(level=logging.INFO if launched_rank() == 0 else logging.ERROR, format="%(message)s")
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # how it gathers experts
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*", category=FutureWarning)

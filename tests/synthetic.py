@@ -60,6 +60,7 @@ class SyntheticData(lightning.LightningDataModule):
         self.seed, self.length, self.total = seed, sequence_length, total_tokens
         self.rows, self.micro_batches = micro_batch_size, micro_batches
         self.tokens = 0
+        self.rank, self.ranks = 0, 1
 
     def batch(self, number: int) -> MicroBatch:
         generator = torch.Generator().manual_seed((self.seed << 20) + number)
@@ -75,9 +76,19 @@ class SyntheticData(lightning.LightningDataModule):
         tokens, step_tokens = self.tokens, self.rows * self.length * self.micro_batches
         while tokens < self.total:
             first = tokens // (self.rows * self.length)
-            micro = [self.batch(first + i) for i in range(self.micro_batches)]
-            yield Step(micro, tokens, {"tokens": tokens + step_tokens})
+            each = -(-self.micro_batches // self.ranks)
+            numbers = range(self.rank, each * self.ranks, self.ranks)
+            micro = [self.batch(first + i) if i < self.micro_batches else self.padding() for i in numbers]
+            filled = sum(i >= self.micro_batches for i in numbers)
+            yield Step(micro, tokens, {"tokens": tokens + step_tokens}, filled)
             tokens += step_tokens
+
+    def padding(self) -> MicroBatch:
+        like = torch.zeros(self.rows, self.length, dtype=torch.int64)
+        return MicroBatch(like, like - 100, like, like, like)
+
+    def share(self, rank: int, of: int) -> None:
+        self.rank, self.ranks = rank, of
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.tokens = state["tokens"]

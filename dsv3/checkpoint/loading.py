@@ -13,6 +13,7 @@ from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
 from dsv3.config.known_parts import refuse_unknown_parts
 from dsv3.contracts import Tokenizer, is_precision_state
 from dsv3.model.decoder import Decoder
+from dsv3.model.layers import local
 
 
 @dataclass
@@ -95,8 +96,9 @@ def mismatch(error: RuntimeError) -> str:
 
 @torch.no_grad()
 def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights into the model's parameters: this rank's parts of them where they are sharded."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+        local(parameter).copy_(weights[name])
 
 
 def is_hf_checkpoint(checkpoint: str) -> bool:

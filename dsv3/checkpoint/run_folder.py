@@ -76,8 +76,10 @@ class Table:
 class RunFolder:
     """Paths, tables and checkpoints of one run."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        """writes: False on ranks but the first, whose rows of tables are those of rank 0 again and go nowhere."""
         self.path = Path(path).absolute()
+        self.writes = writes
         self.config_path = self.path / "config.yaml"
         self.summary_path = self.path / "summary.json"
         self.failure_path = self.path / "failure.txt"
@@ -96,7 +98,10 @@ class RunFolder:
     def flush(self, tokens: int) -> None:
         """Write the rows of all tables, up to `tokens`; `metrics/train` last: it tells how far a run is."""
         for name in sorted(self.tables, key=lambda name: name == "metrics/train"):
-            self.tables[name].flush(tokens)
+            if self.writes:
+                self.tables[name].flush(tokens)
+            else:
+                self.tables[name].rows = []
 
     def read(self, name: str) -> pd.DataFrame:
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
@@ -149,6 +154,8 @@ class RunFolder:
             return None
 
     def write_failure(self, error: Exception) -> None:
+        if not self.writes:
+            return
         text = f"{error or type(error).__name__}\n"
         write_atomically(self.failure_path, lambda path: path.write_text(text))
 
@@ -176,7 +183,8 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other runs have the folder, this process's own among them."""
-        self._lock.close()
+        if self.writes:
+            self._lock.close()
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free `<name>.old-<n>`, so that a new run can begin."""

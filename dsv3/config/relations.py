@@ -43,8 +43,8 @@ class Facts:
 
 MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
-    *("memory", "attention", "router", "balancing", "experts", "dispatch", "mtp", "model", "precision", "tokenizer"),
-    *("data", "objective", "optimizer", "schedule", "benchmarks", "callbacks", "logger", "trainer"),
+    *("memory", "attention", "router", "balancing", "experts", "dispatch", "parallel", "mtp", "model", "precision"),
+    *("tokenizer", "data", "objective", "optimizer", "schedule", "benchmarks", "callbacks", "logger", "trainer"),
 )
 ACCELERATORS = ("auto", "cpu", "cuda")
 
@@ -76,9 +76,35 @@ def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
         yield Problem("compile", True, "cannot be combined with recomputation: set recompute=[]")
 
 
-def one_device(facts: Facts) -> Iterator[Problem]:
-    if (devices := facts.number("trainer.devices")) and devices.value != 1:
-        yield Problem(*devices, "must be 1: a run uses one device")
+def several_devices(facts: Facts) -> Iterator[Problem]:
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        if (number := facts.number(key)) and number.value < 1:
+            yield Problem(*number, "must be at least 1")
+        elif number and number.value > 1 and facts.view.choices.get("parallel") == "none":
+            yield Problem(*number, "must be 1 with parallel=none: choose parallel=sharded, experts or pipeline")
+
+
+def ranks_divide(facts: Facts) -> Iterator[Problem]:
+    """world = stages x replicas x experts; experts = nodes x local (dsv3.distributed.parallel)."""
+    world = 1.0
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        world *= number.value if (number := facts.number(key)) else 1
+    stages, experts = facts.number("parallel.stages"), facts.number("parallel.experts")
+    if world <= 1 or (stages and stages.value < 1) or (experts and experts.value < 1):
+        return
+    if stages and world % stages.value:
+        yield Problem(*stages, f"must divide the number of devices, {world:.0f}")
+        return
+    data = world // (stages.value if stages else world)
+    if experts and data % experts.value:
+        yield Problem(*experts, f"must divide the {data:.0f} devices of a stage")
+        return
+    sharing = experts.value if experts else data
+    if (nodes := facts.number("parallel.nodes")) and nodes.value > 0 and sharing % nodes.value:
+        yield Problem(*nodes, f"must divide the {sharing:.0f} devices that share the experts")
+    if (count := facts.number(MODEL_EXPERTS)) and count.value % sharing:
+        share = f"must divide {count.key}={count.value} among the {sharing:.0f} devices that share the experts"
+        yield Problem(*(experts or Number("parallel.experts", sharing)), share)
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
@@ -245,7 +271,8 @@ RELATIONS: tuple[Relation, ...] = (
     every_kind_is_chosen,
     accelerator,
     compiled_or_recomputed,
-    one_device,
+    several_devices,
+    ranks_divide,
     max_steps,
     groups_divide_experts,
     groups_kept,

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,21 @@ class DomainLoss(Metric):
         return self.nats_X, self.targets_X
 
 
+def dealt(batches: Iterable[MicroBatch], rank: int, of: int) -> Iterator[MicroBatch]:
+    """Every `of`-th batch, from number `rank` on; padding where there is none left, so that each rank has as many."""
+    for number, batch in enumerate(batches):
+        place = number % of
+        if place == 0:
+            own = MicroBatch(*(torch.zeros_like(tensor) for tensor in batch))
+            own.targets_BT.fill_(IGNORE)
+        if place == rank:
+            own = batch
+        if place == of - 1:
+            yield own
+    if place < of - 1:
+        yield own
+
+
 class DomainScore(NamedTuple):
     loss: float  # nats per target token
     bpb: float  # bits per byte of UTF-8 text
@@ -73,7 +88,7 @@ def domain_scores(
     bits per byte = nats / ln 2 / UTF-8 bytes. The nats are those of every target, end-of-text tokens included;
     the bytes are the text's alone.
     """
-    metric, head_VD = DomainLoss(len(domains)).to(model.device), model.cast_head()
+    metric = DomainLoss(len(domains)).to(model.device)
     with cached_weight_casts(model):
         for batch in batches:
             batch = MicroBatch(*(tensor.to(model.device) for tensor in batch))
@@ -81,7 +96,7 @@ def domain_scores(
             if load is not None:
                 load.observe(batch, output.routings)
             targets_N = batch.targets_BT.flatten()
-            nll_N = token_losses(output.hidden_BTD.flatten(0, 1), head_VD, targets_N)
+            nll_N = token_losses(output.hidden_BTD.flatten(0, 1), model.cast_head(), targets_N)
             metric.update(nll_N, targets_N, batch.domains_BT.flatten())
     nats_X, targets_X = (values.reshape(-1).tolist() for values in metric.compute())  # torchmetrics squeezes
     sums = {d: (nats_X[i], targets_X[i], n_bytes[d]) for i, d in enumerate(domains) if targets_X[i]}

@@ -217,12 +217,22 @@ def on_host(counts: Tensor) -> Any:
     return counts.tolist()
 
 
+def local(weight: Tensor) -> Tensor:
+    """This rank's part of a weight that is shared among ranks, such as those of experts; others as they are."""
+    to_local: Callable[[], Tensor] | None = getattr(weight, "to_local", None)
+    return weight if to_local is None else to_local()
+
+
 @contextmanager
 def cached_weight_casts(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its
     weight alone (a cast, quantised blocks) once: not for every token decoded, and not for every micro-batch of a step.
-    One within another changes nothing."""
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "hold_weights")]
+    One within another changes nothing. Weights that are sharded, and gathered only for their pass, are not held."""
+    layers: list[Any] = [
+        module
+        for module in model.modules()
+        if hasattr(module, "hold_weights") and all(local(p) is p for p in module.parameters(recurse=False))
+    ]
     held = [layer for layer in layers if layer.hold_weights(True)]
     try:
         yield

@@ -45,7 +45,7 @@ class RoutingStatistics(Metric):
 
     def __init__(self, *, n_experts: int, top_k: int, n_groups: int, n_domains: int) -> None:
         """`n_groups`: nodes that the experts stand on in order, whether or not the router limits a token's nodes."""
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # within `sync_context`, where the sums are those of all ranks
         self.n_experts, self.top_k, self.n_groups = n_experts, top_k, n_groups
         integers = {"load_XE": (n_domains, n_experts), "pairs_EE": (n_experts, n_experts), "nodes_G": (n_groups,)}
         integers |= {"limited": (), "micro_batches": (), "steps": (), "normed_E": (n_experts,)}

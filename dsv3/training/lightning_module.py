@@ -1,18 +1,28 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import lightning
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step, StepsMatrices
+from dsv3.distributed.mesh import Mesh
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights
-from dsv3.training.step import Losses, RoutingObserver, StepRecord, balance, clip_gradients, read, take_gradients
+from dsv3.training.step import (
+    Losses,
+    RoutingObserver,
+    StepRecord,
+    balance,
+    clip_gradients,
+    gradients,
+    norm_of,
+    read,
+    take_gradients,
+)
 
 
 class UpdateGuard(Protocol):
@@ -28,6 +38,7 @@ class LanguageModel(lightning.LightningModule):
     record: StepRecord  # of the latest step
     config: DictConfig  # of the run, for callbacks
     folder: RunFolder  # of the run; callbacks write tables there
+    mesh: Mesh | None = None  # the ranks that train together; None: one process
 
     def __init__(
         self,
@@ -63,6 +74,8 @@ class LanguageModel(lightning.LightningModule):
         self.data_state: dict[str, Any] = {}
         self.observers: list[RoutingObserver] = []
         self.guard: UpdateGuard | None = None
+        self.flags: dict[str, Callable[[], bool]] = {}  # of this rank, asked once a step: callbacks add theirs
+        self.raised: set[str] = set()  # names of flags that any rank raised in the latest step
 
     @property
     def finished(self) -> bool:
@@ -93,17 +106,19 @@ class LanguageModel(lightning.LightningModule):
         with torch.no_grad():
             step = self.objective.prepare(step, Models(self.model))
         before = step.tokens_before
-        sums = take_gradients(
-            self.losses,
-            step,
-            reduce=self._sum_over_ranks,
-            backward=self.manual_backward,
-            recompute=self.recompute,
-            observers=self.observers,
+        own = take_gradients(
+            self.losses, step, backward=self.manual_backward, recompute=self.recompute, observers=self.observers
         )
-        norm = clip_gradients(self.model, self.grad_clip)
+        parts = gradients(self.model)
+        own.add({"squares": norm_of(parts).double().square()})
+        own.add({name: torch.tensor(float(flag()), device=self.device) for name, flag in self.flags.items()})
+        sums = own.over_ranks()
+        norm = sums.scalars["squares"].sqrt().float()
+        clip_gradients(parts, norm, self.grad_clip)
         balance(self.model, sums.loads, before)
-        tokens, figures, loads, biases = read(self.losses.statistics, sums, norm, self.model.routing_biases())
+        by_name, figures, loads, biases = read(self.losses.statistics, sums, norm, self.model.routing_biases())
+        self.raised = {name for name in self.flags if by_name[name]}
+        tokens = round(by_name["tokens"])
         rate = self.schedule(before + tokens // 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -118,8 +133,8 @@ class LanguageModel(lightning.LightningModule):
         self.data_state = step.state_after
         return record
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
+    def configure_model(self) -> None:
+        """Lightning asks for this where ranks share a model; it is sharded before (`dsv3.training.run`)."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dsv3"] = {

@@ -33,13 +33,15 @@ FREE = (
     "logger",
     "benchmarks",
     "trainer",
+    "parallel",
+    "dispatch",
     "data.cache_dir",
     "data.processes",
     "callbacks.guard.max_rollbacks",
     "callbacks.guard.max_nonfinite",
     *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
 )
-"""Keys that may change when a run resumes: none affects what is computed."""
+"""Keys that may change when a run resumes: none affects what is computed, but for rounding."""
 
 
 def refuse_unusable(config: DictConfig, folder: RunFolder, model: nn.Module) -> Path | None:

@@ -12,16 +12,21 @@ from dsv3.checkpoint.loading import init_from, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
 from dsv3.config.part import part
-from dsv3.contracts import Data, KeepsHeldOut
+from dsv3.contracts import Data, KeepsHeldOut, SharesSteps
+from dsv3.distributed.agree import first, of_rank_zero, rank
+from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.shard import shard
 from dsv3.model.compile import compile_parts
 from dsv3.runtime import set_up_process
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
+from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.settle import kept_choices, settled
+from dsv3.training.strategy import SeveralRanks
 
 
 @dataclass
@@ -45,8 +50,10 @@ class Run:
 def build_run(config: DictConfig) -> Run:
     """Prepare the run folder (see `dsv3.training.resume`) and assemble data, model, callbacks and Trainer."""
     set_up_process()
-    folder = RunFolder(config.run.dir)
-    config = settled(kept_choices(config, folder))
+    mesh = join(config)
+    is_writer = rank() == 0
+    folder = RunFolder(config.run.dir, writes=is_writer)
+    config = of_rank_zero(settled(kept_choices(config, folder)) if is_writer else config)
     problems = part(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
@@ -56,20 +63,24 @@ def build_run(config: DictConfig) -> Run:
     for callback in callbacks:
         if isinstance(callback, ChecksModel):
             callback.check_model(shapes_only)
-    checkpoint = refuse_unusable(config, folder, shapes_only)
+    checkpoint = of_rank_zero(refuse_unusable(config, folder, shapes_only) if is_writer else None)
     start = load_run(config.run.init_from, allow=allowed(config)) if config.run.init_from else None
-    data = build_data(config, tokenizer=start.tokenizer() if start else None)
+    with first(is_first_of_node()):
+        data = build_data(config, tokenizer=start.tokenizer() if start else None)
+    if mesh is not None:
+        share_data(data, mesh)
     if checkpoint is not None:
         data.restore(load_checkpoint(checkpoint, mmap=True)["dsv3"]["data_state"])
-    resume_from = prepare(config, folder)
+    resume_from = of_rank_zero(prepare(config, folder) if is_writer else None)
     if resume_from != checkpoint:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
-    data.tokenizer.save(str(folder.tokenizer_path))
     model = build_model(config)
     if config.compile:
         compile_parts(model)
     if start:
         init_from(model, start)
+    if mesh is not None:
+        shard(model, mesh)
     module = LanguageModel(
         model,
         objective=part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size)),
@@ -80,25 +91,42 @@ def build_run(config: DictConfig) -> Run:
         max_steps=config.trainer.max_steps,
         recompute=config.recompute,
     )
-    module.config, module.folder = config, folder
-    write_run_info(config, model, module.losses.statistics, folder)
-    if isinstance(data, KeepsHeldOut):
-        data.keep_held_out(folder.held_out_path)
+    module.config, module.folder, module.mesh = config, folder, mesh
+    if is_writer:
+        data.tokenizer.save(str(folder.tokenizer_path))
+        write_run_info(config, shapes_only, module.losses.statistics, folder)
+        if isinstance(data, KeepsHeldOut):
+            data.keep_held_out(folder.held_out_path)
     trainer = lightning.Trainer(
         # The module counts steps, skipped updates included; Lightning would not even begin a run that has made them.
         **part(config.trainer) | {"max_steps": -1},
         max_epochs=1,
         default_root_dir=folder.path,
         callbacks=callbacks,
-        logger=part(config.logger)(save_dir=folder.path),
+        logger=part(config.logger)(save_dir=folder.path) if is_writer else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        plugins=[DirectIO()],
+        plugins=[DirectIO(), *([environment()] if mesh is not None else [])],
+        strategy=SeveralRanks() if mesh is not None else "auto",
         use_distributed_sampler=False,
     )
     return Run(config, folder, data, module, trainer, resume_from)
+
+
+def share_data(data: Data, mesh: Mesh) -> None:
+    """Give this rank its share of every step.
+
+    Raises:
+        ValueError: the datamodule does not share its steps.
+    """
+    if not isinstance(data, SharesSteps):
+        raise ValueError(
+            f"data._target_: {type(data).__name__} gives every rank the same rows; with several, a datamodule needs "
+            "`share` (dsv3.contracts.SharesSteps)"
+        )
+    data.share(mesh.data_rank, mesh.sizes.data)
 
 
 def build_callbacks(config: DictConfig) -> list[lightning.Callback]:

@@ -6,6 +6,9 @@
 Gradients are those of the global batch: every term is divided by a denominator that is known before the first
 micro-batch. Padding is no token: it counts in no denominator and in no load. Losses, counts and hits are added up on
 the device. `read` brings all of them to the host in one transfer; nothing else in a step waits for the device.
+
+Ranks speak three times: they sum the denominators before the first micro-batch, and at the end of the step everything
+that was added up, in FP64, and the load, in int64. All that a step decides follows from these sums.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,13 +30,12 @@ from dsv3.contracts import (
     Statistic,
     Step,
 )
+from dsv3.distributed.agree import sum_over_ranks
+from dsv3.distributed.shard import reduce_gradients
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import cached_weight_casts
+from dsv3.model.layers import cached_weight_casts, local
 from dsv3.model.load import Loads, max_violation, real_tokens
 from dsv3.model.recompute import recomputing
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over ranks."""
 
 BALANCE = Statistic("aux_loss", "nats", "aux_loss")
 """Balance losses of all MoE layers."""
@@ -68,21 +70,26 @@ class StepRecord:
 
 @dataclass
 class Sums:
-    """What a step adds up on the device: FP64 scalars by name, and the load of every MoE layer."""
+    """What a rank adds up on the device in a step: FP64 scalars by name, and the load of every MoE layer."""
 
     loads: Loads
+    denominators: Denominators  # of the whole step
     scalars: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self.scalars[name] = self.scalars.get(name, 0.0) + value.detach().double()
 
-    def reduced(self, reduce: Reduce) -> "Sums":
-        """Over ranks: one FP64 and one int64 reduction."""
-        names = list(self.scalars)
-        values = reduce(torch.stack([self.scalars[name] for name in names])).unbind() if names else ()
-        loads = self.loads._replace(counts=reduce(self.loads.counts))
-        return Sums(loads, dict(zip(names, values, strict=True)))
+    def over_ranks(self) -> "Sums":
+        """All of it over ranks, by one FP64 and one int64 reduction; the denominators are among the scalars then."""
+        loads = self.loads._replace(counts=sum_over_ranks(self.loads.counts))
+        return Sums(loads, self.denominators, {**summed_over_ranks(self.scalars), **self.denominators})
+
+
+def summed_over_ranks(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each of them over ranks, in one FP64 reduction."""
+    values = sum_over_ranks(torch.stack([value.double() for value in scalars.values()]))
+    return dict(zip(scalars, values.unbind(), strict=True))
 
 
 def tokens_of(micro: MicroBatch) -> Tensor:
@@ -135,35 +142,36 @@ def take_gradients(
     losses: Losses,
     step: Step,
     *,
-    reduce: Reduce = lambda values: values,
     backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
     recompute: Collection[str] = (),
     observers: Sequence[RoutingObserver] = (),
 ) -> Sums:
-    """Add the gradient of the step's loss to the model's parameters; return the sums over micro-batches and ranks.
+    """Add the gradient of the step's loss to the model's parameters; return this rank's sums over micro-batches.
 
     Everything that changes with time is a function of the tokens seen before the step.
     """
     model = losses.model
-    own = {
-        **losses.objective.denominators(step),
-        "tokens": torch.stack([tokens_of(micro) for micro in step.micro_batches]).sum(),
-    }
-    denominators = dict(zip(own, reduce(torch.stack(list(own.values())).double()).unbind(), strict=True))
-    sums = Sums(Loads.zeros(losses.n_experts, model.device))
-    head = model.head()
+    denominators = summed_over_ranks(
+        {
+            **losses.objective.denominators(step),
+            "tokens": torch.stack([tokens_of(micro) for micro in step.micro_batches]).sum(),
+        }
+    )
+    sums = Sums(Loads.zeros(losses.n_experts, model.device), denominators)
     with cached_weight_casts(model):
-        for micro in step.micro_batches:
+        head = model.head() if local(model.head_weight) is model.head_weight else None
+        for number, micro in enumerate(step.micro_batches, start=1):
+            reduce_gradients(model, number == len(step.micro_batches))
             with recomputing(recompute):
                 forward = model(micro, with_mtp=True)
-                loss = losses.loss(forward, head, micro, denominators, step.tokens_before, sums)
+                of_head = head or model.head()  # a sharded one is whole from the forward pass on
+                loss = losses.loss(forward, of_head, micro, denominators, step.tokens_before, sums)
             backward(loss)
             sums.loads.add(micro, forward.routings)
-            for observer in observers:
-                observer.observe(micro, forward.routings)
-    total = sums.reduced(reduce)
-    total.scalars |= denominators
-    return total
+            if number <= len(step.micro_batches) - step.filled:
+                for observer in observers:
+                    observer.observe(micro, forward.routings)
+    return sums
 
 
 def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
@@ -174,27 +182,33 @@ def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
         moe.balancing.update(tokens_seen)
 
 
-def clip_gradients(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their norm together is at most `largest`; return what it was.
-
-    Sparse gradients (of tables that a step reads few rows of) are summed over occurrences first.
-    """
-    gradients = []
+def gradients(model: nn.Module) -> list[Tensor]:
+    """This rank's parts of all gradients; of sparse ones (of tables that a step reads few rows of), the values of their
+    rows, summed over occurrences."""
+    found = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
+            found.append(parameter.grad.values())
         elif parameter.grad is not None:
-            gradients.append(parameter.grad)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            found.append(local(parameter.grad))
+    return found
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """Their norm together. Every element of a gradient is on one rank, so that squares of norms add up over ranks."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip_gradients(gradients: list[Tensor], norm: Tensor, largest: float) -> None:
+    """Scale all gradients so that their norm together, which is `norm`, is at most `largest`."""
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
-    return norm
 
 
 def read(
     statistics: Sequence[Statistic], sums: Sums, grad_norm: Tensor, biases: Mapping[str, Tensor]
-) -> tuple[int, dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The step's number of tokens, figures, loads and biases on the host, in one transfer."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The step's sums, figures, loads and biases on the host, in one transfer."""
     names = list(sums.scalars)
     parts = [torch.stack([*sums.scalars.values(), grad_norm.double()]), sums.loads.counts.double()]
     sizes = [len(bias_E) for bias_E in biases.values()]
@@ -209,7 +223,7 @@ def read(
     loads = sums.loads._replace(counts=counts.long()).by_layer()
     figures |= {f"max_violation/{layer}": float(max_violation(load_E)) for layer, load_E in loads.items()}
     by_layer = dict(zip(biases, flat.float().split(sizes), strict=True))
-    return round(by_name["tokens"]), figures, arrays(loads), arrays(by_layer)
+    return by_name, figures, arrays(loads), arrays(by_layer)
 
 
 def arrays(by_layer: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

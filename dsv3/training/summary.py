@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,43 @@ from rich.text import Text
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Sample, Tokenizer
+from dsv3.distributed.agree import wait_for_all
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
+from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
 from dsv3.prompts.infilling import infilling_prompt
+from dsv3.reporting.page import write_run_report
 from dsv3.strict_json import finite
 from dsv3.training.run import Run
+from dsv3.training.whole_model import whole_model
 
 SAMPLE_TOKENS = 48
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "grain")
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """Score the finished run and describe it. JSON-serialisable."""
-    model, tokenizer = run.module.model.eval(), run.data.tokenizer
+def conclude(run: Run) -> None:
+    """Summary and report of a run that is finished, or only the report of one that was interrupted, which is said.
+
+    Of several ranks the first does it, and the others wait.
+    """
+    model = whole_model(run.module) if not run.exit_status else None
+    if run.folder.writes:
+        if model is not None:
+            run.folder.write_summary(summarise(run, model.eval()))
+        write_run_report(run.folder.path)
+        if run.exit_status:
+            newest = run.folder.newest_valid_checkpoint()
+            print(f"Interrupted. Rerun the same command to resume from {newest}", file=sys.stderr)
+    wait_for_all()
+
+
+def summarise(run: Run, model: Decoder) -> dict[str, Any]:
+    """Score the finished run, whose weights `model` has, and describe it. JSON-serialisable."""
+    tokenizer = run.data.tokenizer
     train, timing = run.folder.read("metrics/train"), run.folder.read("timing/train")
     if train.empty:
         raise ValueError(f"{run.folder.path}: no training step was taken; see the limits under trainer (max_time, ...)")
@@ -53,7 +74,7 @@ def summarise(run: Run) -> dict[str, Any]:
             family: score._asdict() | {"z_score": round(score.z_score, 2)} for family, score in questions.items()
         },
         "benchmarks": benchmark_scores(run.folder),
-        "samples": [completed(run, tokenizer, sample) for sample in run.data.samples()],
+        "samples": [completed(run, model, tokenizer, sample) for sample in run.data.samples()],
         "git_commit": git_commit(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
@@ -103,13 +124,13 @@ def last_tenth(train: Any, prefix: str) -> dict[str, float]:
     return {column.removeprefix("max_violation/"): float(late[column].mean()) for column in columns}
 
 
-def completed(run: Run, tokenizer: Tokenizer, sample: Sample) -> dict[str, str]:
+def completed(run: Run, model: Decoder, tokenizer: Tokenizer, sample: Sample) -> dict[str, str]:
     """Greedy text after the sample's prefix, or for the gap before its suffix."""
     if sample.suffix is not None:
         prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
         prompt = [tokenizer.bos, *tokenizer.encode(sample.prefix)]
-    ids = generate(run.module.model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
+    ids = generate(model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
     return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 
 

@@ -18,13 +18,14 @@ where a part joins several matrices in one weight (gate and up projections), eac
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dsv3.bounds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
-from dsv3.model.layers import matrices
+from dsv3.distributed.whole_matrices import apply_to_whole
+from dsv3.model.layers import local, matrices
 from plugins.optimizer.adamw import PerParameter, adamw_step, decay_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -92,44 +93,67 @@ class Muon(PerParameter):
     def step_group(self, group: dict[str, Any], parameters: Sequence[nn.Parameter]) -> None:
         if group["rule"] == "adamw":
             return super().step_group(group, parameters)
-        by_shape: dict[torch.Size, list[HiddenMatrix]] = defaultdict(list)
-        for parameter in parameters:
-            for matrix in self.matrices_of(parameter, group):
-                by_shape[matrix.weight.shape].append(matrix)
-        for alike in by_shape.values():
-            self.step_alike(group, alike)
+        updates = [self.update_of(parameter, group) for parameter in parameters]
+        decay, lr = 1 - group["lr"] * group["weight_decay"], group["lr"]
+        if all(local(parameter) is parameter for parameter in parameters):
+            self.orthogonalise(parameters, updates, group)
+            for parameter, update in zip(parameters, updates):
+                for weight, factor in zip(self.matrices_of(parameter, parameter), self.matrices_of(parameter, update)):
+                    weight.mul_(decay)
+                    weight.add_(factor.to(weight.dtype), alpha=-(lr * 0.2 * longer_side(factor) ** 0.5))
+            return
+        dtype = parameters[0].dtype
+        steps = apply_to_whole(updates, lambda whole: self.steps_of(parameters, whole, group), dtype=dtype)
+        for parameter, step in zip(parameters, steps):
+            local(parameter).mul_(decay).add_(step, alpha=-lr)
+
+    def steps_of(
+        self, parameters: Sequence[nn.Parameter], whole: Mapping[int, Tensor], group: dict[str, Any]
+    ) -> dict[int, Tensor]:
+        """What the learning rate multiplies, of whole updates by the index of their parameter."""
+        some = [parameters[i] for i in whole]
+        self.orthogonalise(some, list(whole.values()), group)
+        steps = {i: update.to(parameters[i].dtype) for i, update in whole.items()}
+        for i, step in steps.items():
+            for factor in self.matrices_of(parameters[i], step):
+                factor.mul_(0.2 * longer_side(factor) ** 0.5)
+        return steps
 
     def step_parameter(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         adamw_step(parameter, gradient, state, group, moments_dtype=torch.float32)
 
-    def matrices_of(self, parameter: nn.Parameter, group: dict[str, Any]) -> Iterable["HiddenMatrix"]:
-        """The matrices that a parameter consists of, with this step's momentum."""
+    def update_of(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+        """U of a parameter, with this step's momentum, in the dtype of its Newton-Schulz steps."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
-        rows = self.joined.get(parameter, parameter.shape[-2:-1])
-        return map(HiddenMatrix, *(matrices(tensor, rows) for tensor in (parameter, parameter.grad, buffer)))
+        return parameter.grad.add(buffer, alpha=group["momentum"]).to(getattr(torch, group["newton_schulz_dtype"]))
 
-    def step_alike(self, group: dict[str, Any], alike: Sequence["HiddenMatrix"]) -> None:
-        """Step hidden matrices, or stacks of them, of one shape."""
-        dtype = getattr(torch, group["newton_schulz_dtype"])
-        updates = [matrix.gradient.add(matrix.buffer, alpha=group["momentum"]).to(dtype) for matrix in alike]
-        stacked = torch.stack([update.flatten(-3, -2) for update in updates])
-        orthogonal = orthogonalised(stacked, steps=group["newton_schulz_steps"])
-        rate = group["lr"] * 0.2 * max(stacked.shape[-2:]) ** 0.5
-        for (weight, _, _), update in zip(alike, orthogonal, strict=True):
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update.to(weight.dtype).view_as(weight), alpha=-rate)
+    def matrices_of(self, parameter: nn.Parameter, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Views of the matrices that a parameter consists of, in a tensor of its shape."""
+        return matrices(tensor, self.joined.get(parameter, tensor.shape[-2:-1]))
+
+    def orthogonalise(
+        self, parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], group: dict[str, Any]
+    ) -> None:
+        """Put O(U) in the place of each U, in place; matrices, or stacks of them, of one shape together."""
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter, update in zip(parameters, updates):
+            for matrix in self.matrices_of(parameter, update):
+                if matrix.numel():
+                    by_shape[matrix.shape].append(matrix)
+        for alike in by_shape.values():
+            stacked = torch.stack([matrix.flatten(-3, -2) for matrix in alike])
+            for matrix, factor in zip(alike, orthogonalised(stacked, steps=group["newton_schulz_steps"])):
+                matrix.copy_(factor.view_as(matrix))
 
 
-class HiddenMatrix(NamedTuple):
-    """Views of a parameter's matrix, its gradient and its momentum (`dsv3.model.layers.matrices`)."""
-
-    weight: Tensor
-    gradient: Tensor
-    buffer: Tensor
+def longer_side(matrix: Tensor) -> int:
+    """max(out, in) of a view [..., repeats, rows, in] with out = repeats * rows."""
+    repeats, rows, inputs = matrix.shape[-3:]
+    return max(repeats * rows, inputs)
 
 
 def orthogonalised(x: Tensor, *, steps: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsv3.contracts import GroupedMM, Role
+from dsv3.model.layers import local
 from dsv3.model.recompute import recomputed
 
 
@@ -31,7 +32,7 @@ class CastWeight(nn.Module):
         return True
 
     def cast_weight(self) -> Tensor:
-        return self.weight.to(self.dtype) if self.held is None else self.held
+        return local(self.weight).to(self.dtype) if self.held is None else self.held
 
 
 class CastLinear(CastWeight):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dsv3.contracts import GroupedMM, Role
-from dsv3.model.layers import on_host
+from dsv3.model.layers import local, on_host
 from plugins.precision.formats import Format
 from plugins.precision.held_swiglu import Origin, origin_of
 from plugins.precision.measurement import Measurement
@@ -140,11 +140,11 @@ class QuantisedLinear(nn.Module):
 
     def products(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
         """y of x [..., in]; for grouped layers x is [M, in], and `counts_E` the rows of each group."""
-        x_NK = x.to(self.activation_dtype).flatten(0, -2)
+        x_NK, weight = x.to(self.activation_dtype).flatten(0, -2), local(self.weight)
         if not x.numel():
-            return self.product(x_NK, self.weight.to(x_NK.dtype), counts_E)
+            return self.product(x_NK, weight.to(x_NK.dtype), counts_E)
         recorded = torch.is_grad_enabled()
-        y_NO = _Products.apply(x_NK, self.weight, self, counts_E, origin_of(x) if recorded else None, recorded)
+        y_NO = _Products.apply(x_NK, weight, self, counts_E, origin_of(x) if recorded else None, recorded)
         return y_NO.view(*x.shape[:-1], -1)
 
     def factor(self, name: Factor, x: Tensor, dtype: torch.dtype, groups: Groups | None = None) -> Tensor:

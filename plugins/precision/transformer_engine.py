@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from dsv3.bounds import NonNegativeFloat
 from dsv3.contracts import GroupedMM, Role
+from dsv3.model.layers import local
 from plugins.precision.emulated import without_head
 from plugins.precision.plain import BF16
 
@@ -90,7 +91,7 @@ class TEGroupedLinear(TELinear):
         n_groups, counts = len(counts_E), counts_E.tolist()
         with self.te.autocast(enabled=True, recipe=self.recipe):
             filled, filled_counts = self.te.Fp8Padding(n_groups)(x_MK, counts)
-        weights = {f"weight{i}": weight for i, weight in enumerate(self.weight.unbind(0))}
+        weights = {f"weight{i}": weight for i, weight in enumerate(local(self.weight).unbind(0))}
         y = self.computed(weights, filled, filled_counts)
         return self.te.Fp8Unpadding(n_groups)(y, counts)
 

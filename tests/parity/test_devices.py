@@ -32,7 +32,7 @@ def gradients(config: DictConfig, device: str) -> tuple[float, dict[str, torch.T
     moved = [MicroBatch(*(tensor.to(device) for tensor in micro)) for micro in step.micro_batches]
     model = build_model(config).to(device)
     objective = Pretraining(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64)).to(device)
-    sums = take_gradients(Losses(model, objective), Step(moved, 0, {}))
+    sums = take_gradients(Losses(model, objective), Step(moved, 0, {})).over_ranks()
     loss = float(sums.scalars["nll"] / sums.scalars["targets"])
     found = {name: p.grad.to_dense().cpu() for name, p in model.named_parameters() if p.grad is not None}
     return loss, found

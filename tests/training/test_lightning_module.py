@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import dsv3.training.step
 from dsv3.build import build_data, build_model
 from dsv3.contracts import IGNORE, MicroBatch, Step
 from dsv3.model.decoder import Decoder
 from dsv3.model.load import Loads, max_violation, real_tokens
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.run import build_run
-from dsv3.training.step import Sums, clip_gradients, read
+from dsv3.training.step import Sums, clip_gradients, gradients, norm_of, read
 from plugins.objective.pretraining import Pretraining
 from tests.synthetic import SyntheticData
 
@@ -40,23 +41,8 @@ def module_of(config: DictConfig) -> LanguageModel:
     optimizer = module.configure_optimizers()
     module.optimizers = lambda *a, **k: optimizer  # type: ignore[method-assign]
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    module.trainer = FakeTrainer()  # type: ignore[assignment]
     optimizer.zero_grad = lambda: None  # type: ignore[method-assign,assignment]  # the gradient is looked at after the step
     return module
-
-
-class FakeTrainer:
-    """The two things that training_step asks of a Trainer; `ranks` pretends that every rank has the same load."""
-
-    global_step = 1
-
-    def __init__(self, ranks: int = 1) -> None:
-        self.strategy = self
-        self.ranks = ranks
-
-    def reduce(self, value: Tensor, reduce_op: str) -> Tensor:
-        assert reduce_op == "sum"
-        return value * self.ranks
 
 
 def step_of(config: DictConfig) -> Step:
@@ -196,12 +182,16 @@ def test_trap_04_recomputation_counts_once(composed: Compose, reentrant: bool) -
         )
 
 
-def test_trap_05_bias_moves_once_per_optimiser_step_by_the_load_of_all_ranks(composed: Compose) -> None:
+def test_trap_05_bias_moves_once_per_optimiser_step_by_the_load_of_all_ranks(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if three ranks had the same load; tests/distributed has real ones."""
     config = composed("precision=fp32")
     step = step_of(config)
     one, many = module_of(config), module_of(config)
-    many.trainer = FakeTrainer(ranks=3)  # type: ignore[assignment]
-    records = [module.take_step(step) for module in (one, many)]
+    records = [one.take_step(step)]
+    monkeypatch.setattr(dsv3.training.step, "sum_over_ranks", lambda values: values * 3)
+    records.append(many.take_step(step))
     gamma = config.balancing.parts.loss_free.gamma.peak
     for (name, moe), (_, other) in zip(one.model.moe_layers(), many.model.moe_layers(), strict=True):
         load = torch.from_numpy(records[0].loads[name]).double()
@@ -334,9 +324,9 @@ def test_record_of_a_step_counts_bytes_of_the_targets() -> None:
     objective = Pretraining(token_bytes_V=torch.tensor([0, 2, 3]))
     denominators = objective.denominators(Step([MicroBatch(tokens, targets, tokens, tokens + 1, tokens)], 0, {}))
     scalars = {"nll": torch.tensor(8 * math.log(2)), "tokens": torch.tensor(4.0), **denominators}
-    sums = Sums(Loads.zeros({}, torch.device("cpu")), scalars)
-    tokens, figures, _, _ = read(objective.statistics, sums, torch.tensor(1.0), {})
-    assert tokens == 4
+    sums = Sums(Loads.zeros({}, torch.device("cpu")), {}, scalars)
+    by_name, figures, _, _ = read(objective.statistics, sums, torch.tensor(1.0), {})
+    assert by_name["tokens"] == 4
     assert figures["bpb"] == pytest.approx(1.0)
     assert figures["loss"] == pytest.approx(8 * math.log(2) / 3)
 
@@ -373,7 +363,8 @@ def test_clipping_takes_sparse_gradients_for_what_they_add_up_to():
         model = torch.nn.Sequential(table, matrix)
         for ids in ([1, 1, 5], [5, 8, 1]):  # rows come again, within a pass and in the next
             model(torch.tensor(ids)).square().sum().backward()
-        norms.append(clip_gradients(model, 0.5))
+        norms.append(norm_of(gradients(model)))
+        clip_gradients(gradients(model), norms[-1], 0.5)
         gradient = table.weight.grad
         found.append([gradient.to_dense() if sparse else gradient, matrix.weight.grad])
     assert norms[0] > 0.5

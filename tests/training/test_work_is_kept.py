@@ -89,7 +89,7 @@ def test_a_branch_called_again_goes_on_from_where_it_has_come(trained: Path, tmp
     folder.release()
     run = fit(config)
     assert [int(tokens) for tokens in run.folder.read("metrics/train").tokens] == [3 * STEP, 4 * STEP]
-    summary = summarise(run)
+    summary = summarise(run, run.module.model.eval())
     assert summary["validation"]["before"] == {}
     steps = run.folder.read("timing/train").seconds
     assert summary["tokens_per_second"] == pytest.approx(STEP / steps.iloc[1], rel=0.01)
@@ -133,7 +133,7 @@ def test_a_limit_of_the_trainer_ends_with_a_checkpoint_and_scores(tmp_path: Path
     newest = run.folder.newest_valid_checkpoint()
     assert newest is not None
     assert load_checkpoint(newest)["dsv3"]["tokens_seen"] == 3 * STEP
-    summary = summarise(run)
+    summary = summarise(run, run.module.model.eval())
     run.folder.release()
     assert summary["tokens"] == 3 * STEP
     assert summary["validation"]["after"]

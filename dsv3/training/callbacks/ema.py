@@ -3,7 +3,8 @@
     ema <- decay * ema + (1 - decay) * weights
 
 Buffers (the routing bias) are copied, not averaged: a bias belongs to the live router. From a GPU the weights are
-copied to pinned memory without waiting, and averaged one step later, when the copy has long arrived.
+copied to pinned memory without waiting, and averaged one step later, when the copy has long arrived. A rank averages
+its own parts of sharded weights; a checkpoint has them whole.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from dsv3.bounds import Fraction
 from dsv3.checkpoint.loading import set_weights
 from dsv3.contracts import Step
+from dsv3.distributed.shard import part_like, whole_of
+from dsv3.model.layers import local
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 
@@ -35,20 +38,22 @@ class EMA(lightning.Callback):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The average, FP32, by parameter name."""
+        """The average of this rank's parts, FP32, by parameter name."""
         self._take_in()
         return self._average
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
-        if not self._average:
-            parameters = pl_module.model.named_parameters()
-            self._average = {name: p.detach().to("cpu", copy=True) for name, p in parameters}
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
+        self._like = dict(pl_module.model.named_parameters())
+        if self._average:  # of a checkpoint
+            self._average = {name: local(part_like(self._average[name], p)).cpu() for name, p in self._like.items()}
+        else:
+            self._average = {name: local(p.detach()).to("cpu", copy=True) for name, p in self._like.items()}
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        live = [p.detach() for p in pl_module.model.parameters()]
+        live = [local(p.detach()) for p in pl_module.model.parameters()]
         if pl_module.device.type != "cuda":
             self._add(live)
             return
@@ -66,7 +71,7 @@ class EMA(lightning.Callback):
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The averaged weights in the model's place, the live ones put back after."""
-        live = {name: p.detach().clone() for name, p in model.named_parameters()}
+        live = {name: local(p.detach()).clone() for name, p in model.named_parameters()}
         try:
             set_weights(model, self.weights)
             yield
@@ -74,7 +79,7 @@ class EMA(lightning.Callback):
             set_weights(model, live)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.weights}
+        return {"weights": {name: whole_of(part, self._like[name]).cpu() for name, part in self.weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._average = state_dict["weights"]

@@ -19,6 +19,7 @@ The batch is logged to `spikes/tokens-<n>.json`, n the tokens before the step: i
 worst first, its domains, and the load of every expert. The newest BATCHES_KEPT stay.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -35,6 +36,8 @@ from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3.checkpoint.older_runs import file_to_read
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
+from dsv3.distributed.agree import gathered, of_rank_zero, sum_over_ranks
+from dsv3.distributed.shard import evaluating
 from dsv3.model.losses import token_losses
 from dsv3.monitoring.alerts import Alert
 from dsv3.strict_json import finite
@@ -89,13 +92,17 @@ class Guard(lightning.Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.model, self.data = pl_module.model, trainer.datamodule
-        self.folder, self.alerts = pl_module.folder.path, pl_module.folder.table("metrics/alerts")
+        self.folder, self.writes = pl_module.folder.path, pl_module.folder.writes
+        self.alerts = pl_module.folder.table("metrics/alerts")
+        mesh = pl_module.mesh
+        self.number_of_first, self.ranks = (mesh.data_rank, mesh.sizes.data) if mesh is not None else (0, 1)
+        self.skipped = of_rank_zero(skipped_updates(self.folder))
         pl_module.guard = self
 
     def allows(self, step: Step, record: StepRecord) -> bool:
         """Whether the weights are updated by this step. Called once a step, with gradients taken and not yet used."""
         loss = record.loss
-        if step.tokens_before in skipped_updates(self.folder):
+        if step.tokens_before in self.skipped:
             self._alert(step, "skipped update", loss, f"skipped the update at {step.tokens_before:,} tokens")
             allowed = False
         else:
@@ -113,10 +120,10 @@ class Guard(lightning.Callback):
         self._alert(step, kind, record.loss, text)
         self._log_batch(step, kind, policy, record)
         if policy == "roll_back":
-            skipped = skipped_updates(self.folder)
-            if len(skipped) >= self.max_rollbacks:
+            if len(self.skipped) >= self.max_rollbacks:
                 raise ValueError(f"{text}; limit of callbacks.guard.max_rollbacks={self.max_rollbacks} reached")
-            write_skipped_updates(self.folder, [*skipped, step.tokens_before])
+            if self.writes:
+                write_skipped_updates(self.folder, [*self.skipped, step.tokens_before])
             raise RollBack(text)
         if self.nonfinite >= self.max_nonfinite:
             raise ValueError(
@@ -147,7 +154,7 @@ class Guard(lightning.Callback):
 
     def _log_batch(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
         domains_N = torch.cat([micro.domains_BT[micro.document_ids_BT > 0] for micro in step.micro_batches])
-        counts_X = torch.bincount(domains_N, minlength=len(self.data.domains)).tolist()
+        counts_X = sum_over_ranks(torch.bincount(domains_N, minlength=len(self.data.domains))).tolist()
         content = {
             "kind": kind,
             "policy": policy,
@@ -162,6 +169,8 @@ class Guard(lightning.Callback):
                 for layer, load_E in record.loads.items()
             },
         }
+        if not self.writes:
+            return
         text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
         out = self.folder / "spikes" / f"tokens-{step.tokens_before:015d}.json"
         write_atomically(out, lambda path: path.write_text(text))
@@ -170,10 +179,11 @@ class Guard(lightning.Callback):
 
     @torch.no_grad()
     def _documents(self, step: Step) -> list[dict[str, Any]]:
-        """The documents of the step with the highest mean losses, those without a finite loss first."""
-        self.model.eval()
-        found = [document for i, micro in enumerate(step.micro_batches) for document in self._scored(i, micro)]
-        self.model.train()
+        """The documents of the step, of all ranks, with the highest mean losses, those without a finite loss first."""
+        numbers = itertools.count(self.number_of_first, self.ranks)
+        with evaluating(self.model):
+            own = [document for i, micro in zip(numbers, step.micro_batches) for document in self._scored(i, micro)]
+        found = [document for of_rank in gathered(own) for document in of_rank]
         found.sort(key=lambda document: -document["loss"] if math.isfinite(document["loss"]) else -math.inf)
         return found[:DOCUMENTS_KEPT]
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import MicroBatch, Routing, Step
+from dsv3.distributed.agree import of_rank_zero, rank
+from dsv3.distributed.shard import evaluating
 from dsv3.model.load import count_experts, real_tokens
 from dsv3.monitoring.alerts import changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics
@@ -68,10 +70,10 @@ class Monitor(lightning.Callback):
         self.stability, self.alerts = table("metrics/stability"), table("metrics/alerts")
         self.timing = table("timing/monitor")
 
-    def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
+    def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         width = pl_module.model.embed_tokens.embedding_dim
         self.dispatch_bytes = width * (SENT_AS.dispatch + SENT_AS.combine)  # of a token, for each node that it reaches
-        self.moes = dict(pl_module.model.moe_layers())
+        self.moes, self.mesh = dict(pl_module.model.moe_layers()), pl_module.mesh
         self.domains = list(trainer.datamodule.domains)
         for layer, moe in self.moes.items():
             statistics = RoutingStatistics(
@@ -80,7 +82,7 @@ class Monitor(lightning.Callback):
                 n_groups=self.n_groups,
                 n_domains=len(self.domains),
             )
-            if layer in self.restored:
+            if layer in self.restored and rank() == 0:  # sums over all ranks
                 statistics.load_state_dict(self.restored[layer])  # where the checkpoint's tensors are: the CPU
             self.statistics[layer] = statistics.to(pl_module.device)
             self._measure_outputs(layer, moe.experts)
@@ -93,9 +95,17 @@ class Monitor(lightning.Callback):
             if self.sampling and module.training:
                 _, rows_E, gates_M = arguments
                 with self._timed():
-                    self.norms[layer] = output_norms(rows_E, gates_M, y_MD.detach())
+                    norms_E, numbers_E = output_norms(rows_E, gates_M, y_MD.detach())
+                    self.norms[layer] = self._among_all(layer, norms_E), self._among_all(layer, numbers_E)
 
         experts.register_forward_hook(note)
+
+    def _among_all(self, layer: str, values_E: Tensor) -> Tensor:
+        """Values of the experts that this rank holds, in their places among all of the layer; 0 for the others."""
+        all_E = values_E.new_zeros(self.moes[layer].balancing.bias.numel())
+        first = len(values_E) * (self.mesh.expert_rank if self.mesh is not None else 0)
+        all_E[first : first + len(values_E)] = values_E
+        return all_E
 
     def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
         with self._timed():
@@ -106,8 +116,11 @@ class Monitor(lightning.Callback):
                 domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]
                 bias_E = self.moes[layer].balancing.bias
                 self.statistics[layer].update(routing, bias_E, domains_BS.flatten(), real_BS.flatten())
-                if layer in self.norms:
-                    self.statistics[layer].add_norms(*self.norms.pop(layer))
+            self._take_norms()
+
+    def _take_norms(self) -> None:
+        for layer in list(self.norms):
+            self.statistics[layer].add_norms(*self.norms.pop(layer))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
@@ -115,8 +128,10 @@ class Monitor(lightning.Callback):
         before, tokens = batch.tokens_before, pl_module.tokens_seen
         long = pl_module.finished or crossed(self.long_tokens, before, tokens)
         with self._timed():
+            self._take_norms()  # of other ranks' tokens, where this one had padding
             for layer, statistics in self.statistics.items():
-                statistics.add_step(pl_module.record.figures[f"max_violation/{layer}"])
+                if rank() == 0:  # what is equal on all ranks counts once in the sums over ranks
+                    statistics.add_step(pl_module.record.figures[f"max_violation/{layer}"])
             self.sampling = long or crossed(self.every_tokens, before, tokens)
             if self.sampling:
                 self._end_interval(trainer, tokens)
@@ -129,12 +144,13 @@ class Monitor(lightning.Callback):
     def _end_interval(self, trainer: Any, tokens: int) -> None:
         scalars: dict[str, float] = {"tokens": tokens}
         for layer, statistics in self.statistics.items():
-            figures = statistics.compute()
+            with statistics.sync_context():
+                pairs_EE, figures = statistics.pairs_EE.cpu(), statistics.compute()  # which ends the context
             bias_E = self.moes[layer].balancing.bias
             row = {"tokens": tokens, "layer": layer} | figures | {"bias": bias_E.tolist(), "domains": self.domains}
             row["dispatch_bytes"] = figures["nodes"] * self.dispatch_bytes
             self.routing.append(row)
-            self.pairs[layer] = self.pairs.get(layer, 0) + statistics.pairs_EE.cpu()
+            self.pairs[layer] = self.pairs.get(layer, 0) + pairs_EE
             self._log_alerts(tokens, layer, figures, self.moes[layer].router.top_k)
             scalars |= {f"{layer}/{name}": value for name, value in row.items() if isinstance(value, float)}
             statistics.reset()
@@ -153,15 +169,15 @@ class Monitor(lightning.Callback):
         for layer, pairs_EE in self.pairs.items():
             self.coactivation.append({"tokens": tokens, "layer": layer, "pairs": pairs_EE.flatten().tolist()})
         self.pairs = {}
-        if self.probe is not None:
-            self._compare_routing(model, tokens, self.probe)
+        probe = of_rank_zero(self.probe)  # every rank has its own first micro-batch, or none
+        if probe is not None:
+            self._compare_routing(model, tokens, probe)
 
     @torch.no_grad()
     def _compare_routing(self, model: Any, tokens: int, probe: MicroBatch) -> None:
         """The share of the probe's choices of experts that are the same as after the last stretch."""
-        model.eval()
-        routings = model(MicroBatch(*(tensor.to(model.device) for tensor in probe)), with_mtp=True).routings
-        model.train()
+        with evaluating(model):
+            routings = model(MicroBatch(*(tensor.to(model.device) for tensor in probe)), with_mtp=True).routings
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)
             if layer in self.chosen:
@@ -170,8 +186,12 @@ class Monitor(lightning.Callback):
             self.chosen[layer] = now_NK
 
     def state_dict(self) -> dict[str, Any]:
+        states = {}
+        for layer, statistics in self.statistics.items():
+            with statistics.sync_context():
+                states[layer] = {name: tensor.clone() for name, tensor in statistics.state_dict().items()}
         return {
-            "statistics": {layer: statistics.state_dict() for layer, statistics in self.statistics.items()},
+            "statistics": states,
             "pairs": self.pairs,
             "wrong": self.wrong,
             "probe": list(self.probe) if self.probe else [],

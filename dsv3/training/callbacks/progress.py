@@ -29,7 +29,7 @@ class Progress(lightning.Callback):
         self.last_line = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
-        if self.console.is_terminal:
+        if self.console.is_terminal and pl_module.folder.writes:
             columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(20), TextColumn("{task.description}"))
             self.bar = Bar(*columns, TimeRemainingColumn(), console=self.console)
             self.task = self.bar.add_task("", total=pl_module.total_tokens, completed=pl_module.tokens_seen)
@@ -38,6 +38,8 @@ class Progress(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
+        if not pl_module.folder.writes:
+            return
         text = describe(trainer, pl_module)
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.tokens_seen, description=text)

@@ -9,10 +9,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
+from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.whole_model import whole_model
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +24,9 @@ SHOWN = 8  # documents of each task in wandb's tables
 class Benchmarks(lightning.Callback):
     """Writes `metrics/benchmarks` (tokens, task, metric, value, stderr, n, shots) and `timing/benchmarks` (seconds).
 
-    The live model is evaluated. Nothing that training depends on is touched: load is counted in training only, the
-    random number generators are put back, and the data stream is not asked. A task that cannot run is named once and
-    left out. Programs run in the sandbox or not at all.
+    The live model is evaluated, by the first of several ranks. Nothing that training depends on is touched: load is
+    counted in training only, the random number generators are put back, and the data stream is not asked. A task that
+    cannot run is named once and left out. Programs run in the sandbox or not at all.
     """
 
     phase: Phase = "evaluate"
@@ -42,8 +44,10 @@ class Benchmarks(lightning.Callback):
         self.timing = pl_module.folder.table("timing/benchmarks")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if self.config.benchmarks.tasks:  # a task that there is not stops the run before its first step
-            self._suite = self._build(trainer, pl_module)
+        if (
+            self.config.benchmarks.tasks and pl_module.folder.writes
+        ):  # a task that there is not stops the run before its first step
+            self._suite = self._build(trainer, pl_module.model)
             self._suite.finder.require(self.config.benchmarks.tasks)
         if self.before and pl_module.tokens_seen == 0:
             self.run(trainer, pl_module)
@@ -70,6 +74,11 @@ class Benchmarks(lightning.Callback):
         if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
             return
         self.run_at = pl_module.tokens_seen
+        model = whole_model(pl_module)
+        if model is None:  # rank 0 has it
+            return
+        if model is not pl_module.model:
+            self._suite = self._build(trainer, model)
         started = time.perf_counter()
         from dsv3.evaluation.benchmarks.results import scores
         from dsv3.evaluation.benchmarks.suite import entries
@@ -77,7 +86,7 @@ class Benchmarks(lightning.Callback):
 
         suite = self._suite
         tokens = pl_module.tokens_seen
-        pl_module.eval()
+        model.eval()
         for name, entry in entries(self.config.benchmarks).items():
             if name in self.failures:
                 continue
@@ -91,12 +100,12 @@ class Benchmarks(lightning.Callback):
             for row in rows:
                 self.table.append({"tokens": tokens, **row._asdict()})
             self._log(trainer, tokens, rows, outcome.samples)
-        pl_module.train()
+        model.train()
         seconds = time.perf_counter() - started
         self.timing.append({"tokens": tokens, "seconds": seconds})
         log.info("benchmarks at %s tokens: %.1f s", f"{tokens:,}", seconds)
 
-    def _build(self, trainer: Any, pl_module: LanguageModel) -> Any:
+    def _build(self, trainer: Any, weights: Decoder) -> Any:
         from dsv3.evaluation.benchmarks.adapter import Adapter
         from dsv3.evaluation.benchmarks.models import NativeModel
         from dsv3.evaluation.benchmarks.suite import Suite
@@ -105,7 +114,7 @@ class Benchmarks(lightning.Callback):
 
         settings, data = self.config.benchmarks, trainer.datamodule
         model = NativeModel(
-            pl_module.model,
+            weights,
             data.tokenizer,
             name=self.config.run.name,
             max_length=self.config.data.sequence_length,

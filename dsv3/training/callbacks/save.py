@@ -60,7 +60,11 @@ class SaveCheckpoints(lightning.Callback):
     def save(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         folder, tokens = pl_module.folder, pl_module.tokens_seen
         folder.flush(tokens)
-        write_atomically(folder.checkpoint_path(tokens), trainer.save_checkpoint)
         self.saved_at = tokens
+        path = folder.checkpoint_path(tokens)
+        if not folder.writes:  # gives its parts to rank 0, which writes
+            trainer.save_checkpoint(path)
+            return
+        write_atomically(path, trainer.save_checkpoint)
         for old in folder.checkpoints()[: -self.keep]:
             old.unlink()

@@ -7,7 +7,8 @@ import lightning
 
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
-from dsv3.evaluation.held_out import domain_scores
+from dsv3.distributed.shard import evaluating
+from dsv3.evaluation.held_out import dealt, domain_scores
 from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
@@ -54,11 +55,13 @@ class Validate(lightning.Callback):
         if self.validated_at.get(weights) == tokens:
             return
         self.validated_at[weights] = tokens
-        data, ema = trainer.datamodule, find(trainer, EMA)
-        pl_module.eval()
-        with ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext():
-            scores = domain_scores(pl_module.model, data.validation_batches(), data.domains, data.validation_bytes())
-        pl_module.train()
+        data, ema, mesh = trainer.datamodule, find(trainer, EMA), pl_module.mesh
+        batches = data.validation_batches()
+        if mesh is not None:
+            batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
+        averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
+        with averaged, evaluating(pl_module.model):
+            scores = domain_scores(pl_module.model, batches, data.domains, data.validation_bytes())
         table = pl_module.folder.table("metrics/validation")
         for domain, score in scores.items():
             table.append({"tokens": tokens, "weights": weights, "domain": domain, **score._asdict()})

@@ -21,7 +21,7 @@ def run_of(values: list[float], decay: float) -> tuple[EMA, Any]:
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(values[0])
-        ema.on_fit_start(None, module)  # type: ignore[arg-type]
+        ema.on_train_start(None, module)  # type: ignore[arg-type]
         for value in values[1:]:
             for p in model.parameters():
                 p.fill_(value)
@@ -59,7 +59,7 @@ def test_state_comes_back_and_is_not_begun_anew() -> None:
     ema, model = run_of([1.0, 5.0], 0.5)
     other = EMA(decay=0.5)
     other.load_state_dict(ema.state_dict())
-    other.on_fit_start(None, SimpleNamespace(model=model))  # type: ignore[arg-type]
+    other.on_train_start(None, SimpleNamespace(model=model))  # type: ignore[arg-type]
     assert all(torch.equal(other.weights[key], value) for key, value in ema.weights.items())
 
 

@@ -1,0 +1,142 @@
+"""Several ranks train as one process does: gradients of a step, whole runs, checkpoints read by any number of ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from dsv3.distributed.parallel import OneProcess, Parallel, Sizes
+from tests.distributed.ranks import Taken, Trained, random_batches, take_step, train
+from tests.distributed.workers import Workers
+
+Compose = Callable[..., DictConfig]
+
+LAYOUTS = {
+    "sharded 2": Sizes(1, 2, 1, 1),
+    "sharded 4": Sizes(1, 4, 1, 1),
+    "experts 2": Sizes(1, 1, 1, 2),
+    "experts 2 x sharded 2": Sizes(1, 2, 1, 2),
+    "experts 4 on 2 nodes": Sizes(1, 1, 2, 2),
+}
+
+RUNS = {
+    "sharded 2": ("parallel=sharded", "trainer.devices=2"),
+    "sharded 4": ("parallel=sharded", "trainer.devices=4"),
+    "experts 2": ("parallel=experts", "trainer.devices=2"),
+    "experts 2 x sharded 2": ("parallel=experts", "parallel.experts=2", "trainer.devices=4"),
+    "experts 4 on 2 nodes": ("parallel=experts", "parallel.nodes=2", "trainer.devices=4"),
+}
+
+
+def assert_same_step(ours: Taken, one: Taken) -> None:
+    assert ours.nll == pytest.approx(one.nll, rel=1e-7)
+    assert ours.norm == pytest.approx(one.norm, rel=2e-4)  # FP32 sums of squares, in another order
+    assert torch.equal(ours.counts, one.counts)
+    assert ours.gradients.keys() == one.gradients.keys()
+    for name, gradient in one.gradients.items():
+        error = (ours.gradients[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-20)
+        assert error <= 1e-6, name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Workers, layout: str) -> None:
+    config = composed("precision=fp32", "dispatch=all_to_all")
+    micro = random_batches(config, 3)  # which 2 and 4 ranks share with padding
+    one, sizes = take_step(config, None, micro), LAYOUTS[layout]
+    results = workers.run(take_step, config, sizes, micro, ranks=sizes.world)
+    assert len({taken.norm for taken in results}) == 1, "every rank decides by the same norm"
+    assert_same_step(results[0], one)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["precision=fp32", "recompute=[norm,attention_up,swiglu]"],
+        ["precision=fp32", "model.tie_embeddings=true"],
+        ["precision=fp32", "mtp=none", "attention=gqa"],
+        ["precision=fp32", "experts=loop", "balancing=sequence_aux"],
+    ],
+    ids=" ".join,
+)
+def test_whatever_the_parts_are(composed: Compose, workers: Workers, parts: list[str]) -> None:
+    config = composed("dispatch=all_to_all", *parts)
+    micro = random_batches(config, 4)
+    sizes = LAYOUTS["experts 2 x sharded 2"]
+    assert_same_step(workers.run(take_step, config, sizes, micro)[0], take_step(config, None, micro))
+
+
+def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
+    """Newton-Schulz in FP32, and an epsilon above the rounding of a gradient that is zero."""
+    return composed(
+        "precision=fp32", "optimizer.newton_schulz_dtype=float32", "optimizer.eps=1e-6", "data.micro_batches=4",
+        "run.tokens=10240", "run.checkpoint_every_tokens=2048", "run.keep_checkpoints=9",
+        "callbacks.monitor.every_tokens=2048",
+        f"run.dir={path}", *overrides,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_process(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """20 steps of the tiny model in one process."""
+    path = tmp_path_factory.mktemp("one")
+    trained = train(run_of(composed, path))
+    assert trained is not None
+    return trained, path
+
+
+def assert_same_run(ours: Trained, one: Trained) -> None:
+    assert ours.losses[0] == pytest.approx(one.losses[0], rel=1e-7)
+    np.testing.assert_allclose(ours.losses, one.losses, rtol=2e-6)
+    np.testing.assert_allclose(ours.bpb, one.bpb, rtol=2e-6)
+    np.testing.assert_allclose(ours.routing, one.routing, rtol=1e-4, atol=1e-6)
+    assert ours.loads == one.loads
+    assert ours.biases == one.biases
+    for mine, theirs in ((ours.weights, one.weights), (ours.averaged, one.averaged)):
+        assert mine.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("layout", RUNS)
+def test_a_run_is_the_run_of_one_process(
+    composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path], layout: str
+) -> None:
+    """Losses, loads, biases, held-out text, monitoring, averaged weights, and one checkpoint in the same format."""
+    config = run_of(composed, tmp_path, *RUNS[layout])
+    ours, *others = workers.run(train, config, ranks=config.trainer.devices)
+    assert len(ours.losses) == 20
+    assert others == [None] * len(others), "rank 0 writes"
+    assert_same_run(ours, one_process[0])
+
+
+def test_a_checkpoint_is_read_by_any_number_of_ranks(
+    composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path]
+) -> None:
+    """4 ranks begin, 2 go on, 1 goes on, 4 end it: as if nothing had happened."""
+    legs = [("experts 4 on 2 nodes", 5), ("sharded 2", 10), (None, 14), ("experts 2 x sharded 2", -1)]
+    for layout, steps in legs:
+        overrides = RUNS[layout] if layout else ()
+        config = run_of(composed, tmp_path, f"trainer.max_steps={steps}", *overrides)
+        ours = workers.run(train, config, ranks=config.trainer.devices)[0] if layout else train(config)
+    assert_same_run(ours, one_process[0])
+
+
+def test_sizes_follow_from_the_launch() -> None:
+    def sizes(devices: int, num_nodes: int = 1, **given: int | None) -> Sizes:
+        settings = {"experts": 1, "nodes": None, "stages": 1, "schedule": None} | given
+        return Parallel(**settings).sizes(devices, num_nodes)
+
+    assert sizes(4) == Sizes(1, 4, 1, 1)
+    assert sizes(4, experts=None) == Sizes(1, 1, 1, 4)
+    assert sizes(8, 4, experts=None) == Sizes(1, 1, 4, 8)
+    assert sizes(8, 2, experts=4) == Sizes(1, 4, 1, 4)
+    assert sizes(8, 2, stages=4, experts=2) == Sizes(4, 2, 1, 2)
+    assert sizes(8, 256, stages=16, experts=64) == Sizes(16, 2, 8, 8), "the report's: 2048 GPUs, PP16, EP64 on 8 nodes"
+    for wrong, key in (({"experts": 3}, "experts"), ({"stages": 3}, "stages"), ({"experts": 4, "nodes": 3}, "nodes")):
+        with pytest.raises(ValueError, match=rf"parallel\.{key}=3"):
+            sizes(4, **wrong)
+    with pytest.raises(ValueError, match="parallel=none is one process"):
+        OneProcess().sizes(2, 1)
