@@ -1,0 +1,1 @@
+"""One run on many devices and nodes: meshes, sharding, exchange, agreement between ranks."""
