@@ -36,16 +36,19 @@ class Kind(NamedTuple):
 
     make: Callable[..., Any]
     chunks: int  # stages per rank, where nothing else is asked for
-    any_chunks: bool
-    shape: Literal["loop", "v"]
+    interleaved: bool  # with any number of stages per rank
+    is_v: bool  # the last rank's stages follow each other, and the first rank has the last one too
+    splits: bool  # the backward pass: gradients of weights come after those of states
 
 
 KINDS: dict[ScheduleName, Kind] = {
-    "1f1b": Kind(schedules.Schedule1F1B, 1, False, "loop"),
-    "interleaved_1f1b": Kind(schedules.ScheduleInterleaved1F1B, 2, True, "loop"),
-    "interleaved_zero_bubble": Kind(schedules.ScheduleInterleavedZeroBubble, 2, True, "loop"),
-    "zbv": Kind(schedules.ScheduleZBVZeroBubble, 2, False, "v"),
-    "dualpipev": Kind(schedules.ScheduleDualPipeV, 2, False, "v"),
+    "1f1b": Kind(schedules.Schedule1F1B, 1, interleaved=False, is_v=False, splits=False),
+    "interleaved_1f1b": Kind(schedules.ScheduleInterleaved1F1B, 2, interleaved=True, is_v=False, splits=False),
+    "interleaved_zero_bubble": Kind(
+        schedules.ScheduleInterleavedZeroBubble, 2, interleaved=True, is_v=False, splits=True
+    ),
+    "zbv": Kind(schedules.ScheduleZBVZeroBubble, 2, interleaved=False, is_v=True, splits=True),
+    "dualpipev": Kind(schedules.ScheduleDualPipeV, 2, interleaved=False, is_v=True, splits=True),
 }
 
 
@@ -58,14 +61,14 @@ def chunks_of(schedule: ScheduleName, chunks: int | None) -> int:
     kind = KINDS[schedule]
     if chunks is None:
         return kind.chunks
-    if not kind.any_chunks and chunks != kind.chunks:
+    if not kind.interleaved and chunks != kind.chunks:
         raise ValueError(f"parallel.chunks={chunks}: must be {kind.chunks} where parallel.schedule={schedule}, or null")
     return chunks
 
 
 def ranks_of_stages(schedule: ScheduleName, ranks: int, chunks: int) -> list[int]:
     """The rank that holds each stage."""
-    if KINDS[schedule].shape == "v":
+    if KINDS[schedule].is_v:
         return [*range(ranks), *reversed(range(ranks))]
     return list(range(ranks)) * chunks
 
@@ -79,7 +82,7 @@ def check_micro_batches(schedule: ScheduleName, ranks: int, chunks: int, number:
             f"are {number}; lower data.micro_batch_size"
         )
     rounds = max(1, number // ranks)
-    if schedule in ("interleaved_1f1b", "interleaved_zero_bubble") and number % rounds:
+    if KINDS[schedule].interleaved and number % rounds:
         raise ValueError(
             f"parallel.schedule={schedule}: {number} micro-batches per step cannot be divided into {rounds} rounds of "
             f"{ranks} ranks; choose data.micro_batch_size so that their number is a multiple of {ranks}"
@@ -106,12 +109,12 @@ class Pipeline:
         self.rank_of_stage = ranks_of_stages(schedule, self.ranks, self.chunks)
         self.model, self.dim = model, model.embed_tokens.embedding_dim
         self.cut = layers_of_stages(len(model.layers), model.mtp.depth, len(self.rank_of_stage))
-        _check(model, len(self.cut))
+        _check(model, schedule, len(self.cut))
         numbers = [number for number, rank in enumerate(self.rank_of_stage) if rank == self.rank]
         self.stages = [Stage(model, number=number, cut=self.cut) for number in numbers]
         self._has_copy = len(self.cut) > 1 and model.mtp.depth > 0
         cut_off(model, self.stages)
-        self._schedules: dict[tuple[int, torch.Size], Any] = {}
+        self._schedules: dict[tuple[int, torch.Size], tuple[Any, list[PipelineStage]]] = {}
 
     @property
     def has_loss(self) -> bool:
@@ -141,12 +144,14 @@ class Pipeline:
         shape = micro_batches[0].tokens_BT.shape
         if any(micro.tokens_BT.shape != shape for micro in micro_batches):
             raise ValueError("the micro-batches of a step must have one shape in a pipeline")
-        schedule = self.order(len(micro_batches), shape)
+        schedule, stages = self.order(len(micro_batches), shape)
         work = self._give(Work(micro_batches, True, loss, balance_loss, recompute))
         numbers = torch.arange(len(micro_batches))
         with cached_weight_casts(self.model):
             schedule.step(number=numbers, target=numbers, return_outputs=False)
         self._give(None)
+        for stage in stages:
+            stage.clear_runtime_states()  # gradients of what was received, or they would last until the next step
         self._bring_gradient_home()
         return work.routings
 
@@ -208,8 +213,9 @@ class Pipeline:
         dist.recv(values, group=self.group, group_src=source)
         return values
 
-    def order(self, number: int, shape: torch.Size) -> Any:
-        """Torch's schedule of so many micro-batches of a shape [B, T], made once: its buffers are of fixed sizes."""
+    def order(self, number: int, shape: torch.Size) -> tuple[Any, list[PipelineStage]]:
+        """Torch's schedule of so many micro-batches of a shape [B, T], and the stages that it runs here. Made once:
+        their buffers are of fixed sizes."""
         key = (number, shape)
         if key not in self._schedules:
             kind, device = KINDS[self.schedule], self.model.device
@@ -222,8 +228,9 @@ class Pipeline:
                 )
                 for stage in self.stages
             ]  # fmt: skip
-            given = stages if kind.make is not schedules.Schedule1F1B else stages[0]
-            self._schedules[key] = kind.make(given, number, loss_fn=lambda loss, _: loss, scale_grads=False)
+            given = stages[0] if self.schedule == "1f1b" else stages
+            made = kind.make(given, number, loss_fn=lambda loss, _: loss, scale_grads=False)
+            self._schedules[key] = made, stages
         return self._schedules[key]
 
     def _empty(self, shape: torch.Size, device: torch.device | str) -> Tensor:
@@ -235,10 +242,17 @@ class Pipeline:
         return work
 
 
-def _check(model: Decoder, stages: int) -> None:
+def _check(model: Decoder, schedule: ScheduleName, stages: int) -> None:
     """Raises ValueError for what a model may have in one process alone."""
     if stages == 1:
         return
+    if KINDS[schedule].splits and model.mtp.depth > 1:
+        # MTP reads its embedding once for each depth, a later one of which leads to an earlier one: torch would run
+        # that part of the graph twice.
+        raise ValueError(
+            f"mtp.depth={model.mtp.depth}: must be at most 1 where parallel.schedule={schedule} splits the backward "
+            "pass; use parallel.schedule=1f1b or interleaved_1f1b"
+        )
     if model.lm_head.weight is model.embed_tokens.weight:
         raise ValueError(
             "model.tie_embeddings=true: embedding and head are on different stages of a pipeline; set it to false, or "

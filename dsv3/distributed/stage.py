@@ -39,8 +39,8 @@ def layers_of_stages(n_layers: int, mtp_depth: int, stages: int) -> list[range]:
     if first[stages - 1] > n_layers:
         share = blocks - first[stages - 1]
         raise ValueError(
-            f"mtp.depth={mtp_depth}: must be at most {share}, the share of the last of {stages} stages, which holds all of "
-            "MTP; fewer stages hold more each"
+            f"mtp.depth={mtp_depth}: must be at most {share}, the share of the last of {stages} stages, which has all "
+            "MTP modules; fewer stages have more each"
         )
     return [range(start, min(end, n_layers)) for start, end in pairwise(first)]
 
@@ -97,7 +97,7 @@ class Stage(Decoder):
         """
         work, i = self.work, int(number)
         micro = work.micro_batches[i]
-        with recomputing(work.recompute if work.loss else ()):
+        with recomputing(work.recompute):
             last_BTD, routings = self.states(micro, x_BTD)
             result: Any = last_BTD
             if self.is_last:
