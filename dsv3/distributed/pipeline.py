@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, schedules
 
 from dsv3.contracts import Forward, HasAuxiliaryLoss, MicroBatch, Routing
@@ -174,6 +175,7 @@ class Pipeline:
             if after != self.rank:
                 dist.send(passed, group=self.group, group_dst=after)
         self._give(None)
+        _release(self.stages)
         return (passed if self.has_loss else None), work.routings[0]
 
     @torch.no_grad()
@@ -263,6 +265,13 @@ def _check(model: Decoder, schedule: ScheduleName, stages: int) -> None:
             raise ValueError(
                 f"{name}: has a loss of its own, which only MTP may have in a pipeline; use another parallel="
             )
+
+
+def _release(stages: Sequence[Stage]) -> None:
+    """Free weights that were gathered from their shards: the next pass is not to read them once the shards changed."""
+    for module in [module for stage in stages for module in stage.modules()]:
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _local(tensor: Any) -> Tensor:

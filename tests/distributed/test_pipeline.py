@@ -1,7 +1,7 @@
 """A model in pipeline stages gives the gradients, loads and outputs of the same model in one process."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import pytest
@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from dsv3.build import build_model
 from dsv3.contracts import Forward, Head, MicroBatch, Routing, Step
@@ -58,6 +59,13 @@ def gradients_of(model: Decoder) -> dict[str, Tensor]:
     return {name: (grad.to_dense() if grad.is_sparse else grad) for name, grad in found.items() if grad is not None}
 
 
+def loads_of(model: Decoder, micro_batches: Sequence[MicroBatch], routings: Sequence[dict[str, Routing]]) -> Loads:
+    loads = Loads.zeros({name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}, model.device)
+    for micro, of_micro in zip(micro_batches, routings, strict=True):
+        loads.add(micro, of_micro)
+    return loads
+
+
 class Share:
     """The losses of a step as a pipeline asks for them, of a model before it is cut."""
 
@@ -96,10 +104,7 @@ def staged(config: DictConfig, number: int, schedule: ScheduleName, recompute: t
     pipeline = Pipeline(model, group=dist.group.WORLD, schedule=schedule)
     calls = router_calls(model)
     routings = pipeline.step(step.micro_batches, share.loss, share.balance, recompute=recompute)
-    loads = Loads.zeros({name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}, model.device)
-    for micro, of_micro in zip(step.micro_batches, routings, strict=True):
-        loads.add(micro, of_micro)
-    return Outcome(gradients_of(model), loads.by_layer(), calls)
+    return Outcome(gradients_of(model), loads_of(model, step.micro_batches, routings).by_layer(), calls)
 
 
 def largest_error(parts: list[Outcome], whole: Outcome) -> float:
@@ -174,26 +179,29 @@ def test_the_same_with_other_parts(workers: Workers, composed: Compose, schedule
     assert compared(workers, config, 4, 2, schedule, ()) < 1e-6
 
 
-def sharded(config: DictConfig, number: int, schedule: ScheduleName) -> Outcome:
-    """`staged` on two of four ranks, whose stages are sharded (FSDP2) over the two others."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stages", "data"))
-    model, whole = build_model(config), step_of(config, number)
-    share = Share(model, config, whole)
-    pipeline = Pipeline(model, group=mesh["stages"].get_group(), schedule=schedule)
+def sharded(pipeline: Pipeline, mesh: DeviceMesh) -> None:
+    """Shard the weights of this rank's stages (FSDP2) and sum gradients over the ranks of the mesh."""
     for stage in pipeline.stages:
         for block in [module for module in stage.modules() if isinstance(module, Block)]:
-            fully_shard(block, mesh=mesh["data"], reshard_after_forward=False)
-        fully_shard(stage, mesh=mesh["data"], reshard_after_forward=False)
+            fully_shard(block, mesh=mesh, reshard_after_forward=False)
+        fully_shard(stage, mesh=mesh, reshard_after_forward=False)
         for module in stage.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def staged_and_sharded(config: DictConfig, number: int, schedule: ScheduleName) -> Outcome:
+    """`staged` on two of four ranks; the others have other micro-batches."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stages", "data"))
+    model, whole = build_model(config), step_of(config, number)
+    share = Share(model, config, whole)
+    pipeline = Pipeline(model, group=mesh["stages"].get_group(), schedule=schedule)
+    sharded(pipeline, mesh["data"])
     calls = router_calls(model)
     own = whole.micro_batches[mesh["data"].get_local_rank() :: 2]
     routings = pipeline.step(own, share.loss, share.balance)
-    loads = Loads.zeros({name: moe.balancing.bias.numel() for name, moe in model.moe_layers()}, model.device)
-    for micro, of_micro in zip(own, routings, strict=True):
-        loads.add(micro, of_micro)
+    loads = loads_of(model, own, routings)
     dist.all_reduce(loads.counts, group=mesh["data"].get_group())
     gradients = {name: grad.full_tensor() for name, grad in gradients_of(model).items()}
     return Outcome(gradients, loads.by_layer(), calls)
@@ -204,7 +212,7 @@ def sharded(config: DictConfig, number: int, schedule: ScheduleName) -> Outcome:
 def test_the_same_with_sharded_stages(workers: Workers, composed: Compose, schedule: str) -> None:
     config = composed("precision=fp32", "model.n_layers=4", *LOSSES)
     (whole,) = workers.run(alone, config, 8, ranks=1)
-    parts = workers.run(sharded, config, 8, schedule, ranks=4)
+    parts = workers.run(staged_and_sharded, config, 8, schedule, ranks=4)
     both = [a._replace(calls=a.calls + b.calls) for a, b in (parts[:2], parts[2:])]
     assert largest_error(both, whole) < 1e-6
 
@@ -213,35 +221,62 @@ STEPS = (4, 6, 4)
 """Micro-batches of each step of a training."""
 
 
-def trained_alone(config: DictConfig) -> dict[str, Tensor]:
+def trained_alone(config: DictConfig, shards: int) -> dict[str, Tensor]:
     model = build_model(config)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for number in STEPS:
-        take_gradients(Losses(model, objective_of(config)), step_of(config, number))
+        take_gradients(Losses(model, objective_of(config)), step_of(config, number * shards))
         optimizer.step()
         optimizer.zero_grad()
     return model.state_dict()
 
 
-def trained(config: DictConfig, schedule: ScheduleName) -> tuple[dict[str, Tensor], Tensor | None]:
-    """This rank's weights, and MTP's copy of the embedding where it is."""
+def trained(config: DictConfig, schedule: ScheduleName, shards: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """This rank's weights, and MTP's copy of the embedding where it is, on two ranks times `shards`.
+
+    Before each step, a forward pass of other weights, as averaged ones are scored.
+    """
+    mesh = init_device_mesh("cpu", (2, shards), mesh_dim_names=("stages", "data"))
     model = build_model(config)
-    shares = [Share(model, config, step_of(config, number)) for number in STEPS]
-    pipeline = Pipeline(model, group=dist.group.WORLD, schedule=schedule)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shares = [Share(model, config, step_of(config, number * shards)) for number in STEPS]
+    pipeline = Pipeline(model, group=mesh["stages"].get_group(), schedule=schedule)
+    if shards > 1:
+        sharded(pipeline, mesh["data"])
+    weights = list(model.parameters())
+    optimizer = torch.optim.SGD(weights, lr=0.1)
     for share in shares:
-        pipeline.step(share.step.micro_batches, share.loss, share.balance)
+        own = share.step.micro_batches[mesh["data"].get_local_rank() :: shards]
+        with torch.no_grad():
+            torch._foreach_mul_(weights, 2.0)
+            pipeline.forward(own[0])
+            torch._foreach_mul_(weights, 0.5)
+        pipeline.step(own, share.loss, share.balance)
         optimizer.step()
         optimizer.zero_grad()
         pipeline.refresh()
-    return model.state_dict(), pipeline.stages[-1].embed_tokens.weight if pipeline.has_loss else None
+    copy = pipeline.stages[-1].embed_tokens.weight if pipeline.has_loss else None
+    return {name: full(weight) for name, weight in model.state_dict().items()}, None if copy is None else full(copy)
 
 
-@pytest.mark.parametrize("schedule", ["interleaved_zero_bubble", "zbv"])
-def test_weights_after_some_steps_and_their_names(workers: Workers, composed: Compose, schedule: str) -> None:
+def full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shards"),
+    [
+        ("interleaved_zero_bubble", 1),
+        ("zbv", 1),
+        pytest.param("1f1b", 2, marks=pytest.mark.slow),
+        pytest.param("zbv", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_weights_after_some_steps_and_their_names(
+    workers: Workers, composed: Compose, schedule: str, shards: int
+) -> None:
     config = composed("precision=fp32", "model.n_layers=4", *LOSSES)
-    (whole,) = workers.run(trained_alone, config, ranks=1)
-    results = workers.run(trained, config, schedule, ranks=2)
+    (whole,) = workers.run(trained_alone, config, shards, ranks=1)
+    results = workers.run(trained, config, schedule, shards, ranks=2 * shards)[::shards]
     names = [name for weights, _ in results for name in weights]
     assert sorted(names) == sorted(whole)
     for weights, copy in results:
