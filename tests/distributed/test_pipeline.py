@@ -153,10 +153,11 @@ def test_the_same_in_every_precision(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_same_on_four_ranks(workers: Workers, composed: Compose, schedule: str) -> None:
+def test_the_same_on_one_rank_and_on_four(workers: Workers, composed: Compose, schedule: str, ranks: int) -> None:
     config = composed("precision=fp32", "model.n_layers=7", *LOSSES)
-    assert compared(workers, config, 8, 4, schedule, ()) < 1e-6
+    assert compared(workers, config, 8, ranks, schedule, ()) < 1e-6
 
 
 @pytest.mark.slow

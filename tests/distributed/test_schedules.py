@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dsv3.distributed.pipeline import KINDS, ScheduleName
-from dsv3.distributed.stage import layers_of_stages
+from dsv3.distributed.stage import Stage, layers_of_stages
 from dsv3.planning.bubbles import pipeline_costs
 from dsv3.planning.recipe import ChunkTimes, PipelineSchedule
 from dsv3.planning.skeleton import read_skeleton
 from dsv3.planning.stages import parts_of_pipeline
+from tests.planning.models import on_meta, skeleton
 
 Compose = Callable[..., DictConfig]
 Action = tuple[str, int, int]
@@ -34,12 +35,24 @@ DURATIONS = {"F": 1.0, "I": 1.0, "W": 1.0, "B": 2.0}
 @pytest.mark.parametrize(("overrides", "stages"), [([], 2), ([], 4), (["model.n_layers=7"], 3), (["mtp=none"], 3)])
 def test_layers_are_cut_as_the_plan_cuts_them(composed: Compose, overrides: list[str], stages: int) -> None:
     config = composed(*overrides)
-    skeleton = read_skeleton(config)
-    cut = layers_of_stages(config.model.n_layers, skeleton.mtp.depth, stages)
-    planned = parts_of_pipeline(skeleton, pp=stages, pipeline="1f1b")
+    of_config = read_skeleton(config)
+    cut = layers_of_stages(config.model.n_layers, of_config.mtp.depth, stages)
+    planned = parts_of_pipeline(of_config, pp=stages, pipeline="1f1b")
     for layers, part in zip(cut, planned, strict=True):
         assert len(layers) + part.mtp_modules == part.dense_blocks + part.moe_blocks
     assert [layer for layers in cut for layer in layers] == list(range(config.model.n_layers))
+
+
+@pytest.mark.parametrize("stages", [16, 32])
+def test_parameters_of_the_stages_of_v3_671b_are_the_plans(stages: int) -> None:
+    """MTP's copy of the embedding included."""
+    whole, planned = on_meta("model=v3_671b"), skeleton("model=v3_671b")
+    cut = layers_of_stages(len(whole.layers), whole.mtp.depth, stages)
+    counts = [
+        sum(parameter.numel() for parameter in Stage(whole, number=number, cut=cut).parameters())
+        for number in range(stages)
+    ]
+    assert counts == [sum(part.weights) for part in parts_of_pipeline(planned, pp=stages, pipeline="1f1b")]
 
 
 def actions(order: Sequence[Any]) -> list[list[Action]]:
