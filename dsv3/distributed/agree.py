@@ -19,10 +19,10 @@ def rank() -> int:
     return dist.get_rank() if several() else 0
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """In place: the sum of every rank's `values`, which all ranks give in one shape and dtype."""
+def sum_over_ranks(values: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """In place: the sum of every rank's `values`, which all ranks give in one shape and dtype. `group`: None: all."""
     if several():
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=group)
     return values
 
 

@@ -6,11 +6,11 @@ Expert parallelism is borrowed from data parallelism: the `experts` ranks that h
 train on different rows, and everything but the experts is sharded over all `data` ranks (ZeRO-3, by FSDP2).
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from dsv3.bounds import PositiveInt
 
-Schedule = Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"]
+ScheduleName = Literal["1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"]
 
 
 class Sizes(NamedTuple):
@@ -45,7 +45,7 @@ class Parallel:
         experts: PositiveInt | None,
         nodes: PositiveInt | None,
         stages: PositiveInt | None,
-        schedule: Schedule | None,
+        schedule: ScheduleName | None,
     ) -> None:
         """experts: ranks that hold the experts of a layer between them; null: all that read different rows.
         nodes: nodes that these are spread over, between which a token travels once; null: as the launch has it.
@@ -64,6 +64,10 @@ class Parallel:
         stages = world if self.stages is None else self.stages
         if world % stages:
             raise ValueError(f"parallel.stages={stages}: must divide {there}")
+        if stages > 1 and self.schedule is None:
+            raise ValueError(
+                f"parallel.schedule=null: a pipeline of {stages} stages needs one: {', '.join(get_args(ScheduleName))}"
+            )
         data = world // stages
         experts = data if self.experts is None else self.experts
         if data % experts:
@@ -85,6 +89,6 @@ class OneProcess(Parallel):
         if devices * num_nodes != 1:
             raise ValueError(
                 f"trainer.devices={devices}, trainer.num_nodes={num_nodes}: parallel=none is one process; several need "
-                "parallel=sharded, parallel=experts or parallel=pipeline"
+                "parallel=sharded or parallel=experts"
             )
         return Sizes(1, 1, 1, 1)

@@ -5,11 +5,12 @@ Each block is gathered for its forward and backward pass; embedding, head, final
 outside its blocks are gathered once a pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -18,8 +19,10 @@ from dsv3.distributed.mesh import Mesh
 from dsv3.model.decoder import Block, Decoder
 
 
-def shard(model: Decoder, mesh: Mesh) -> None:
+def shard(model: Decoder, mesh: Mesh, stages: Sequence[Decoder] = ()) -> None:
     """Replace the parameters of `model` by this rank's parts of them, in place. All ranks hold equal weights before.
+
+    stages: of a pipeline, which were cut from `model` and are on this rank; each is gathered by itself.
 
     Raises:
         ValueError: the experts cannot be divided among the ranks.
@@ -31,11 +34,20 @@ def shard(model: Decoder, mesh: Mesh) -> None:
     frees = mesh.sizes.stages == 1
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh.data, reshard_after_forward=frees)
-    fully_shard(model, mesh=mesh.data, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    for root in stages or [model]:
+        tables = {parameter for parameter in root.parameters() if is_table(root, parameter)}
+        fully_shard(root, mesh=mesh.data, reshard_after_forward=False, ignored_params=tables)
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+
+def is_table(model: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether it is a table with sparse gradients, of which every rank has a copy."""
+    return any(
+        getattr(module, "sparse", False) and parameter is getattr(module, "weight", None) for module in model.modules()
+    )
 
 
 def _share_experts(model: Decoder, mesh: Mesh) -> None:
@@ -76,6 +88,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             if isinstance(module, FSDPModule):
                 module.reshard()
         model.train()
+
+
+def summed_rows(gradient: Tensor, mesh: Mesh | None) -> Tensor:
+    """A table's sparse gradient over the ranks that read different rows, all of which call this together."""
+    gradient = gradient.coalesce()
+    if mesh is None or mesh.sizes.data == 1:
+        return gradient
+    own = gradient.indices().cpu(), gradient.values().cpu()
+    every: list[Any] = [None] * mesh.sizes.data
+    dist.all_gather_object(every, own, group=mesh.data.get_group())
+    indices, values = (torch.cat(parts, dim) for parts, dim in zip(zip(*every), (1, 0)))
+    return torch.sparse_coo_tensor(indices, values, gradient.shape, device=gradient.device).coalesce()
 
 
 def whole(tensor: Tensor) -> Tensor:

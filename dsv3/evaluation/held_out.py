@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
-from dsv3.contracts import IGNORE, Data, KeepsHeldOut, MicroBatch, Question, Tokenizer
+from dsv3.contracts import IGNORE, Data, Forward, KeepsHeldOut, MicroBatch, Question, Tokenizer
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.model.losses import greedy_tokens, token_losses
@@ -70,6 +70,9 @@ def dealt(batches: Iterable[MicroBatch], rank: int, of: int) -> Iterator[MicroBa
         yield own
 
 
+Run = Callable[[MicroBatch], Forward | None]
+
+
 class DomainScore(NamedTuple):
     loss: float  # nats per target token
     bpb: float  # bits per byte of UTF-8 text
@@ -82,8 +85,11 @@ def domain_scores(
     domains: Sequence[str],
     n_bytes: Mapping[str, int],
     load: ExpertLoad | None = None,
+    run: Run | None = None,
 ) -> dict[str, DomainScore]:
     """Score each domain's held-out text, and `all` of it together; `load` counts which experts it went to.
+
+    run: what gives the model's result where it takes more than to call it; None on ranks that have not the last layer.
 
     bits per byte = nats / ln 2 / UTF-8 bytes. The nats are those of every target, end-of-text tokens included;
     the bytes are the text's alone.
@@ -92,7 +98,9 @@ def domain_scores(
     with cached_weight_casts(model):
         for batch in batches:
             batch = MicroBatch(*(tensor.to(model.device) for tensor in batch))
-            output = model(batch, with_mtp=False)
+            output = model(batch, with_mtp=False) if run is None else run(batch)
+            if output is None:
+                continue
             if load is not None:
                 load.observe(batch, output.routings)
             targets_N = batch.targets_BT.flatten()

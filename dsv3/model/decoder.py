@@ -40,6 +40,13 @@ class Block(nn.Module):
         return x_BTD + self.mlp(h_BTD), None
 
 
+class Absent(nn.Module):
+    """Stands for a part of the model that is on another rank. It has no weights: names of all others stay."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("this part of the model is on another rank of the pipeline")
+
+
 class Caches(NamedTuple):
     """What decoding keeps: of each layer, and of the memory where it reads earlier tokens. Rows are those of all."""
 
@@ -112,8 +119,16 @@ class Decoder(nn.Module):
 
     def forward(self, batch: MicroBatch, *, with_mtp: bool) -> Forward:
         """States and routings of a micro-batch; `with_mtp` runs the MTP modules too (training)."""
+        return self.outputs(*self.states(batch), batch, with_mtp=with_mtp)
+
+    def states(self, batch: MicroBatch, x_BTD: Tensor | None = None) -> tuple[Tensor, dict[str, Routing]]:
+        """States after the last block that is present, and routings. `x_BTD`: those before the first one that is, or
+        None where that is the model's first."""
         documents = batch.document_ids_BT if self.isolate_documents else None
-        last_BTD, routings = self._blocks(batch.tokens_BT, batch.positions_BT, documents, None)
+        return self._blocks(batch.tokens_BT, batch.positions_BT, documents, None, x_BTD)
+
+    def outputs(self, last_BTD: Tensor, routings: dict[str, Routing], batch: MicroBatch, *, with_mtp: bool) -> Forward:
+        """What follows the last block. MTP's routings are added to `routings`."""
         hidden_BTD = self.norm(last_BTD)
         predictions: list[MTPPrediction] = []
         if with_mtp:
@@ -164,7 +179,7 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head_weight.device
+        return next(self.parameters()).device
 
     def moe_layers(self) -> Iterator[tuple[str, MoE]]:
         """Every MoE by its short name, found by type, so that MTP's is among them."""
@@ -178,10 +193,14 @@ class Decoder(nn.Module):
         positions_BT: Tensor,
         document_ids_BT: Tensor | None,
         caches: Caches | None,
+        x_BTD: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Routing]]:
-        of_memory = caches.memory if caches is not None else None
-        x_BTD, routings = self.memory(self.embed(tokens_BT), tokens_BT, document_ids_BT, of_memory), {}
+        of_memory, routings = caches.memory if caches is not None else None, {}
+        if x_BTD is None:
+            x_BTD = self.memory(self.embed(tokens_BT), tokens_BT, document_ids_BT, of_memory)
         for i, layer in enumerate(self.layers):
+            if isinstance(layer, Absent):
+                continue
             cache = caches.layers[i] if caches is not None else None
             x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache)
             if routing is not None:

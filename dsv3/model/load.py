@@ -36,8 +36,9 @@ class Loads(NamedTuple):
 
     def add(self, micro: MicroBatch, routings: Mapping[str, Routing]) -> None:
         """Count one micro-batch, in place. Padding is no load."""
-        for layer, counts_E in self.by_layer().items():
-            routing = routings[layer]
+        by_layer = self.by_layer()
+        for layer, routing in routings.items():
+            counts_E = by_layer[layer]
             counts_E += count_experts(routing.experts_NK, real_tokens(micro, routing).flatten(), len(counts_E))
 
     def by_layer(self) -> dict[str, Tensor]:

@@ -43,9 +43,10 @@ class RoutingStatistics(Metric):
     norms_E: Tensor
     normed_E: Tensor
 
-    def __init__(self, *, n_experts: int, top_k: int, n_groups: int, n_domains: int) -> None:
-        """`n_groups`: nodes that the experts stand on in order, whether or not the router limits a token's nodes."""
-        super().__init__(sync_on_compute=False)  # within `sync_context`, where the sums are those of all ranks
+    def __init__(self, *, n_experts: int, top_k: int, n_groups: int, n_domains: int, process_group: Any = None) -> None:
+        """`n_groups`: nodes that the experts stand on in order, whether or not the router limits a token's nodes.
+        `process_group`: the ranks whose sums are added up within `sync_context`; None: all."""
+        super().__init__(sync_on_compute=False, process_group=process_group)
         self.n_experts, self.top_k, self.n_groups = n_experts, top_k, n_groups
         integers = {"load_XE": (n_domains, n_experts), "pairs_EE": (n_experts, n_experts), "nodes_G": (n_groups,)}
         integers |= {"limited": (), "micro_batches": (), "steps": (), "normed_E": (n_experts,)}

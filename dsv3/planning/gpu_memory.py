@@ -13,7 +13,7 @@ of kernels and of communication, the allocator's waste and the CUDA context are 
 """
 
 from dsv3.planning.activations import block_activations, logits, mtp_activations
-from dsv3.planning.pipeline import pipeline_costs
+from dsv3.planning.bubbles import pipeline_costs
 from dsv3.planning.recipe import Recipe
 from dsv3.planning.skeleton import Skeleton
 from dsv3.planning.stages import Part, parts_of_pipeline

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
+from dsv3.planning.bubbles import PIPELINES, pipeline_costs
 from dsv3.planning.communication import all_to_all
 from dsv3.planning.duration import days, gpu_hours, implied_mfu
 from dsv3.planning.flops import forward_flops, recomputed_flops, training_flops
 from dsv3.planning.gpu_memory import gpu_memory
 from dsv3.planning.kv_cache import cache_bytes
-from dsv3.planning.pipeline import PIPELINES, pipeline_costs
 from dsv3.planning.recipe import V3_PUBLISHED, Recipe
 from dsv3.planning.sizes import parameters
 from dsv3.planning.skeleton import AttentionLayer, Skeleton

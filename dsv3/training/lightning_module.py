@@ -6,10 +6,24 @@ from typing import Any, Protocol
 import lightning
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.contracts import FollowsSteps, Models, Objective, OptimizerFactory, Schedule, Step, StepsMatrices
+from dsv3.contracts import (
+    FollowsSteps,
+    Forward,
+    MicroBatch,
+    Models,
+    Objective,
+    OptimizerFactory,
+    Routing,
+    Schedule,
+    Step,
+    StepsMatrices,
+)
+from dsv3.distributed.agree import sum_over_ranks
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.pipeline import Pipeline
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights
 from dsv3.training.step import (
@@ -39,6 +53,7 @@ class LanguageModel(lightning.LightningModule):
     config: DictConfig  # of the run, for callbacks
     folder: RunFolder  # of the run; callbacks write tables there
     mesh: Mesh | None = None  # the ranks that train together; None: one process
+    pipeline: Pipeline | None = None  # None: every rank has all layers
 
     def __init__(
         self,
@@ -63,6 +78,7 @@ class LanguageModel(lightning.LightningModule):
         self.model = model
         self.objective = objective
         self.losses = Losses(model, objective)
+        self.mtp_weight = model.mtp.weight
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.grad_clip = grad_clip
@@ -107,31 +123,57 @@ class LanguageModel(lightning.LightningModule):
             step = self.objective.prepare(step, Models(self.model))
         before = step.tokens_before
         own = take_gradients(
-            self.losses, step, backward=self.manual_backward, recompute=self.recompute, observers=self.observers
+            self.losses,
+            step,
+            backward=self.manual_backward,
+            recompute=self.recompute,
+            observers=self.observers,
+            mesh=self.mesh,
+            pipeline=self.pipeline,
         )
-        parts = gradients(self.model)
-        own.add({"squares": norm_of(parts).double().square()})
+        taken = gradients(self.model, self.mesh)
+        own.add({"squares": norm_of(taken.counted).double().square()})
         own.add({name: torch.tensor(float(flag()), device=self.device) for name, flag in self.flags.items()})
         sums = own.over_ranks()
         norm = sums.scalars["squares"].sqrt().float()
-        clip_gradients(parts, norm, self.grad_clip)
+        clip_gradients(taken.every, norm, self.grad_clip)
         balance(self.model, sums.loads, before)
-        by_name, figures, loads, biases = read(self.losses.statistics, sums, norm, self.model.routing_biases())
+        by_name, figures, loads, biases = read(self.losses.statistics, sums, norm, self._biases())
         self.raised = {name for name in self.flags if by_name[name]}
         tokens = round(by_name["tokens"])
         rate = self.schedule(before + tokens // 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        figures |= {"lr": rate, "mtp_weight": self.model.mtp.weight(before)}
+        figures |= {"lr": rate, "mtp_weight": self.mtp_weight(before)}
         self.tokens_seen, self.steps = before + tokens, self.steps + 1
         record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps)
         if self.guard is None or self.guard.allows(step, record):
             optimizer.step()
         optimizer.zero_grad()
+        if self.pipeline is not None:
+            self.pipeline.refresh()
         if isinstance(self.model.precision, FollowsSteps):
             self.model.precision.end_step()
         self.data_state = step.state_after
         return record
+
+    def forward(self, micro: MicroBatch, *, with_mtp: bool = False) -> tuple[Forward | None, dict[str, Routing]]:  # type: ignore[override]
+        """The model's result for a micro-batch, where this rank has its last layer, and the routings of the MoE layers
+        that it has. All ranks of a pipeline call this together."""
+        if self.pipeline is not None:
+            return self.pipeline.forward(micro, with_mtp=with_mtp)
+        forward = self.model(micro, with_mtp=with_mtp)
+        return forward, forward.routings
+
+    def _biases(self) -> dict[str, Tensor]:
+        """The selection bias of every MoE layer, those of other stages too, after this step's update."""
+        own = self.model.routing_biases()
+        if self.pipeline is None or self.mesh is None:
+            return own
+        counted = own if self.mesh.data_rank == 0 else {}
+        sizes = self.losses.n_experts
+        flat = torch.cat([counted.get(name, torch.zeros(size, device=self.device)) for name, size in sizes.items()])
+        return dict(zip(sizes, sum_over_ranks(flat).split(list(sizes.values())), strict=True))
 
     def configure_model(self) -> None:
         """Lightning asks for this where ranks share a model; it is sharded before (`dsv3.training.run`)."""
@@ -147,6 +189,10 @@ class LanguageModel(lightning.LightningModule):
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def on_train_start(self) -> None:
+        if self.pipeline is not None:  # weights may have been loaded
+            self.pipeline.refresh()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]

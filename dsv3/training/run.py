@@ -26,7 +26,7 @@ from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.settle import kept_choices, settled
-from dsv3.training.strategy import SeveralRanks
+from dsv3.training.strategy import Numbering, SeveralRanks
 
 
 @dataclass
@@ -79,8 +79,6 @@ def build_run(config: DictConfig) -> Run:
         compile_parts(model)
     if start:
         init_from(model, start)
-    if mesh is not None:
-        shard(model, mesh)
     module = LanguageModel(
         model,
         objective=part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size)),
@@ -92,6 +90,7 @@ def build_run(config: DictConfig) -> Run:
         recompute=config.recompute,
     )
     module.config, module.folder, module.mesh = config, folder, mesh
+    strategy = share_model(module, mesh) if mesh is not None else None
     if is_writer:
         data.tokenizer.save(str(folder.tokenizer_path))
         write_run_info(config, shapes_only, module.losses.statistics, folder)
@@ -109,10 +108,23 @@ def build_run(config: DictConfig) -> Run:
         enable_model_summary=False,
         limit_val_batches=0,
         plugins=[DirectIO(), *([environment()] if mesh is not None else [])],
-        strategy=SeveralRanks() if mesh is not None else "auto",
+        strategy=strategy or "auto",
         use_distributed_sampler=False,
     )
     return Run(config, folder, data, module, trainer, resume_from)
+
+
+def share_model(module: LanguageModel, mesh: Mesh) -> SeveralRanks:
+    """Leave this rank its stage of the model and its parts of the weights there.
+
+    Raises:
+        ValueError: the model cannot be divided so.
+    """
+    strategy = SeveralRanks(mesh, Numbering(module.optimizer_factory(module.model.named_parameters()), module.model))
+    if mesh.sizes.stages > 1:
+        raise ValueError(f"parallel.stages={mesh.sizes.stages}: must be 1: training does not run in a pipeline yet")
+    shard(module.model, mesh)
+    return strategy
 
 
 def share_data(data: Data, mesh: Mesh) -> None:

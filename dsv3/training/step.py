@@ -13,7 +13,7 @@ that was added up, in FP64, and the load, in int64. All that a step decides foll
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from dsv3.contracts import (
     Step,
 )
 from dsv3.distributed.agree import sum_over_ranks
-from dsv3.distributed.shard import reduce_gradients
+from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.pipeline import Pipeline
+from dsv3.distributed.shard import reduce_gradients, summed_rows
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts, local
 from dsv3.model.load import Loads, max_violation, real_tokens
@@ -86,9 +88,9 @@ class Sums:
         return Sums(loads, self.denominators, {**summed_over_ranks(self.scalars), **self.denominators})
 
 
-def summed_over_ranks(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each of them over ranks, in one FP64 reduction."""
-    values = sum_over_ranks(torch.stack([value.double() for value in scalars.values()]))
+def summed_over_ranks(scalars: Mapping[str, Tensor], group: Any = None) -> dict[str, Tensor]:
+    """Each of them over the ranks of a group (None: all), in one FP64 reduction."""
+    values = sum_over_ranks(torch.stack([value.double() for value in scalars.values()]), group)
     return dict(zip(scalars, values.unbind(), strict=True))
 
 
@@ -124,15 +126,28 @@ class Losses:
             term = part.auxiliary_loss(forward, head, micro, denominators, tokens_seen)
             loss = loss + term.loss
             sums.add(term.sums)
-        share = tokens_of(micro) / denominators["tokens"]
-        balance = self.balance_loss(forward.routings, micro, tokens_seen) * share
-        sums.add({BALANCE.total: balance})
-        return loss + balance
+        return loss + self.balance_loss(forward.routings, micro, denominators, tokens_seen, sums)
 
-    def balance_loss(self, routings: Mapping[str, Routing], micro: MicroBatch, tokens_seen: int) -> Tensor:
+    def balance_loss(
+        self,
+        routings: Mapping[str, Routing],
+        micro: MicroBatch,
+        denominators: Denominators,
+        tokens_seen: int,
+        sums: Sums,
+    ) -> Tensor:
+        """A micro-batch's share of the balance losses of the layers in `routings`, which is added to `sums`."""
+        share = tokens_of(micro) / denominators["tokens"]
+        balance = self._balance_loss(routings, micro, tokens_seen) * share
+        sums.add({BALANCE.total: balance})
+        return balance
+
+    def _balance_loss(self, routings: Mapping[str, Routing], micro: MicroBatch, tokens_seen: int) -> Tensor:
         """The sum over MoE layers of their balancing's loss."""
         loss = torch.zeros((), device=micro.tokens_BT.device)
         for name, moe in self.model.moe_layers():
+            if name not in routings:  # a layer of another stage
+                continue
             mask_BS = real_tokens(micro, routings[name])
             loss = loss + moe.balancing.loss(routings[name], (mask_BS.shape[0], mask_BS.shape[1]), mask_BS, tokens_seen)
         return loss
@@ -145,19 +160,23 @@ def take_gradients(
     backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
     recompute: Collection[str] = (),
     observers: Sequence[RoutingObserver] = (),
+    mesh: Mesh | None = None,
+    pipeline: Pipeline | None = None,
 ) -> Sums:
     """Add the gradient of the step's loss to the model's parameters; return this rank's sums over micro-batches.
 
     Everything that changes with time is a function of the tokens seen before the step.
     """
     model = losses.model
-    denominators = summed_over_ranks(
-        {
-            **losses.objective.denominators(step),
-            "tokens": torch.stack([tokens_of(micro) for micro in step.micro_batches]).sum(),
-        }
-    )
+    own = {
+        **losses.objective.denominators(step),
+        "tokens": torch.stack([tokens_of(micro) for micro in step.micro_batches]).sum(),
+    }
+    denominators = summed_over_ranks(own, mesh.data.get_group() if mesh is not None else None)
     sums = Sums(Loads.zeros(losses.n_experts, model.device), denominators)
+    if pipeline is not None:
+        take_gradients_of_stages(pipeline, losses, step, sums, recompute=recompute, observers=observers)
+        return sums
     with cached_weight_casts(model):
         head = model.head() if local(model.head_weight) is model.head_weight else None
         for number, micro in enumerate(step.micro_batches, start=1):
@@ -174,6 +193,33 @@ def take_gradients(
     return sums
 
 
+def take_gradients_of_stages(
+    pipeline: Pipeline,
+    losses: Losses,
+    step: Step,
+    sums: Sums,
+    *,
+    recompute: Collection[str],
+    observers: Sequence[RoutingObserver],
+) -> None:
+    """The same by the stages of a pipeline; a rank's sums are those of its own stages."""
+    denominators, before = sums.denominators, step.tokens_before
+    names = {name for figure in losses.statistics for name in (figure.total, figure.over) if name is not None}
+    nothing = torch.zeros((), dtype=torch.float64, device=losses.model.device)
+    sums.scalars = dict.fromkeys(sorted(names - denominators.keys()), nothing)  # alike on all ranks
+    routings = pipeline.step(
+        step.micro_batches,
+        lambda forward, head, micro: losses.loss(forward, head, micro, denominators, before, sums),
+        lambda routings, micro: losses.balance_loss(routings, micro, denominators, before, sums),
+        recompute=recompute,
+    )
+    for number, (micro, of_micro) in enumerate(zip(step.micro_batches, routings, strict=True), start=1):
+        sums.loads.add(micro, of_micro)
+        if number <= len(step.micro_batches) - step.filled:
+            for observer in observers:
+                observer.observe(micro, of_micro)
+
+
 def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
     """Show every balancing the load of the step and let it move its bias, once."""
     by_layer = loads.by_layer()
@@ -182,21 +228,32 @@ def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
         moe.balancing.update(tokens_seen)
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
+class Gradients(NamedTuple):
+    """Gradients on this rank, some of which are views of what the parameters have."""
+
+    every: list[Tensor]
+    counted: list[Tensor]  # those whose squares add up over ranks to those of all gradients
+
+
+def gradients(model: nn.Module, mesh: Mesh | None = None) -> Gradients:
     """This rank's parts of all gradients; of sparse ones (of tables that a step reads few rows of), the values of their
-    rows, summed over occurrences."""
-    found = []
+    rows, summed over occurrences and ranks. Every rank has these, and the first counts them."""
+    found = Gradients([], [])
     for parameter in model.parameters():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            found.append(parameter.grad.values())
-        elif parameter.grad is not None:
-            found.append(local(parameter.grad))
+        if parameter.grad is None:
+            continue
+        is_sparse = parameter.grad.is_sparse
+        if is_sparse:
+            parameter.grad = summed_rows(parameter.grad, mesh)
+        part = parameter.grad.values() if is_sparse else local(parameter.grad)
+        found.every.append(part)
+        if not is_sparse or mesh is None or mesh.data_rank == 0:
+            found.counted.append(part)
     return found
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
-    """Their norm together. Every element of a gradient is on one rank, so that squares of norms add up over ranks."""
+    """Their norm together."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 

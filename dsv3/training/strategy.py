@@ -8,32 +8,53 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from dsv3.checkpoint.run_folder import load_checkpoint
+from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.shard import load_parts, part_like, whole
 
 
 class SeveralRanks(ModelParallelStrategy):
     """Ranks that share a model which is sharded already."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh, numbering: "Numbering") -> None:
+        """numbering: of the parameters of the whole model in its optimiser."""
         super().__init__(data_parallel_size="auto", tensor_parallel_size="auto", save_distributed_checkpoint=False)
+        self.mesh, self.numbering = mesh, numbering
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors, on the CPU of rank 0; none elsewhere."""
+        """Whole tensors of this rank's stage, on the CPU of the first rank that has it."""
         assert self.lightning_module is not None
         return self._whole(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return self._whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        own = getattr(optimizer, "_optimizer", optimizer)
+        state = self._whole(own.state_dict()["state"])
+        numbers = self._numbers(own)
+        return {
+            "state": {numbers[i]: values for i, values in state.items()},
+            "param_groups": self.numbering.groups(own),
+        }
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Rank 0 writes what the first ranks of all stages have between them."""
+        if self.mesh.data_rank == 0 and self.mesh.sizes.stages > 1:
+            parts: list[Any] = [None] * self.mesh.sizes.stages
+            to_first = parts if self.is_global_zero else None
+            dist.gather_object(checkpoint, to_first, group=self.mesh.stages.get_group(), group_dst=0)
+            for part in parts[1:] if self.is_global_zero else []:
+                merge(checkpoint, part)
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(checkpoint_path, mmap=True)
@@ -44,31 +65,65 @@ class SeveralRanks(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(parts_of_state(optimizer, state))
+            own = optimizer.state_dict()["param_groups"]
+            numbers = self._numbers(optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parts = {
+                i: {key: part_of_state(value, parameters[i]) for key, value in state["state"][numbers[i]].items()}
+                for i in range(len(parameters))
+                if numbers[i] in state["state"]
+            }
+            optimizer.load_state_dict({"state": parts, "param_groups": own})
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """All ranks gather tensor after tensor; only rank 0 keeps them."""
+    def _numbers(self, optimizer: Optimizer) -> list[int]:
+        """The number in the whole model's optimiser of each parameter of this rank's."""
+        assert self.lightning_module is not None
+        names = {parameter: name for name, parameter in self.lightning_module.model.named_parameters()}  # type: ignore[operator,union-attr]
+        return [self.numbering.number(names[p]) for group in optimizer.param_groups for p in group["params"]]
+
+    def _whole(self, state: dict[Any, Any]) -> dict[Any, Any]:
+        """The ranks of a stage gather tensor after tensor; only the first keeps them."""
 
         def kept(tensor: Tensor) -> Tensor | None:
             gathered = whole(tensor.detach())
-            return gathered.cpu() if self.is_global_zero else None
+            return gathered.cpu() if self.mesh.data_rank == 0 else None
 
-        result: dict[str, Any] = tree_map_only(Tensor, kept, dict(state))
+        result: dict[Any, Any] = tree_map_only(Tensor, kept, dict(state))
         return result
 
 
-def parts_of_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's saved state with this rank's parts in place of whole tensors of a parameter's shape."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    of_parameters = {
-        number: {
-            key: part_like(value, parameters[number]) if _is_sharded(value, parameters[number]) else value
-            for key, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    return {"state": of_parameters, "param_groups": state["param_groups"]}
+class Numbering:
+    """How the optimiser of the whole model numbers its parameters: group by group."""
+
+    def __init__(self, optimizer: Optimizer, model: torch.nn.Module) -> None:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        self._numbers = {name: number for number, name in enumerate(ordered)}
+        self._groups = optimizer.state_dict()["param_groups"]
+
+    def number(self, name: str) -> int:
+        return self._numbers[name]
+
+    def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Of the whole model, with the learning rate that this rank's optimiser has."""
+        group = optimizer.param_groups[0]
+        rate = group["lr"] / (group.get("lr_scale", 1.0) or 1.0)
+        return [{**each, "lr": rate * each.get("lr_scale", 1.0)} for each in self._groups]
 
 
-def _is_sharded(value: Any, parameter: torch.nn.Parameter) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape
+def part_of_state(value: Any, parameter: torch.nn.Parameter) -> Any:
+    """This rank's part of a whole tensor of the parameter's shape; other values as they are."""
+    return part_like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+
+
+def merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
+    """Add to a nested dict what another has beside it; where both have a value, the first stays."""
+    for key, value in other.items():
+        if key not in into:
+            into[key] = value
+        elif isinstance(into[key], dict) and isinstance(value, Mapping):
+            merge(into[key], value)
+        elif isinstance(into[key], list) and isinstance(value, list):
+            for mine, theirs in zip(into[key], value):
+                if isinstance(mine, dict) and isinstance(theirs, Mapping):
+                    merge(mine, theirs)

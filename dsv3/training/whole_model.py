@@ -1,6 +1,7 @@
 """The whole model of a run on one rank, for what only a whole model can do: decoding, with caches."""
 
 from dsv3.build import build_model
+from dsv3.distributed.agree import gathered
 from dsv3.distributed.shard import whole
 from dsv3.model.decoder import Decoder
 from dsv3.training.lightning_module import LanguageModel
@@ -12,6 +13,10 @@ def whole_model(module: LanguageModel) -> Decoder | None:
     if module.mesh is None:
         return module.model
     state = {name: whole(tensor.detach()) for name, tensor in module.model.state_dict().items()}
+    if module.mesh.sizes.stages > 1:
+        own = {name: tensor.cpu() for name, tensor in state.items()} if module.mesh.data_rank == 0 else {}
+        for of_rank in gathered(own):
+            state |= of_rank
     if not module.folder.writes:
         return None
     config = module.config.copy()

@@ -61,7 +61,7 @@ def take_step(config: DictConfig, sizes: Sizes | None, micro: list[MicroBatch]) 
         filled = sum(i >= len(micro) for i in numbers)
     objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64))
     sums = take_gradients(Losses(model, objective), Step(own, 0, {}, filled), recompute=config.recompute)
-    sums.add({"squares": norm_of(gradients(model)).double().square()})
+    sums.add({"squares": norm_of(gradients(model).counted).double().square()})
     total = sums.over_ranks()
     found = {name: whole(p.grad).to_dense() for name, p in model.named_parameters() if p.grad is not None}
     return Taken(found, total.scalars["nll"].item(), total.scalars["squares"].sqrt().item(), total.loads.counts)

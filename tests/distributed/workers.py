@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import pickle
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -46,20 +47,21 @@ class Workers:
 
     def _answers(self, pipes: list[Connection]) -> list[Any]:
         answers: dict[int, Any] = {}
-        failures: list[BaseException] = []
+        failures: list[tuple[float, BaseException]] = []
         while len(answers) < len(pipes):
             for pipe in multiprocessing.connection.wait([p for i, p in enumerate(pipes) if i not in answers]):
                 rank = pipes.index(pipe)  # type: ignore[arg-type]
                 try:
-                    failure, answers[rank] = pickle.loads(pipes[rank].recv_bytes())
+                    answers[rank], failure, moment = pickle.loads(pipes[rank].recv_bytes())
                 except (EOFError, ConnectionResetError):
                     self.processes[rank].join()
-                    failure, answers[rank] = RuntimeError("the process ended; its standard error says why"), None
+                    failure, moment = RuntimeError("the process ended; its standard error says why"), 0.0
+                    answers[rank] = None
                 if failure is not None:
                     failure.add_note(f"on rank {rank} of {len(pipes)}")
-                    failures.append(failure)
+                    failures.append((moment, failure))
         if failures:
-            raise failures[0]
+            raise min(failures, key=lambda failed: failed[0])[1]
         return [answers[rank] for rank in range(len(pipes))]
 
     def _start(self) -> None:
@@ -94,7 +96,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _answer(job: bytes, rank: int, ranks: int, store: str, timeout: float) -> bytes:
-    """(None, result) or (exception, None), as bytes."""
+    """(result, None, 0.0) or (None, what was raised, when), as bytes."""
     import torch.distributed as dist
 
     faulthandler.dump_traceback_later(timeout, exit=True)
@@ -103,13 +105,14 @@ def _answer(job: bytes, rank: int, ranks: int, store: str, timeout: float) -> by
             "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
         )
         function, args = pickle.loads(job)
-        return pickle.dumps((None, function(*args)))
+        return pickle.dumps((function(*args), None, 0.0))
     except BaseException as error:  # whatever it is, the test is to see it
+        moment = time.monotonic()  # one clock for all processes
         error.add_note(traceback.format_exc())
         try:
-            return pickle.dumps((error.with_traceback(None), None))
+            return pickle.dumps((None, error.with_traceback(None), moment))
         except Exception:  # not every exception can be sent
-            return pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), None))
+            return pickle.dumps((None, RuntimeError("".join(traceback.format_exception(error))), moment))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

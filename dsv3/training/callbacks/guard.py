@@ -91,7 +91,7 @@ class Guard(lightning.Callback):
         self.nonfinite = 0  # in a row
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        self.model, self.data = pl_module.model, trainer.datamodule
+        self.module, self.model, self.data = pl_module, pl_module.model, trainer.datamodule
         self.folder, self.writes = pl_module.folder.path, pl_module.folder.writes
         self.alerts = pl_module.folder.table("metrics/alerts")
         mesh = pl_module.mesh
@@ -154,7 +154,8 @@ class Guard(lightning.Callback):
 
     def _log_batch(self, step: Step, kind: str, policy: str, record: StepRecord) -> None:
         domains_N = torch.cat([micro.domains_BT[micro.document_ids_BT > 0] for micro in step.micro_batches])
-        counts_X = sum_over_ranks(torch.bincount(domains_N, minlength=len(self.data.domains))).tolist()
+        group = self.module.mesh.data.get_group() if self.module.mesh is not None else None
+        counts_X = sum_over_ranks(torch.bincount(domains_N, minlength=len(self.data.domains)), group).tolist()
         content = {
             "kind": kind,
             "policy": policy,
@@ -188,7 +189,10 @@ class Guard(lightning.Callback):
         return found[:DOCUMENTS_KEPT]
 
     def _scored(self, number: int, micro: MicroBatch) -> list[dict[str, Any]]:
-        hidden_ND = self.model(micro, with_mtp=False).hidden_BTD.flatten(0, 1)
+        forward, _ = self.module.forward(micro)
+        if forward is None:  # another rank has the last layer
+            return []
+        hidden_ND = forward.hidden_BTD.flatten(0, 1)
         losses_N = token_losses(hidden_ND, self.model.cast_head(), micro.targets_BT.flatten())
         losses_BT = losses_N.view_as(micro.tokens_BT).cpu()
         documents = []

@@ -4,6 +4,9 @@
 In a step, sums are added up for each MoE layer (`dsv3.monitoring.routing_statistics`); figures are made of them once an
 interval. Expert outputs are measured in one step an interval. What has been added up is part of a checkpoint, so that
 the tables of a continued run equal those of an uninterrupted one. What monitoring itself takes is in `timing/monitor`.
+
+With several ranks, each adds up its own rows, of the layers that it has; at an interval's end the ranks that read
+different rows add up their sums, and the stages of a pipeline send theirs to rank 0.
 """
 
 import logging
@@ -17,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.bounds import PositiveInt
+from dsv3.checkpoint.run_folder import Table
 from dsv3.contracts import MicroBatch, Routing, Step
-from dsv3.distributed.agree import of_rank_zero, rank
+from dsv3.distributed.agree import gathered, of_rank_zero
 from dsv3.distributed.shard import evaluating
 from dsv3.model.load import count_experts, real_tokens
-from dsv3.monitoring.alerts import changes, condition
+from dsv3.monitoring.alerts import Alert, changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics
 from dsv3.planning.recipe import FORMATS
 from dsv3.training.callbacks.intervals import crossed
@@ -71,9 +75,10 @@ class Monitor(lightning.Callback):
         self.timing = table("timing/monitor")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        width = pl_module.model.embed_tokens.embedding_dim
+        width = pl_module.config.model.dim
         self.dispatch_bytes = width * (SENT_AS.dispatch + SENT_AS.combine)  # of a token, for each node that it reaches
-        self.moes, self.mesh = dict(pl_module.model.moe_layers()), pl_module.mesh
+        self.moes, self.mesh, self.module = dict(pl_module.model.moe_layers()), pl_module.mesh, pl_module
+        self.is_first = self.mesh is None or self.mesh.data_rank == 0  # of the ranks with these layers
         self.domains = list(trainer.datamodule.domains)
         for layer, moe in self.moes.items():
             statistics = RoutingStatistics(
@@ -81,22 +86,25 @@ class Monitor(lightning.Callback):
                 top_k=moe.router.top_k,
                 n_groups=self.n_groups,
                 n_domains=len(self.domains),
+                process_group=self.mesh.data.get_group() if self.mesh is not None else None,
             )
-            if layer in self.restored and rank() == 0:  # sums over all ranks
+            if layer in self.restored and self.is_first:  # sums over all ranks
                 statistics.load_state_dict(self.restored[layer])  # where the checkpoint's tensors are: the CPU
             self.statistics[layer] = statistics.to(pl_module.device)
             self._measure_outputs(layer, moe.experts)
         pl_module.observers.append(self)
 
     def _measure_outputs(self, layer: str, experts: Any) -> None:
-        """Keep sums of output norms by expert. A forward pass that is repeated for the backward pass overwrites."""
+        """Keep sums of output norms by expert."""
 
         def note(module: nn.Module, arguments: Any, y_MD: Tensor) -> None:
             if self.sampling and module.training:
                 _, rows_E, gates_M = arguments
                 with self._timed():
                     norms_E, numbers_E = output_norms(rows_E, gates_M, y_MD.detach())
-                    self.norms[layer] = self._among_all(layer, norms_E), self._among_all(layer, numbers_E)
+                    own = self._among_all(layer, norms_E), self._among_all(layer, numbers_E)
+                    before = self.norms.get(layer)
+                    self.norms[layer] = own if before is None else (before[0] + own[0], before[1] + own[1])
 
         experts.register_forward_hook(note)
 
@@ -130,60 +138,75 @@ class Monitor(lightning.Callback):
         with self._timed():
             self._take_norms()  # of other ranks' tokens, where this one had padding
             for layer, statistics in self.statistics.items():
-                if rank() == 0:  # what is equal on all ranks counts once in the sums over ranks
+                if self.is_first:  # what is equal on all ranks counts once in the sums over ranks
                     statistics.add_step(pl_module.record.figures[f"max_violation/{layer}"])
             self.sampling = long or crossed(self.every_tokens, before, tokens)
             if self.sampling:
                 self._end_interval(trainer, tokens)
             if long:
-                self._end_stretch(pl_module.model, tokens)
+                self._end_stretch(tokens)
         if self.sampling:
             self.timing.append({"tokens": tokens, "seconds": self.seconds})
             self.seconds = 0.0
 
     def _end_interval(self, trainer: Any, tokens: int) -> None:
-        scalars: dict[str, float] = {"tokens": tokens}
+        rows, alerts = [], []
         for layer, statistics in self.statistics.items():
             with statistics.sync_context():
                 pairs_EE, figures = statistics.pairs_EE.cpu(), statistics.compute()  # which ends the context
             bias_E = self.moes[layer].balancing.bias
             row = {"tokens": tokens, "layer": layer} | figures | {"bias": bias_E.tolist(), "domains": self.domains}
             row["dispatch_bytes"] = figures["nodes"] * self.dispatch_bytes
-            self.routing.append(row)
+            rows.append(row)
+            alerts += [alert._asdict() for alert in self._alerts_of(tokens, layer, figures)]
             self.pairs[layer] = self.pairs.get(layer, 0) + pairs_EE
-            self._log_alerts(tokens, layer, figures, self.moes[layer].router.top_k)
-            scalars |= {f"{layer}/{name}": value for name, value in row.items() if isinstance(value, float)}
             statistics.reset()
+        scalars: dict[str, float] = {"tokens": tokens}
+        for row in self._add(self.routing, rows):
+            scalars |= {f"{row['layer']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+        for alert in self._add(self.alerts, alerts):
+            log.warning("after %s tokens: %s", f"{tokens:,}", alert["text"])
         for logger in trainer.loggers:
             logger.log_metrics(scalars)
 
-    def _log_alerts(self, tokens: int, layer: str, figures: dict[str, Any], top_k: int) -> None:
-        now = condition(figures, top_k=top_k)
-        before = set(self.wrong.get(layer, []))
-        for alert in changes(tokens, layer, len(figures["load"]), before, now):
-            self.alerts.append(alert._asdict())
-            log.warning("after %s tokens: %s", f"{tokens:,}", alert.text)
-        self.wrong[layer] = sorted(now)
+    def _add(self, table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the rows of all layers to a table, in the order of layers, and return them. All ranks call this together,
+        each with the rows of its own layers."""
+        every = [row for of_rank in gathered(rows if self.is_first else []) for row in of_rank]
+        every.sort(key=lambda row: list(self.module.losses.n_experts).index(row["layer"]))
+        for row in every:
+            table.append(row)
+        return every
 
-    def _end_stretch(self, model: Any, tokens: int) -> None:
-        for layer, pairs_EE in self.pairs.items():
-            self.coactivation.append({"tokens": tokens, "layer": layer, "pairs": pairs_EE.flatten().tolist()})
+    def _alerts_of(self, tokens: int, layer: str, figures: dict[str, Any]) -> list[Alert]:
+        now = condition(figures, top_k=self.moes[layer].router.top_k)
+        before = set(self.wrong.get(layer, []))
+        self.wrong[layer] = sorted(now)
+        return list(changes(tokens, layer, len(figures["load"]), before, now))
+
+    def _end_stretch(self, tokens: int) -> None:
+        rows = [
+            {"tokens": tokens, "layer": layer, "pairs": pairs.flatten().tolist()} for layer, pairs in self.pairs.items()
+        ]
+        self._add(self.coactivation, rows)
         self.pairs = {}
         probe = of_rank_zero(self.probe)  # every rank has its own first micro-batch, or none
         if probe is not None:
-            self._compare_routing(model, tokens, probe)
+            self._compare_routing(tokens, probe)
 
     @torch.no_grad()
-    def _compare_routing(self, model: Any, tokens: int, probe: MicroBatch) -> None:
+    def _compare_routing(self, tokens: int, probe: MicroBatch) -> None:
         """The share of the probe's choices of experts that are the same as after the last stretch."""
-        with evaluating(model):
-            routings = model(MicroBatch(*(tensor.to(model.device) for tensor in probe)), with_mtp=True).routings
+        rows, device = [], self.module.model.device
+        with evaluating(self.module.model):
+            _, routings = self.module.forward(MicroBatch(*(tensor.to(device) for tensor in probe)), with_mtp=True)
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)
             if layer in self.chosen:
                 same = (now_NK.unsqueeze(2) == self.chosen[layer].unsqueeze(1)).any(2).float().mean().item()
-                self.stability.append({"tokens": tokens, "layer": layer, "unchanged_fraction": same})
+                rows.append({"tokens": tokens, "layer": layer, "unchanged_fraction": same})
             self.chosen[layer] = now_NK
+        self._add(self.stability, rows)
 
     def state_dict(self) -> dict[str, Any]:
         states = {}

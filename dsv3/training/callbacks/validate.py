@@ -61,7 +61,13 @@ class Validate(lightning.Callback):
             batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
         averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
         with averaged, evaluating(pl_module.model):
-            scores = domain_scores(pl_module.model, batches, data.domains, data.validation_bytes())
+            scores = domain_scores(
+                pl_module.model,
+                batches,
+                data.domains,
+                data.validation_bytes(),
+                run=lambda micro: pl_module.forward(micro)[0],
+            )
         table = pl_module.folder.table("metrics/validation")
         for domain, score in scores.items():
             table.append({"tokens": tokens, "weights": weights, "domain": domain, **score._asdict()})

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3.planning.pipeline import pipeline_costs
+from dsv3.planning.bubbles import pipeline_costs
 from dsv3.planning.recipe import CHUNK_TIMES, ChunkTimes
 
 
