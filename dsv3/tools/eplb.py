@@ -155,8 +155,8 @@ def show(document: dict[str, Any]) -> None:
     fit, test = (f"{span['from_tokens']:,} to {span['to_tokens']:,}" for span in d["intervals"].values())
     note = "Load of the most loaded GPU over the mean; 1 = balanced. Before: experts in order, none redundant.\n"
     note += f"Fit: training tokens {fit}; test: {test}; {domain_of(d)}.\n"
-    note += f"{d['policy'].capitalize()}: the router's {d['n_groups']} groups "
-    note += f"{'divide' if d['policy'] == 'hierarchical' else 'do not divide'} by {d['nodes']} nodes."
+    note += f"{d['policy'].capitalize()}: the router's groups ({d['n_groups']}) "
+    note += f"{'divide' if d['policy'] == 'hierarchical' else 'do not divide'} by the nodes ({d['nodes']})."
     heads = ("peak relative load", *(f"{part}, {when}" for part, when in columns), "most replicas")
     Page().table(title, heads, rows, note=note)
 
