@@ -18,6 +18,11 @@ def tokens_of(path: Path) -> int:
     return int(match[1])
 
 
+def is_run(path: Path) -> bool:
+    """Whether this is a folder other than a checkpoint's: a run's, that is to say."""
+    return path.is_dir() and NUMBERED.fullmatch(path.name) is None
+
+
 def numbered(folder: Path, pattern: str) -> list[Path]:
     """Parts or checkpoints of a folder in order; files that someone else put there are left out."""
     return sorted((path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.name)), key=tokens_of)

@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,9 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
+from dsv3.checkpoint.checkpoint_folder import MANIFEST, is_whole, read_folder
 from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
-from dsv3.checkpoint.parts import numbered, tokens_of
+from dsv3.checkpoint.parts import is_run, numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.config.moved import upgraded
 from dsv3.strict_json import text_of
@@ -35,14 +37,45 @@ log = logging.getLogger(__name__)
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(temporary_path)`, flush it to disk and rename it to `path`: a reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        put_in_place(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        delete(temporary)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`; if it is killed, `clear_leftovers` deletes that."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file or folder to `path`. A folder cannot replace another: that is out of the way for a moment."""
+    if not path.is_dir() and not (temporary.is_dir() and os.path.lexists(path)):
+        temporary.replace(path)
+        return
+    old = temporary.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    path.rename(old)
+    temporary.rename(path)
+    delete(old)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; a folder is out of its place before the first of its files goes."""
+    going = temporary_of(path)
+    path.rename(going)
+    delete(going)
 
 
 class Table:
@@ -114,7 +147,7 @@ class RunFolder:
             Table(folder).drop_after(tokens)
         for checkpoint in self.checkpoints():
             if tokens_of(checkpoint) > tokens:
-                checkpoint.unlink()
+                delete_checkpoint(checkpoint)
 
     def checkpoint_path(self, tokens: int) -> Path:
         return self.path / "checkpoints" / f"tokens-{tokens:015d}.ckpt"
@@ -177,9 +210,10 @@ class RunFolder:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
 
     def clear_leftovers(self) -> None:
-        """Delete half-written files of processes that were killed, by the process that holds the folder."""
-        for path in self.path.rglob(".*.tmp"):
-            path.unlink()
+        """Delete half-written files and checkpoint folders of processes that were killed, by the process that holds the
+        run folder."""
+        for path in list(self.path.rglob(".*.tmp")):
+            delete(path)
 
     def release(self) -> None:
         """Let other runs have the folder, this process's own among them."""
@@ -195,37 +229,47 @@ class RunFolder:
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether the file is a checkpoint and whole: checksums of its contents, and torch reads its directory.
+    """Whether the file or folder is a checkpoint and whole: checksums of its contents, and torch reads its directory.
 
     Raises:
-        ValueError: the file may not be read.
+        ValueError: it may not be read.
     """
-    try:
-        with checkpoint.open("rb"):
-            pass
-    except IsADirectoryError:
+    is_folder = checkpoint.is_dir()
+    if is_folder and not (checkpoint / MANIFEST).is_file():
         return False
+    try:
+        with (checkpoint / MANIFEST if is_folder else checkpoint).open("rb"):
+            pass
     except OSError as error:
         raise ValueError(
             f"{checkpoint} may not be read ({error.strerror}): make it readable, or move it away"
         ) from None
     try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            whole = archive.testzip() is None
+        if is_folder:
+            whole = is_whole(checkpoint)
+        else:
+            with zipfile.ZipFile(checkpoint) as archive:
+                whole = archive.testzip() is None
         return whole and bool(load_checkpoint(checkpoint, mmap=True))
     except Exception:  # which one a damaged archive raises is up to zipfile and zlib
         return False
 
 
 def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Tensors and plain containers only; nothing in the file is executed. `mmap`: tensors stay on disk until used.
+    """Tensors and plain containers only; nothing in the file or folder is executed.
+
+    mmap: tensors stay on disk until used. Of a folder, weights, their average and the optimiser's state then come as
+    `dsv3.checkpoint.checkpoint_folder.Stored`.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: it is not a checkpoint of this project.
     """
     try:
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        if Path(path).is_dir():
+            content = read_folder(Path(path), lazy=mmap)
+        else:
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception:  # which one a foreign file raises is up to torch, and so is its advice to execute it
@@ -236,7 +280,7 @@ def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint file that a user names by either of them.
+    """The run folder and the checkpoint that a user names by either of them.
 
     Raises:
         FileNotFoundError: there is no such path, no valid checkpoint, or no config.yaml.
@@ -245,8 +289,8 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     path = Path(checkpoint)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint={checkpoint}: there is no such file or folder")
-    folder = RunFolder(path if path.is_dir() else path.absolute().parent.parent)
-    file = folder.newest_valid_checkpoint() if path.is_dir() else path
+    folder = RunFolder(path if is_run(path) else path.absolute().parent.parent)
+    file = folder.newest_valid_checkpoint() if is_run(path) else path
     if file is None:
         raise FileNotFoundError(f"checkpoint={checkpoint}: no valid checkpoints/tokens-*.ckpt in this folder")
     if not folder.config_path.exists():

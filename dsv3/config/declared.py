@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
+CheckpointFormat = Literal["file", "folder"]
+
 
 @dataclass
 class Train:
@@ -30,6 +32,7 @@ class Run:
     init_from: str | None
     tokens: PositiveInt
     checkpoint_every_tokens: PositiveInt
+    checkpoint_format: CheckpointFormat
     keep_checkpoints: PositiveInt
     validate_every_tokens: PositiveInt
 

@@ -207,8 +207,10 @@ def schedules_end(facts: Facts) -> Iterator[Problem]:
 
 def resume_exists(facts: Facts) -> Iterator[Problem]:
     resume = facts.value("resume")
-    if isinstance(resume, str) and resume not in ("auto", "never") and not Path(resume).is_file():
-        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint file; there is no such file")
+    if not isinstance(resume, str) or resume in ("auto", "never"):
+        return
+    if not Path(resume).is_file() and not Path(resume, "manifest.json").is_file():
+        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint; there is none")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:

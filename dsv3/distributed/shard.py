@@ -5,7 +5,7 @@ Each block is gathered for its forward and backward pass; embedding, head, final
 outside its blocks are gathered once a pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from dsv3.checkpoint.checkpoint_folder import Stored, read
 from dsv3.distributed.mesh import Mesh
 from dsv3.model.decoder import Block, Decoder
 
@@ -107,25 +108,25 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(full: Tensor, like: Tensor) -> Tensor:
+def part_like(full: Tensor | Stored, like: Tensor) -> Tensor:
     """This rank's part of a tensor that every rank has, sharded as `like` is; all of it where that is not sharded."""
+    full = read(full)
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_of(part: Tensor, like: Tensor) -> Tensor:
-    """All of a tensor of which each rank has its plain `part`, sharded as `like` is. All ranks call this together."""
+def sharded_like(part: Tensor, like: Tensor) -> Tensor:
+    """The tensor of which each rank has its plain `part`, sharded as `like` is. Nothing is sent."""
     if not isinstance(like, DTensor):
         return part
-    local = part.to(like.device)
     return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    ).full_tensor()
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 @torch.no_grad()
-def load_parts(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_parts(model: nn.Module, weights: Mapping[str, Tensor | Stored]) -> None:
     """Copy this rank's parts of whole tensors into the parameters and buffers of `model`.
 
     Raises:

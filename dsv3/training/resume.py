@@ -29,6 +29,7 @@ FREE = (
     "run.name",
     "run.experiment",
     "run.keep_checkpoints",
+    "run.checkpoint_format",
     "study",
     "logger",
     "benchmarks",
@@ -112,8 +113,8 @@ def newest_or_refuse(folder: RunFolder) -> Path | None:
 def branch_point(config: DictConfig, folder: RunFolder) -> Path | None:
     """The checkpoint that `resume=PATH` names, or where this folder's run, begun from it, has come since."""
     checkpoint = Path(config.resume)
-    if not checkpoint.is_file() or not is_valid(checkpoint):
-        raise FileNotFoundError(f"resume={config.resume}: must be a valid checkpoint file, tokens-<number>.ckpt")
+    if not checkpoint.exists() or not is_valid(checkpoint):
+        raise FileNotFoundError(f"resume={config.resume}: must be a valid checkpoint, tokens-<number>.ckpt")
     tokens_of(checkpoint)
     begun_from_it = folder.config_path.exists() and folder.config().get("resume") == config.resume
     return newest_or_refuse(folder) if begun_from_it and folder.checkpoints() else checkpoint

@@ -1,10 +1,13 @@
 """Lightning's part of a run with several ranks: process group, devices, checkpoints that any number of ranks reads.
 
-Sharding itself is `dsv3.distributed.shard`. A checkpoint is the same file as that of one process: rank 0 gathers every
-tensor and writes it; each rank reads its parts. Optimiser state is numbered by parameter group, as torch numbers it.
+Sharding itself is `dsv3.distributed.shard`. Every rank's state is that of one process, with a DTensor where it has a
+part; the formats differ in how that is written. As a file, it is that of one process: rank 0 gathers every tensor. To a
+folder, each rank writes its parts. Each rank reads its parts of either. Optimiser state is numbered by parameter group,
+as torch numbers it.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from dsv3.checkpoint.checkpoint_folder import Stored, read
 from dsv3.checkpoint.run_folder import load_checkpoint
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.save_folder import outline, save_folder, shards_of
 from dsv3.distributed.shard import load_parts, part_like, whole
 
 
@@ -32,29 +37,26 @@ class SeveralRanks(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors of this rank's stage, on the CPU of the first rank that has it."""
         assert self.lightning_module is not None
-        return self._whole(self.lightning_module.state_dict())
+        state: dict[str, Any] = self.lightning_module.state_dict()
+        return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         own = getattr(optimizer, "_optimizer", optimizer)
-        state = self._whole(own.state_dict()["state"])
         numbers = self._numbers(own)
         return {
-            "state": {numbers[i]: values for i, values in state.items()},
+            "state": {numbers[i]: values for i, values in own.state_dict()["state"].items()},
             "param_groups": self.numbering.groups(own),
         }
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Rank 0 writes what the first ranks of all stages have between them."""
-        if self.mesh.data_rank == 0 and self.mesh.sizes.stages > 1:
-            parts: list[Any] = [None] * self.mesh.sizes.stages
-            to_first = parts if self.is_global_zero else None
-            dist.gather_object(checkpoint, to_first, group=self.mesh.stages.get_group(), group_dst=0)
-            for part in parts[1:] if self.is_global_zero else []:
-                merge(checkpoint, part)
+        """`storage_options` is the format."""
+        if storage_options == "folder":
+            save_folder(Path(filepath), self._of_all_stages(outline(checkpoint)), shards_of(checkpoint))
+            return
+        content = self._of_all_stages(self._whole(checkpoint))
         if self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+            self.checkpoint_io.save_checkpoint(content, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(checkpoint_path, mmap=True)
@@ -81,8 +83,18 @@ class SeveralRanks(ModelParallelStrategy):
         names = {parameter: name for name, parameter in self.lightning_module.model.named_parameters()}  # type: ignore[operator,union-attr]
         return [self.numbering.number(names[p]) for group in optimizer.param_groups for p in group["params"]]
 
+    def _of_all_stages(self, content: dict[str, Any]) -> dict[str, Any]:
+        """On rank 0, what the first ranks of all stages have between them; on others, what they have."""
+        if self.mesh.data_rank == 0 and self.mesh.sizes.stages > 1:
+            parts: list[Any] = [None] * self.mesh.sizes.stages
+            to_first = parts if self.is_global_zero else None
+            dist.gather_object(content, to_first, group=self.mesh.stages.get_group(), group_dst=0)
+            for part in parts[1:] if self.is_global_zero else []:
+                merge(content, part)
+        return content
+
     def _whole(self, state: dict[Any, Any]) -> dict[Any, Any]:
-        """The ranks of a stage gather tensor after tensor; only the first keeps them."""
+        """The ranks of a stage gather tensor after tensor; only the first keeps them, on its CPU."""
 
         def kept(tensor: Tensor) -> Tensor | None:
             gathered = whole(tensor.detach())
@@ -111,8 +123,9 @@ class Numbering:
         return [{**each, "lr": rate * each.get("lr_scale", 1.0)} for each in self._groups]
 
 
-def part_of_state(value: Any, parameter: torch.nn.Parameter) -> Any:
+def part_of_state(value: Any | Stored, parameter: torch.nn.Parameter) -> Any:
     """This rank's part of a whole tensor of the parameter's shape; other values as they are."""
+    value = read(value)
     return part_like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run
+from dsv3.checkpoint.parts import is_run
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
@@ -93,8 +94,8 @@ class Session:
             return Path(self.config.output_path) / "-".join(name.parts[-2:])
         if is_hf_checkpoint(checkpoint):
             return Path("runs", "benchmarks", name.name).absolute()
-        run = name if name.is_dir() else name.parent.parent
-        stem = "newest" if name.is_dir() else name.stem
+        run = name if is_run(name) else name.parent.parent
+        stem = "newest" if is_run(name) else name.stem
         return run / "benchmarks" / f"{stem}-{self.config.weights}"
 
 

@@ -4,7 +4,7 @@
 
 Buffers (the routing bias) are copied, not averaged: a bias belongs to the live router. From a GPU the weights are
 copied to pinned memory without waiting, and averaged one step later, when the copy has long arrived. A rank averages
-its own parts of sharded weights; a checkpoint has them whole.
+its own parts of sharded weights.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dsv3.bounds import Fraction
 from dsv3.checkpoint.loading import set_weights
 from dsv3.contracts import Step
-from dsv3.distributed.shard import part_like, whole_of
+from dsv3.distributed.shard import part_like, sharded_like
 from dsv3.model.layers import local
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
@@ -79,7 +79,7 @@ class EMA(lightning.Callback):
             set_weights(model, live)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": {name: whole_of(part, self._like[name]).cpu() for name, part in self.weights.items()}}
+        return {"weights": {name: sharded_like(part, self._like[name]) for name, part in self.weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._average = state_dict["weights"]

@@ -1,5 +1,6 @@
 """Checkpoints at intervals, on interruption and at the end; written atomically."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -7,18 +8,29 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dsv3.bounds import PositiveInt
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import delete_checkpoint, load_checkpoint, write_atomically
+from dsv3.config.declared import CheckpointFormat
 from dsv3.contracts import Step
+from dsv3.distributed.save_folder import save_folder
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 
 
 class DirectIO(TorchCheckpointIO):
-    """Writes to the path itself; Lightning's way goes through TMPDIR, which may be smaller than a checkpoint."""
+    """Writes next to the path; Lightning's way goes through TMPDIR, which may be smaller than a checkpoint.
+
+    `storage_options` is the format, of a process that has every tensor whole.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        torch.save(checkpoint, path)
+        if storage_options == "folder":
+            save_folder(Path(path), checkpoint, {})
+        else:
+            write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        return load_checkpoint(path)
 
 
 class SaveCheckpoints(lightning.Callback):
@@ -26,16 +38,20 @@ class SaveCheckpoints(lightning.Callback):
 
     The last step's checkpoint is written before the last evaluation, which may fail.
 
-    every_tokens: tokens between checkpoints. keep: number of checkpoints kept, the newest.
+    every_tokens: tokens between checkpoints. format: `file`, gathered on the first rank, or `folder`, to which every
+    rank writes. keep: number of checkpoints kept, the newest.
     """
 
     phase: Phase = "save"
 
-    def __init__(self, *, every_tokens: PositiveInt, flush_tokens: PositiveInt, keep: PositiveInt) -> None:
+    def __init__(
+        self, *, every_tokens: PositiveInt, flush_tokens: PositiveInt, format: CheckpointFormat, keep: PositiveInt
+    ) -> None:
         if keep < 1:
             raise ValueError(f"callbacks.save.keep={keep}: must be at least 1")
         self.every_tokens = every_tokens
         self.flush_tokens = flush_tokens
+        self.format = format
         self.keep = keep
         self.saved_at: int | None = None  # tokens
 
@@ -61,10 +77,6 @@ class SaveCheckpoints(lightning.Callback):
         folder, tokens = pl_module.folder, pl_module.tokens_seen
         folder.flush(tokens)
         self.saved_at = tokens
-        path = folder.checkpoint_path(tokens)
-        if not folder.writes:  # gives its parts to rank 0, which writes
-            trainer.save_checkpoint(path)
-            return
-        write_atomically(path, trainer.save_checkpoint)
-        for old in folder.checkpoints()[: -self.keep]:
-            old.unlink()
+        trainer.save_checkpoint(folder.checkpoint_path(tokens), storage_options=self.format)
+        for old in folder.checkpoints()[: -self.keep] if folder.writes else ():
+            delete_checkpoint(old)

@@ -20,7 +20,8 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "defaul
 def test_shipped_callbacks_conform(name):
     root = OmegaConf.create(
         {
-            "run": {"checkpoint_every_tokens": 32, "validate_every_tokens": 64, "keep_checkpoints": 2},
+            "run": {"checkpoint_every_tokens": 32, "validate_every_tokens": 64, "keep_checkpoints": 2}
+            | {"checkpoint_format": "file"},
             "model": {"n_groups": 1},
             "benchmarks": {"every_tokens": 64, "before": True},
             "callback": OmegaConf.load(CONF / f"{name}.yaml"),
