@@ -19,11 +19,11 @@ from dsv3.checkpoint.checkpoint_folder import MANIFEST, META, described, map_nam
 from dsv3.checkpoint.run_folder import delete, put_in_place, temporary_of
 from dsv3.distributed.agree import gathered, of_rank_zero, rank, several
 
-STORABLE = frozenset(
-    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-    + (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-)
-"""dtypes of safetensors that torch has in every version."""
+STORABLE = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+"""dtypes that safetensors has; a tensor of another one stays in meta.pt."""
 
 
 def outline(content: Any) -> Any:

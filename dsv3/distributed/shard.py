@@ -108,9 +108,9 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(full: Tensor | Stored, like: Tensor) -> Tensor:
+def part_like(whole: Tensor | Stored, like: Tensor) -> Tensor:
     """This rank's part of a tensor that every rank has, sharded as `like` is; all of it where that is not sharded."""
-    full = read(full)
+    full: Tensor = read(whole)
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

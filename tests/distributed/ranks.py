@@ -17,6 +17,7 @@ from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.shard import shard, whole
 from dsv3.training.fit import fit
+from dsv3.training.run import Run
 from dsv3.training.step import Losses, gradients, norm_of, take_gradients
 
 
@@ -80,17 +81,22 @@ class Trained(NamedTuple):
     state: dict[str, Any]
 
 
-def train(config: DictConfig) -> Trained | None:
-    """Train by `fit`, as train.py does; rank 0 returns what was written."""
+def fitted(config: DictConfig) -> Run:
+    """Train by `fit`, as train.py does."""
     if dist.is_initialized():
         rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test"}
     try:
-        run = fit(config)
+        return fit(config)
     finally:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
             os.environ.pop(name, None)
+
+
+def train(config: DictConfig) -> Trained | None:
+    """Train; rank 0 returns what was written."""
+    run = fitted(config)
     if not run.folder.writes:
         return None
     run.folder.release()
