@@ -6,7 +6,9 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,18 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from dsv3.build import build_model
 from dsv3.checkpoint.checkpoint_folder import MANIFEST, META, Stored, described, map_named
 from dsv3.checkpoint.huggingface import export_run
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint
 from dsv3.config.preflight import check
 from dsv3.distributed import save_folder as saving
+from dsv3.distributed.mesh import make_mesh
+from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.save_folder import outline, save_folder, shards_of
-from dsv3.training.resume import prepare
+from dsv3.training.resume import prepare, refuse_unusable
+from dsv3.training.strategy import SeveralRanks
 from tests.config.looking import BASE
 from tests.distributed.ranks import fitted
 from tests.distributed.workers import Workers
@@ -162,10 +168,17 @@ def test_evaluation_and_export_read_a_folder_as_they_read_a_file(run: RunFolder,
 
 
 def test_a_run_branches_from_a_folder(composed: Compose, run: RunFolder, tmp_path: Path) -> None:
-    start = run.checkpoints()[1]
-    branch = RunFolder(tmp_path / "branch")
-    assert prepare(run_of(composed, branch.path, -1, f"resume={start}"), branch) == start
+    start, branch = run.checkpoints()[1], RunFolder(tmp_path / "branch")
+    assert check("train", [*BASE, f"resume={start}"]) == []
+    config = run_of(composed, branch.path, -1, f"resume={start}")
+    assert refuse_unusable(config, branch, build_model(config)) == start
+    with pytest.raises(ValueError, match=r"another model: it has embed_tokens\.weight of shape"):
+        refuse_unusable(config, branch, build_model(run_of(composed, branch.path, -1, "model.dim=32")))
+    assert prepare(config, branch) == start
     branch.release()
+    (start / MANIFEST).unlink()
+    (problem,) = check("train", [*BASE, f"resume={start}"])
+    assert problem.key == "resume"
 
 
 def test_old_folders_are_deleted_and_the_format_may_change(composed: Compose, run: RunFolder) -> None:
@@ -234,6 +247,28 @@ def save_small(path: Path, tokens: int, fault: str = "") -> None:
         elif "before the name" in fault:
             patch.setattr(saving, "put_in_place", end)
         save_folder(RunFolder(path).checkpoint_path(tokens), outline(content), shards_of(content))
+
+
+def save_stages(path: Path) -> None:
+    """Each of two stages has a sharded tensor, a plain one and a callback's state."""
+    mesh = make_mesh(Sizes(2, 2, 1, 1), "cpu")
+    weight = distribute_tensor(torch.arange(10.0) + mesh.stage, mesh.data, [Shard(0)])
+    content = {
+        "state_dict": {f"w{mesh.stage}": weight, f"b{mesh.stage}": torch.tensor([float(mesh.stage)])},
+        "callbacks": {"EMA": {"weights": {f"w{mesh.stage}": weight}}},
+        "dsv3": {"tokens_seen": 1},
+    }
+    ranks: Any = SimpleNamespace(mesh=mesh, is_global_zero=dist.get_rank() == 0)
+    ranks._of_all_stages = partial(SeveralRanks._of_all_stages, ranks)
+    SeveralRanks.save_checkpoint(ranks, content, path, "folder")
+
+
+def test_a_folder_has_what_the_stages_of_a_pipeline_have_between_them(workers: Workers, tmp_path: Path) -> None:
+    workers.run(save_stages, tmp_path / "x.ckpt")
+    loaded = load_checkpoint(tmp_path / "x.ckpt")
+    weights = {f"w{stage}": torch.arange(10.0) + stage for stage in (0, 1)}
+    assert_close(loaded["callbacks"]["EMA"]["weights"], weights)
+    assert_close(loaded["state_dict"], {**weights, "b0": torch.tensor([0.0]), "b1": torch.tensor([1.0])})
 
 
 @pytest.mark.parametrize("fault", ["after its shard", "before meta", "before the manifest", "before the name"])
