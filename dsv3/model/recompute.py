@@ -78,7 +78,7 @@ class _Ledger:
         self.known: dict[int, _Known] = {}
 
     def called(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        call = _Call(function, [self.noted(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
+        call = _Call(function, [self.noted(x) for x in inputs])
         results = function(*inputs)
         for number, result in enumerate(_tuple(results)):
             storage = StorageWeakRef(result.untyped_storage())
@@ -86,12 +86,15 @@ class _Ledger:
         return results
 
     def noted(self, x: Any) -> Any:
-        """The note for a tensor, or the tensor itself where it is no result, or was changed since."""
+        """The note for a tensor, or its values where it is no result, or was changed since.
+
+        Values alone: an operation that keeps its own result would keep itself, by the result's graph.
+        """
         if not isinstance(x, Tensor):
             return x
         known = self.known.get(x.untyped_storage()._cdata)
         if known is None or known.version != x._version:
-            return x
+            return x.detach()
         known.call.uses += 1
         return _Note(known.call, known.number, x.size(), x.stride(), int(x.storage_offset()))
 

@@ -1,5 +1,6 @@
 """A model in pipeline stages gives the gradients, loads and outputs of the same model in one process."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
@@ -285,6 +286,28 @@ def test_weights_after_some_steps_and_their_names(
             assert float((weight - whole[name]).abs().max()) <= 1e-6 * float(whole[name].abs().max()), name
         if copy is not None:
             assert torch.equal(copy, results[0][0]["embed_tokens.weight"])
+
+
+def tensors_alive(config: DictConfig, schedule: ScheduleName) -> list[int]:
+    """After each of some steps with a forward pass."""
+    model, step = build_model(config), step_of(config, 4)
+    share = Share(model, config, step)
+    pipeline = Pipeline(model, group=dist.group.WORLD, schedule=schedule)
+    alive = []
+    for _ in range(4):
+        pipeline.step(step.micro_batches, share.loss, share.balance, recompute=PARTS)
+        pipeline.forward(step.micro_batches[0])
+        gc.collect()
+        alive.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
+    return alive
+
+
+@pytest.mark.parametrize("schedule", ["zbv", pytest.param("dualpipev", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8_blockwise", marks=pytest.mark.slow)])
+def test_a_step_leaves_nothing_behind(workers: Workers, composed: Compose, schedule: str, precision: str) -> None:
+    config = composed(f"precision={precision}", "model.n_layers=4")
+    for alive in workers.run(tensors_alive, config, schedule, ranks=2):
+        assert alive[1:] == alive[1:2] * 3
 
 
 def passed_alone(config: DictConfig) -> list[Forward]:

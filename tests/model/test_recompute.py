@@ -151,6 +151,18 @@ def test_a_result_that_was_changed_in_place_is_kept_as_it_is() -> None:
     torch.testing.assert_close(x.grad, (18 * (x + 1)).detach())
 
 
+def test_a_graph_that_is_never_freed_by_a_backward_pass_is_let_go() -> None:
+    """As in a pipeline that computes the gradients of states before those of weights."""
+    x = torch.randn(4, requires_grad=True)
+    with recomputing(["norm"]):
+        y = x.sigmoid()  # keeps its own result
+        loss = y.sum()
+    torch.autograd.grad(loss, x, retain_graph=True)
+    held = StorageWeakRef(y.untyped_storage())
+    del y, loss
+    assert held.expired()
+
+
 def test_nothing_is_noted_without_gradients_or_outside() -> None:
     calls: list[int] = []
     with recomputing(["norm"]), torch.no_grad():
