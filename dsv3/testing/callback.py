@@ -18,6 +18,7 @@ from dsv3.contracts import MicroBatch, Question, Sample, Step
 from dsv3.testing.requirement import require
 from dsv3.testing.small_model import NextToken, micro_batch, small_model
 from dsv3.training.callbacks.phases import PHASES, ChecksModel
+from dsv3.training.callbacks.save import DirectIO
 from dsv3.training.lightning_module import LanguageModel
 
 STEPS, ROWS, LENGTH = 3, 4, 8
@@ -75,6 +76,7 @@ def _trained(callbacks: list[Any], *, steps: int = STEPS) -> Mapping[str, torch.
                     accelerator="cpu", devices=1, max_epochs=1, default_root_dir=folder, callbacks=callbacks,
                     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                     limit_val_batches=0, limit_train_batches=steps, use_distributed_sampler=False,
+                    plugins=[DirectIO()],
                 )  # fmt: skip
                 trainer.fit(module, _Data())
             module.folder.flush(module.tokens_seen)

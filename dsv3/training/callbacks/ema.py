@@ -34,6 +34,7 @@ class EMA(lightning.Callback):
             raise ValueError(f"callbacks.ema.decay={decay}: must be at least 0 and below 1")
         self.decay = decay
         self._average: dict[str, Tensor] = {}
+        self._like: dict[str, Tensor] = {}  # the model's parameters, once training has begun
         self._arriving: _Copies | None = None
 
     @property
@@ -79,7 +80,9 @@ class EMA(lightning.Callback):
             set_weights(model, live)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": {name: sharded_like(part, self._like[name]) for name, part in self.weights.items()}}
+        return {
+            "weights": {name: sharded_like(part, self._like.get(name, part)) for name, part in self.weights.items()}
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._average = state_dict["weights"]
