@@ -43,7 +43,7 @@ def save_folder(path: Path, content: Any, shards: Mapping[str, Tensor]) -> None:
     shards: this rank's parts of those, by name.
 
     Raises:
-        OSError, CheckpointException: a rank could not write; all ranks raise.
+        OSError: a rank could not write; all ranks raise what the first such rank did.
     """
     temporary = of_rank_zero(temporary_of(path))
     tensors = {**shards, **(_collected(content, _is_storable) if rank() == 0 else {})}
@@ -74,7 +74,12 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(_apart(tensors), storage_writer=writer, no_dist=not several())
+        try:
+            dcp.save(_apart(tensors), storage_writer=writer, no_dist=not several())
+        except dcp.CheckpointException as error:  # of all ranks, and no Exception: a run's last words would be lost
+            failed, (cause, _) = next(iter(error.failures.items()))
+            cause.add_note(f"on rank {failed}, while saving a checkpoint")
+            raise cause from None
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

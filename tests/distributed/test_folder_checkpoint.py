@@ -239,6 +239,8 @@ def save_small(path: Path, tokens: int, fault: str = "") -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saving, "_write_shards", write_shards)
+        if "in its shard" in fault and dist.get_rank() == 1:
+            patch.setattr("torch.distributed.checkpoint.HuggingFaceStorageWriter.write_data", end)
         if "before meta" in fault:
             patch.setattr(saving, "_finish", end)
         elif "before the manifest" in fault:
@@ -287,9 +289,10 @@ def test_a_killed_save_leaves_the_older_checkpoint_in_use(workers: Workers, tmp_
     assert load_checkpoint(newest)["state_dict"]["w"].equal(torch.arange(30.0).view(10, 3) + 20)
 
 
-def test_all_ranks_hear_of_a_disk_that_is_full(workers: Workers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["fails before the name", "fails in its shard"])
+def test_all_ranks_hear_of_a_disk_that_is_full(workers: Workers, tmp_path: Path, fault: str) -> None:
     with pytest.raises(OSError, match="No space left"):
-        workers.run(save_small, tmp_path, 10, "fails before the name", timeout=20)
+        workers.run(save_small, tmp_path, 10, fault, timeout=20)
     assert not list((tmp_path / "checkpoints").iterdir())
     workers.run(save_small, tmp_path, 10)  # in the same processes: none was left waiting
 
