@@ -210,7 +210,7 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume in ("auto", "never"):
         return
     if not Path(resume).is_file() and not Path(resume, "manifest.json").is_file():
-        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint; there is none")
+        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint file or folder; there is none")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
