@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsv3.contracts import OptimizerFactory
@@ -18,9 +19,10 @@ from dsv3.distributed.layout import FP32, Held, held_by
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import ScheduleName, Sizes
 from dsv3.distributed.pipeline import Pipeline
-from dsv3.distributed.shard import is_table, shard
+from dsv3.distributed.shard import shard
 from dsv3.distributed.stage import Stage
 from dsv3.model.decoder import Absent, Decoder
+from dsv3.model.parameters import is_table
 
 
 class RankLayout(NamedTuple):
@@ -47,26 +49,19 @@ def layouts(
     Raises:
         ValueError: the model cannot be divided so.
     """
+    known: dict[object, list[RankLayout]] = {}
     found: list[RankLayout] = []
-    known: dict[object, RankLayout] = {}
     for stage in range(sizes.stages):
-        for number in sorted({0, sizes.data - 1}):
-            rank = stage * sizes.data + number
-            with one_of(sizes.world, rank):
-                mesh = make_mesh(sizes, "cpu")
-                with torch.device("meta"):
-                    model = build()
-                    stages = cut(model, mesh.stages.get_group(), schedule) if sizes.stages > 1 else []
-                times = thin_out(model, stages)
-                key = number, signature(model, stages, times)
-                if key not in known:
-                    whole = sum(times[name] * bytes_of_whole(model, name, sizes) for name in times)
-                    if sizes.world > 1:
-                        shard(model, mesh, stages)
-                    copies = copies_in(stages)
-                    held = held_by(model, optimizer, averaged=averaged, copies=copies, times=times)
-                    known[key] = RankLayout(rank, stage, held, whole + FP32 * sum(copy.numel() for copy in copies))
-            found.append(known[key]._replace(rank=rank, stage=stage))
+        first, last = stage * sizes.data, (stage + 1) * sizes.data - 1
+        with one_of(sizes.world, first):
+            divided = Divided(build, sizes, schedule)
+            alike = divided.signature()
+            ranks = known.get(alike) or [divided.layout(optimizer, averaged)]
+        if alike not in known and last > first:
+            with one_of(sizes.world, last):
+                ranks.append(Divided(build, sizes, schedule).layout(optimizer, averaged))
+        known[alike] = ranks
+        found += [one._replace(rank=rank, stage=stage) for one, rank in zip(ranks, (first, last))]
     return found
 
 
@@ -80,46 +75,54 @@ def one_of(ranks: int, rank: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def cut(model: Decoder, group: dist.ProcessGroup, schedule: ScheduleName | None) -> list[Stage]:
-    """The stages of `model` on this rank; the model is left without its other parts."""
-    assert schedule is not None  # dsv3.distributed.parallel refuses stages without one
-    return Pipeline(model, group=group, schedule=schedule).stages
+class Divided:
+    """The model of this rank, before its weights are sharded. Layers of equal shapes are there once."""
 
+    def __init__(self, build: Callable[[], Decoder], sizes: Sizes, schedule: ScheduleName | None) -> None:
+        self.mesh = make_mesh(sizes, "cpu")
+        self.stages: list[Stage] = []
+        with torch.device("meta"):
+            self.model = build()
+            if sizes.stages > 1:
+                assert schedule is not None, "Parallel.sizes refuses it"
+                self.stages = Pipeline(self.model, group=self.mesh.stages.get_group(), schedule=schedule).stages
+        self.times = self._thin_out()
 
-def thin_out(model: Decoder, stages: list[Stage]) -> dict[str, int]:
-    """Leave out all but one of the layers with equal shapes, in place; how often each parameter left is there."""
-    first: dict[object, int] = {}
-    layers: Counter[int] = Counter()
-    for i, layer in enumerate(model.layers):
-        key = tuple((name, parameter.shape) for name, parameter in layer.named_parameters())
-        kept = first.setdefault(key, i)
-        layers[kept] += 1
-        if kept != i:
-            for decoder in (model, *stages):
-                decoder.layers[i] = Absent()
-    times = {name: 1 for name, _ in model.named_parameters()}
-    for i, count in layers.items():
-        times |= {f"layers.{i}.{name}": count for name, _ in model.layers[i].named_parameters()}
-    return times
+    @property
+    def copies(self) -> list[nn.Parameter]:
+        """Weights of another stage, which no optimiser steps here."""
+        embeddings = [stage.embed_tokens for stage in self.stages if stage.has_copy]
+        return [parameter for embedding in embeddings for parameter in embedding.parameters()]
 
+    def _thin_out(self) -> dict[str, int]:
+        """Leave out layers with the shapes of an earlier one; how often each parameter that is left stands."""
+        first: dict[object, int] = {}
+        layers: Counter[int] = Counter()
+        for i, layer in enumerate(self.model.layers):
+            kept = first.setdefault(tuple((name, p.shape) for name, p in layer.named_parameters()), i)
+            layers[kept] += 1
+            if kept != i:
+                for decoder in (self.model, *self.stages):
+                    decoder.layers[i] = Absent()
+        of_layer = {f"layers.{i}": count for i, count in layers.items()}
+        names = [name for name, _ in self.model.named_parameters()]
+        return {name: of_layer.get(".".join(name.split(".")[:2]), 1) for name in names}
 
-def signature(model: Decoder, stages: list[Stage], times: dict[str, int]) -> object:
-    """What two stages have in common that hold the same."""
-    shapes = [
-        (".".join(part for part in name.split(".") if not part.isdecimal()), parameter.shape, times[name])
-        for name, parameter in model.named_parameters()
-    ]
-    return tuple(sorted(shapes)), tuple(copy.shape for copy in copies_in(stages))
+    def signature(self) -> object:
+        """Equal for two stages that hold the same."""
+        shapes = [
+            (".".join(word for word in name.split(".") if not word.isdecimal()), parameter.shape, self.times[name])
+            for name, parameter in self.model.named_parameters()
+        ]
+        return tuple(sorted(shapes)), tuple(copy.shape for copy in self.copies)
 
-
-def copies_in(stages: list[Stage]) -> list[torch.nn.Parameter]:
-    """Weights of another stage, of which a stage has a copy that no optimiser steps."""
-    return [parameter for stage in stages if stage.has_copy for parameter in stage.embed_tokens.parameters()]
-
-
-def bytes_of_whole(model: Decoder, name: str, sizes: Sizes) -> int:
-    """A parameter's gradient before it is sharded: of a rank's own experts alone, and none of a table."""
-    parameter = model.get_parameter(name)
-    if is_table(model, parameter):
-        return 0
-    return FP32 * parameter.numel() // (sizes.experts if ".experts." in name else 1)
+    def layout(self, optimizer: OptimizerFactory, averaged: bool) -> RankLayout:
+        sizes = self.mesh.sizes
+        whole = sum(copy.numel() for copy in self.copies)
+        for name, parameter in self.model.named_parameters():
+            if not is_table(self.model, parameter):  # and of a rank's own experts alone
+                whole += self.times[name] * parameter.numel() // (sizes.experts if ".experts." in name else 1)
+        if sizes.world > 1:
+            shard(self.model, self.mesh, self.stages)
+        held = held_by(self.model, optimizer, averaged=averaged, copies=self.copies, times=self.times)
+        return RankLayout(dist.get_rank(), self.mesh.stage, held, FP32 * whole)

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dsv3.contracts import OptimizerFactory, StepsMatrices
 from dsv3.distributed.parallel import Sizes
-from dsv3.distributed.shard import is_table
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights, local
+from dsv3.model.parameters import is_table
 
 FP32 = 4
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -71,9 +71,7 @@ def _bytes(state: Tensor, parameter: Tensor, part: Tensor) -> int:
     return (part.numel() if state.shape == parameter.shape else state.numel()) * state.element_size()
 
 
-def state_of_dense(
-    model: Decoder, optimizer: OptimizerFactory, *, without: Collection[str]
-) -> dict[str, list[Tensor]]:
+def state_of_dense(model: Decoder, optimizer: OptimizerFactory, *, without: Collection[str]) -> dict[str, list[Tensor]]:
     """What the optimiser keeps of each whole parameter after a step, as tensors without memory."""
     with FakeTensorMode(), torch.device("cpu"):
         twins = {n: nn.Parameter(torch.empty(p.shape)) for n, p in model.named_parameters() if n not in without}
@@ -116,11 +114,12 @@ def _state_after_step(
 
 def layout_line(sizes: Sizes, held: Held) -> str:
     """The layout in a sentence, with what rank 0 holds: as much as any of its stage."""
+    ranks = "1 rank" if sizes.world == 1 else f"{sizes.world} ranks"
     stages = f" in {sizes.stages} stages of {sizes.data}" if sizes.stages > 1 else ""
     nodes = f" ({sizes.nodes} nodes)" if sizes.nodes > 1 else ""
     experts = f"experts over {sizes.experts}{nodes}, the rest" if sizes.experts > 1 else "all weights"
     return (
-        f"{sizes.world} ranks{stages}: {experts} over {sizes.data}; {text_of_bytes(held.parameters)} of parameters, "
+        f"{ranks}{stages}: {experts} over {sizes.data}; {text_of_bytes(held.parameters)} of parameters, "
         f"{text_of_bytes(held.gradients)} of gradients, {text_of_bytes(held.optimiser)} of optimiser state per rank"
         + (f", {text_of_bytes(held.ema)} of averaged weights" if held.ema else "")
     )

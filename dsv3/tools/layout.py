@@ -69,17 +69,17 @@ def as_row(one: "RankLayout") -> dict[str, int]:
 
 def show(found: "list[RankLayout]", sizes: "Sizes", *, title: str) -> None:
     """Print rank 0, the fullest rank and the emptiest one."""
-    from dsv3.distributed.layout import layout_line
-    from dsv3.planning.render import GIB, Page
+    from dsv3.distributed.layout import layout_line, text_of_bytes
+    from dsv3.planning.render import Page
 
     most, least = (chooser(found, key=lambda one: one.held.total) for chooser in (max, min))
     rows = [
-        (f"{label} (rank {one.rank:,}, stage {one.stage})", *(f"{n / GIB:,.3f}" for n in (*one.held, one.held.total)))
+        (f"{label} (rank {one.rank:,}, stage {one.stage})", *map(text_of_bytes, (*one.held, one.held.total)))
         for label, one in (("first", found[0]), ("most", most), ("least", least))
     ]
     page = Page()
-    page.console.print(f"[bold]{title}[/bold]\n{layout_line(sizes, most.held)}")
-    note = f"EMA weights are in host memory. With several micro-batches per step, a rank adds up the gradients of whole "
-    note += f"weights first: {most.whole_gradients / GIB:,.3f} GiB on rank {most.rank:,}."
+    page.console.print(f"[bold]{title}[/bold]\n{layout_line(sizes, found[0].held)}")
+    note = "EMA weights are in host memory. With several micro-batches per step, a rank adds up the gradients of whole "
+    note += f"weights first: {text_of_bytes(most.whole_gradients)} on rank {most.rank:,}."
     columns = ("", "parameters", "gradients", "optimiser", "EMA", "total")
-    page.table("GiB per rank", columns, rows, note=note)
+    page.table("Bytes per rank", columns, rows, note=note)
