@@ -1,7 +1,7 @@
 """Ranks that are only imagined: a model on the meta device is divided as each of them would divide its own.
 
-The process group has the size of the run and sends nothing. Layers of equal shapes are sharded once and counted as often
-as they are there.
+The process group has the size of the run and sends nothing. Layers of equal shapes are sharded once and counted as
+often as they are there.
 """
 
 from collections import Counter

@@ -10,8 +10,8 @@
     logits       FP32, of one micro-batch, where the head is
     recomputed   with recompute=full, the block that is being computed again
 
-Without ZeRO-3, a memory's tables (`memory=ngram`) are counted as if their gradients and moments were dense, which is too
-much. Buffers of kernels and of communication, the allocator's waste and the CUDA context are not counted.
+Without ZeRO-3, a memory's tables (`memory=ngram`) are counted as if their gradients and moments were dense, which is
+too much. Buffers of kernels and of communication, the allocator's waste and the CUDA context are not counted.
 """
 
 from dsv3.planning.activations import block_activations, logits, mtp_activations

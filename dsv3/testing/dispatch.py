@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsv3.contracts import Routing
 from dsv3.testing.connected_dispatch import RANKS, check_connected
@@ -58,7 +57,10 @@ def _sum(dispatch: Any, routing: Routing, name: str) -> None:
 
 
 def _gradients(dispatch: Any, routing: Routing, name: str) -> None:
-    experts, x_ND = MatrixExperts(torch.randn(EXPERTS, DIM, DIM)), torch.randn(len(routing.experts_NK), DIM, requires_grad=True)
+    experts, x_ND = (
+        MatrixExperts(torch.randn(EXPERTS, DIM, DIM)),
+        torch.randn(len(routing.experts_NK), DIM, requires_grad=True),
+    )
     routing = routing._replace(gates_NK=routing.gates_NK.clone().requires_grad_())
     leaves = {"the input": x_ND, "gates_NK": routing.gates_NK, "the experts' weights": experts.weight_EDD}
     upstream = torch.randn(x_ND.shape)

@@ -22,7 +22,9 @@ import cloudpickle
 SECONDS = 120.0
 """That all of it may take, and that a rank waits for the others."""
 
-START = "import sys; sys.path[:] = {path!r}; from dsv3.testing.ranks import serve; serve({folder!r}, {ranks}, {seconds})"
+START = (
+    "import sys; sys.path[:] = {path!r}; from dsv3.testing.ranks import serve; serve({folder!r}, {ranks}, {seconds})"
+)
 
 
 def on_ranks(function: Callable[..., Any], *args: Any, ranks: int, seconds: float = SECONDS) -> list[Any]:
@@ -47,8 +49,8 @@ def on_ranks(function: Callable[..., Any], *args: Any, ranks: int, seconds: floa
     silent = [str(rank) for rank, (moment, _, _) in enumerate(outcomes) if moment is None]
     if silent:
         raise AssertionError(
-            f"rank {', '.join(silent)} of {ranks} did not finish: every rank must call the same collectives in the same "
-            f"order, whatever its tokens. {done.stderr[-1000:]}"
+            f"rank {', '.join(silent)} of {ranks} did not finish within {seconds:g} s, or its process was ended: every "
+            f"rank must call the same collectives in the same order, whatever its tokens. {done.stderr[-1000:]}"
         )
     return [result for _, result, _ in outcomes]
 
@@ -70,13 +72,17 @@ def serve(folder: str, ranks: int, seconds: float) -> None:
     running, deadline = {process.sentinel: process for process in processes}, time.monotonic() + seconds
     while running and (left := deadline - time.monotonic()) > 0:
         ended = [running.pop(one) for one in multiprocessing.connection.wait(list(running), left)]  # type: ignore[call-overload]
-        if any(process.exitcode is None or process.join() or process.exitcode for process in ended):
+        for process in ended:
+            process.join()
+        if any(process.exitcode for process in ended):
             break
     for process in running.values():
         process.kill()
 
 
-def _rank(function: Callable[..., Any], args: tuple[Any, ...], folder: str, rank: int, ranks: int, seconds: float) -> None:
+def _rank(
+    function: Callable[..., Any], args: tuple[Any, ...], folder: str, rank: int, ranks: int, seconds: float
+) -> None:
     import torch
     import torch.distributed as dist
 
@@ -86,6 +92,7 @@ def _rank(function: Callable[..., Any], args: tuple[Any, ...], folder: str, rank
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds))
         result = function(*args)
+        dist.barrier()  # nobody leaves while another one still receives
     except AssertionError as error:
         failure = str(error)
     except Exception as error:  # whatever it is, the caller is to see it

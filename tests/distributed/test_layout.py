@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from dsv3.planning.recipe import FORMATS, REPORT
 from dsv3.planning.shards import sharded_states, whole_gradients
 from dsv3.planning.stages import parts_of_pipeline
 from dsv3.training.step import Losses, take_gradients
-from tests.distributed.ranks import random_batches
+from tests.distributed.ranks import random_batches, train
 from tests.distributed.workers import Workers
 from tests.planning.models import config, skeleton
 
@@ -137,6 +139,30 @@ def test_the_tools_agree_on_671b() -> None:
     assert (first["parameters"], first["gradients"], first["optimiser"]) == (
         memory["weights"], memory["gradients"], memory["optimiser"],
     )  # fmt: skip
+
+
+def line_of(config: DictConfig) -> list[str]:
+    """What a run says when it starts, on this rank."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("dsv3.training.run")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        train(config)
+    finally:
+        log.removeHandler(handler)
+    return said
+
+
+def test_a_run_says_how_it_is_laid_out(composed: Compose, workers: Workers, tmp_path: Path) -> None:
+    parts = ("precision=fp32", "parallel=experts", "trainer.devices=2", "trainer.max_steps=1")
+    composition = composed(*parts, f"run.dir={tmp_path}/run")
+    first, second = workers.run(line_of, composition, ranks=2)
+    sizes = Sizes(1, 1, 1, 2)
+    assert first == [layout_line(sizes, imagined(composition, sizes)[0].held)]
+    assert second == []
 
 
 def test_one_process_holds_everything(composed: Compose) -> None:
