@@ -15,10 +15,10 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsv3.contracts import OptimizerFactory
-from dsv3.distributed.layout import FP32, Held, held_by
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import ScheduleName, Sizes
 from dsv3.distributed.pipeline import Pipeline
+from dsv3.distributed.rank_bytes import FP32, Held, held_by
 from dsv3.distributed.shard import shard
 from dsv3.distributed.stage import Stage
 from dsv3.model.decoder import Absent, Decoder

@@ -4,7 +4,7 @@
     gradients    of all the parameters that the GPU holds: they add up over micro-batches, and ZeRO-1 leaves them whole
     optimiser    master weights and two moments; ZeRO-1 divides them among the GPUs that hold the same parameters: DP of
                  them, DP / EP for a routed expert, and twice as many with DualPipe, which holds every stage twice
-    gathered     with ZeRO-3 (shards.py), whole weights in a pass; weights, gradients and optimiser are then shards
+    gathered     with ZeRO-3 (zero3.py), whole weights in a pass; weights, gradients and optimiser are then shards
     whole gradients  with ZeRO-3 and several micro-batches, their sum, which is sharded after the last one
     activations  a stage's, times the micro-batches in flight (bubbles.py), under a balanced load of the experts
     logits       FP32, of one micro-batch, where the head is
@@ -17,9 +17,9 @@ too much. Buffers of kernels and of communication, the allocator's waste and the
 from dsv3.planning.activations import block_activations, logits, mtp_activations
 from dsv3.planning.bubbles import pipeline_costs
 from dsv3.planning.recipe import Recipe
-from dsv3.planning.shards import gathered, sharded_states, whole_gradients
 from dsv3.planning.skeleton import Skeleton
 from dsv3.planning.stages import Part, parts_of_pipeline
+from dsv3.planning.zero3 import gathered, sharded_states, whole_gradients
 
 
 def gpu_memory(s: Skeleton, r: Recipe) -> dict[str, float]:

@@ -54,7 +54,7 @@ def _composed(overrides: Sequence[str], *more: str) -> DictConfig:
     flags = hydra_flags([*overrides])
     with opened("train", flags) as composer:
         config = composer.compose([*BASE, *flags.overrides, *more])
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def take_steps(asked: Sequence[tuple[DictConfig, Sizes]]) -> list[Taken]:

@@ -71,7 +71,7 @@ def serve(folder: str, ranks: int, seconds: float) -> None:
         process.start()
     running, deadline = {process.sentinel: process for process in processes}, time.monotonic() + seconds
     while running and (left := deadline - time.monotonic()) > 0:
-        ended = [running.pop(one) for one in multiprocessing.connection.wait(list(running), left)]  # type: ignore[call-overload]
+        ended = [running.pop(one) for one in multiprocessing.connection.wait(list(running), left)]  # type: ignore[arg-type]
         for process in ended:
             process.join()
         if any(process.exitcode for process in ended):

@@ -69,7 +69,7 @@ def as_row(one: "RankLayout") -> dict[str, int]:
 
 def show(found: "list[RankLayout]", sizes: "Sizes", *, title: str) -> None:
     """Print rank 0, the fullest rank and the emptiest one."""
-    from dsv3.distributed.layout import layout_line, text_of_bytes
+    from dsv3.distributed.rank_bytes import layout_line, text_of_bytes
     from dsv3.planning.render import Page
 
     most, least = (chooser(found, key=lambda one: one.held.total) for chooser in (max, min))

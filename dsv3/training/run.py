@@ -15,8 +15,8 @@ from dsv3.config.known_parts import allowed
 from dsv3.config.part import part
 from dsv3.contracts import Data, KeepsHeldOut, SharesSteps
 from dsv3.distributed.agree import first, of_rank_zero, rank
-from dsv3.distributed.layout import held_by, layout_line
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.rank_bytes import held_by, layout_line
 from dsv3.distributed.shard import shard
 from dsv3.model.compile import compile_parts
 from dsv3.runtime import set_up_process

@@ -135,7 +135,7 @@ def test_ranks_of_their_own_say_what_failed_first() -> None:
 @pytest.mark.parametrize("outcome", ["waits", "ends"])
 def test_ranks_that_never_finish_are_named(outcome: str) -> None:
     assert on_ranks(rank, ranks=2) == [0, 1]
-    with pytest.raises(AssertionError, match="on rank|did not finish"):
+    with pytest.raises(AssertionError, match=r"on rank|did not finish"):
         on_ranks(_failing, outcome, ranks=2, seconds=20.0)
 
 

@@ -20,14 +20,14 @@ from dsv3.cli import main
 from dsv3.config.part import part
 from dsv3.contracts import Step
 from dsv3.distributed.imagined import RankLayout, layouts
-from dsv3.distributed.layout import Held, held_by, layout_line
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
+from dsv3.distributed.rank_bytes import Held, held_by, layout_line
 from dsv3.distributed.shard import shard
 from dsv3.model.layers import local
 from dsv3.planning.recipe import FORMATS, REPORT
-from dsv3.planning.shards import sharded_states, whole_gradients
 from dsv3.planning.stages import parts_of_pipeline
+from dsv3.planning.zero3 import sharded_states, whole_gradients
 from dsv3.training.step import Losses, take_gradients
 from tests.distributed.ranks import random_batches, train
 from tests.distributed.workers import Workers
