@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from dsv3.checkpoint.checkpoint_folder import Stored, read
 from dsv3.distributed.mesh import Mesh
 from dsv3.model.decoder import Block, Decoder
+from dsv3.model.parameters import is_table
 
 
 def shard(model: Decoder, mesh: Mesh, stages: Sequence[Decoder] = ()) -> None:
@@ -36,19 +37,13 @@ def shard(model: Decoder, mesh: Mesh, stages: Sequence[Decoder] = ()) -> None:
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh.data, reshard_after_forward=frees)
     for root in stages or [model]:
+        # Tables with sparse gradients are whole on every rank.
         tables = {parameter for parameter in root.parameters() if is_table(root, parameter)}
         fully_shard(root, mesh=mesh.data, reshard_after_forward=False, ignored_params=tables)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-
-
-def is_table(model: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether it is a table with sparse gradients, of which every rank has a copy."""
-    return any(
-        getattr(module, "sparse", False) and parameter is getattr(module, "weight", None) for module in model.modules()
-    )
 
 
 def _share_experts(model: Decoder, mesh: Mesh) -> None:

@@ -33,6 +33,13 @@ def count_parameters(model: Decoder) -> ParameterCount:
     return ParameterCount(weights + _biases(model.layers), weights - idle, mtp + _biases(modules))
 
 
+def is_table(model: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether it is a table with sparse gradients."""
+    return any(
+        getattr(module, "sparse", False) and parameter is getattr(module, "weight", None) for module in model.modules()
+    )
+
+
 def _moe_modules(module: nn.Module) -> Iterator[Any]:
     return (m for m in module.modules() if isinstance(m, MoE))
 

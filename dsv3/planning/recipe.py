@@ -12,6 +12,8 @@ Recomputation = Literal["none", "selective", "full"]
 
 PipelineSchedule = Literal["1f1b", "zb1p", "dualpipe"]
 
+ZERO_STAGES = (0, 1, 3)
+
 
 @dataclass(frozen=True)
 class Formats:
@@ -109,7 +111,7 @@ class Recipe:
     gpus_per_node: int
     pp: int
     ep: int
-    zero_stage: int  # 0 or 1
+    zero_stage: int  # 0, 1 or 3
     pipeline: PipelineSchedule
     recompute: Recomputation
     formats: Formats
@@ -137,7 +139,7 @@ class Recipe:
         amounts = ("tokens", "peak", "peak_fp8", "mfu")
         bounds = [(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1") for name in counts]
         bounds += [(name, getattr(self, name), getattr(self, name) > 0, "must be above 0") for name in amounts]
-        bounds.append(("zero_stage", self.zero_stage, self.zero_stage in (0, 1), "must be 0 or 1"))
+        bounds.append(("zero_stage", self.zero_stage, self.zero_stage in ZERO_STAGES, "must be 0, 1 or 3"))
         if all(right for _, _, right, _ in bounds):
             bounds += [
                 ("pp", self.pp, self.gpus % self.pp == 0, f"must divide gpus={self.gpus}"),
@@ -145,6 +147,10 @@ class Recipe:
             ]
         odd = self.pipeline == "dualpipe" and self.pp % 2 == 1
         bounds.append(("pipeline", self.pipeline, not odd, f"needs an even pp, not {self.pp}: it pairs stages"))
+        both = self.zero_stage == 3 and self.pipeline == "dualpipe"
+        bounds.append(
+            ("zero_stage", self.zero_stage, not both, "pipeline=dualpipe holds every stage twice: choose 1f1b")
+        )
         return bounds
 
 

@@ -80,7 +80,7 @@ def _cache(page: Page, plan: dict[str, Any]) -> None:
 def _memory(page: Page, plan: dict[str, Any]) -> None:
     recipe = plan["recipe"]
     memory = {name: size for name, size in plan["memory_per_gpu"].items() if size}
-    labels = {"mean_total": "mean of all", "recomputed": "recomputed block"}
+    labels = {"mean_total": "mean of all", "recomputed": "recomputed block", "gathered": "gathered weights"}
     rows = [(labels.get(name, name), f"{size / GIB:.2f}") for name, size in memory.items()]
     note = f"{recipe['gpus']:,} GPUs = PP {recipe['pp']} x DP {recipe['dp']}, EP {recipe['ep']}, "
     note += f"ZeRO-{recipe['zero_stage']}, {recipe['pipeline']}, recomputation {recipe['recompute']}, "

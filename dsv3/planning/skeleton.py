@@ -7,6 +7,7 @@ memory, with a precision that does nothing but remember the role of every linear
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +18,7 @@ from dsv3.build import build_model
 from dsv3.contracts import Attention, GroupedMM, Role
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.moe import MoE
+from dsv3.model.parameters import is_table
 
 
 class Projection(nn.Linear):
@@ -88,6 +90,24 @@ class MTPModules:
     moe_blocks: int
 
 
+class Place(Enum):
+    """Where in a model a parameter is."""
+
+    FIRST = "embedding or memory"
+    DENSE = "each block with a dense FFN"
+    MOE = "each block with experts, but for these"
+    EXPERTS = "routed experts of each such block"
+    LAST = "final norm, head, or MTP outside its blocks"
+
+
+class Shape(NamedTuple):
+    """Of a parameter."""
+
+    place: Place
+    sizes: tuple[int, ...]
+    is_table: bool  # with sparse gradients
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """A model as planning sees it. Sizes are numbers per layer."""
@@ -110,6 +130,7 @@ class Skeleton:
     memory_active: int  # that one token reads
     attention: AttentionLayer
     mtp: MTPModules
+    shapes: tuple[Shape, ...]  # of the parameters of one block of each kind, and of all outside blocks
 
     @property
     def layers(self) -> int:
@@ -146,6 +167,7 @@ def read_skeleton(config: DictConfig) -> Skeleton:
         memory_active=model.memory.active_parameters,
         attention=_read_attention(model.attention(0)),
         mtp=_read_mtp(model),
+        shapes=tuple(_read_shapes(model)),
     )
 
 
@@ -181,6 +203,22 @@ def _read_mtp(model: Decoder) -> MTPModules:
         dense_blocks=len(blocks) - moe_blocks,
         moe_blocks=moe_blocks,
     )
+
+
+def _read_shapes(model: Decoder) -> Iterator[Shape]:
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    one_of_each = {isinstance(block.mlp, MoE): block for block in blocks}
+    for is_moe, block in one_of_each.items():
+        experts = set(cast(Any, block.mlp).experts.parameters()) if is_moe else set()
+        for parameter in block.parameters():
+            place = Place.EXPERTS if parameter in experts else Place.MOE if is_moe else Place.DENSE
+            yield Shape(place, tuple(parameter.shape), is_table=False)
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+    first = {*model.embed_tokens.parameters(), *cast(nn.Module, model.memory).parameters()}
+    for parameter in model.parameters():
+        if parameter not in in_blocks:
+            place = Place.FIRST if parameter in first else Place.LAST
+            yield Shape(place, tuple(parameter.shape), is_table(model, parameter))
 
 
 def _matrices(module: nn.Module, *, without: Collection[int] = ()) -> Iterator[Matrix]:

@@ -31,6 +31,7 @@ class Part(NamedTuple):
     moe_blocks: int
     mtp_modules: int
     has_head: bool
+    has_copy: bool = False  # of the embedding, which is among its weights
 
 
 def parts_of_pipeline(s: Skeleton, *, pp: int, pipeline: PipelineSchedule) -> list[Part]:
@@ -90,4 +91,5 @@ def _joined(a: Part, b: Part) -> Part:
 def _with_embedding_for_last(s: Skeleton, part: Part) -> Part:
     """A tied head and MTP need the embedding: a copy, unless the first stage is on the same GPU."""
     needed = part.has_head and 0 not in part.stages and (s.tie_embeddings or s.mtp.depth > 0)
-    return part._replace(weights=part.weights.plus(Weights(other=s.vocab_size * s.dim))) if needed else part
+    weights = part.weights.plus(Weights(other=s.vocab_size * s.dim))
+    return part._replace(weights=weights, has_copy=True) if needed else part

@@ -15,6 +15,7 @@ from dsv3.testing.memory import check_memory
 from dsv3.testing.mtp import check_mtp
 from dsv3.testing.objective import check_objective
 from dsv3.testing.optimizer import check_optimizer
+from dsv3.testing.parallel import check_parallel
 from dsv3.testing.precision import check_precision
 from dsv3.testing.router import check_router
 from dsv3.testing.schedule import check_schedule
@@ -32,6 +33,7 @@ __all__ = [
     "check_mtp",
     "check_objective",
     "check_optimizer",
+    "check_parallel",
     "check_precision",
     "check_router",
     "check_schedule",

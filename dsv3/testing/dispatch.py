@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsv3.contracts import Routing
+from dsv3.testing.connected_dispatch import RANKS, check_connected
+from dsv3.testing.matrix_experts import DIM, ROUNDING, MatrixExperts, expected_sum
 from dsv3.testing.plain import error
+from dsv3.testing.ranks import on_ranks
 from dsv3.testing.requirement import require
 
-DIM, EXPERTS, TOP_K = 6, 5, 2
-ROUNDING = 1e-4  # relative, of FP32 sums in another order
+EXPERTS, TOP_K = 5, 2
 
 
 def check_dispatch(factory: Callable[[], Any]) -> None:
@@ -23,34 +24,8 @@ def check_dispatch(factory: Callable[[], Any]) -> None:
             _sum(dispatch, routing, name)
             _gradients(dispatch, routing, name)
         _dtype(dispatch)
-
-
-class _Experts:
-    """Expert e multiplies by its own matrix, and insists on what `dsv3.contracts.Experts` is promised."""
-
-    def __init__(self) -> None:
-        self.weight_EDD = torch.randn(EXPERTS, DIM, DIM, requires_grad=True)
-
-    def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
-        require(
-            len(given) == 3 and not named,
-            "experts must be called by position, experts(x_MD, counts_E, gates_M): the monitor looks on by a forward "
-            "hook, which sees no others",
-        )
-        x_MD, counts_E, gates_M = given
-        require(
-            counts_E.shape == (EXPERTS,) and counts_E.dtype == torch.int64,
-            f"experts must be given counts_E int64 [{EXPERTS}], not {counts_E.dtype} {list(counts_E.shape)}",
-        )
-        require(
-            int(counts_E.sum()) == len(x_MD) == len(gates_M),
-            f"experts must be given a row and a gate for each count: counts_E sums to {int(counts_E.sum())}, with "
-            f"{len(x_MD)} rows and {len(gates_M)} gates",
-        )
-        require(gates_M.dtype == torch.float32, f"experts must be given float32 gates, not {gates_M.dtype}")
-        parts = x_MD.split(counts_E.tolist())
-        y_MD = torch.cat([x @ weight.to(x.dtype) for x, weight in zip(parts, self.weight_EDD, strict=True)])
-        return y_MD * gates_M.unsqueeze(1).to(y_MD.dtype)
+    if hasattr(dispatch, "connect"):
+        on_ranks(check_connected, factory, ranks=RANKS)
 
 
 def _routings() -> dict[str, Routing]:
@@ -64,15 +39,8 @@ def _routings() -> dict[str, Routing]:
     }
 
 
-def _expected(x_ND: Tensor, routing: Routing, weight_EDD: Tensor) -> Tensor:
-    """sum_k gates_NK * expert_k(x_ND), in FP64."""
-    chosen_NKDD = weight_EDD.double()[routing.experts_NK]
-    y_NKD = torch.einsum("nd,nkde->nke", x_ND.double(), chosen_NKDD)
-    return (y_NKD * routing.gates_NK.double().unsqueeze(-1)).sum(1)
-
-
 def _sum(dispatch: Any, routing: Routing, name: str) -> None:
-    experts, x_ND = _Experts(), torch.randn(len(routing.experts_NK), DIM)
+    experts, x_ND = MatrixExperts(torch.randn(EXPERTS, DIM, DIM)), torch.randn(len(routing.experts_NK), DIM)
     for with_gradient in (True, False):
         with torch.set_grad_enabled(with_gradient):
             y_ND = dispatch(x_ND, routing, experts)
@@ -82,21 +50,24 @@ def _sum(dispatch: Any, routing: Routing, name: str) -> None:
             f"{when}: the output must be {x_ND.dtype} {list(x_ND.shape)}, not {y_ND.dtype} {list(y_ND.shape)}",
         )
         require(
-            error(y_ND, _expected(x_ND, routing, experts.weight_EDD)) <= ROUNDING,
+            error(y_ND, expected_sum(x_ND, routing, experts.weight_EDD)) <= ROUNDING,
             f"{when}: the output must be the sum over a token's K experts of gate * expert(x); no token is dropped, "
             "and no expert's gate is lost or applied twice",
         )
 
 
 def _gradients(dispatch: Any, routing: Routing, name: str) -> None:
-    experts, x_ND = _Experts(), torch.randn(len(routing.experts_NK), DIM, requires_grad=True)
+    experts, x_ND = (
+        MatrixExperts(torch.randn(EXPERTS, DIM, DIM)),
+        torch.randn(len(routing.experts_NK), DIM, requires_grad=True),
+    )
     routing = routing._replace(gates_NK=routing.gates_NK.clone().requires_grad_())
     leaves = {"the input": x_ND, "gates_NK": routing.gates_NK, "the experts' weights": experts.weight_EDD}
     upstream = torch.randn(x_ND.shape)
     y_ND = dispatch(x_ND, routing, experts)
     require(y_ND.requires_grad, f"{name}: the output must carry a gradient")
     found = torch.autograd.grad(y_ND, list(leaves.values()), upstream, allow_unused=True)
-    exact = _expected(x_ND, routing, experts.weight_EDD)
+    exact = expected_sum(x_ND, routing, experts.weight_EDD)
     expected = torch.autograd.grad(exact, list(leaves.values()), upstream.double())
     for leaf, gradient, right in zip(leaves, found, expected, strict=True):
         require(gradient is not None, f"{name}: no gradient arrives at {leaf}")
@@ -111,5 +82,5 @@ def _dtype(dispatch: Any) -> None:
     """Rows in BF16, as in training."""
     routing = _routings()["40 tokens"]
     x_ND = torch.randn(len(routing.experts_NK), DIM).bfloat16()
-    y_ND = dispatch(x_ND, routing, _Experts())
+    y_ND = dispatch(x_ND, routing, MatrixExperts(torch.randn(EXPERTS, DIM, DIM)))
     require(y_ND.dtype == torch.bfloat16, f"the output for a bfloat16 input must be bfloat16, not {y_ND.dtype}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3.bounds import Fraction, PositiveFloat, PositiveInt
 from dsv3.cli import option
-from dsv3.planning.recipe import FORMATS, REPORT, REPORT_PRESET, Recipe, single_gpu
+from dsv3.planning.recipe import FORMATS, REPORT, REPORT_PRESET, ZERO_STAGES, Recipe, single_gpu
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,7 +33,11 @@ class Options:
     gpus_per_node: PositiveInt = option(8, "GPUs joined by fast links")
     pp: PositiveInt | None = option(None, "pipeline stages; null: 16, or 1")
     ep: PositiveInt | None = option(None, "data-parallel ranks that share the experts of a layer; null: 64, or 1")
-    zero_stage: int = option(1, "1 shards optimiser states over the data-parallel ranks", choices=(0, 1))
+    zero_stage: int = option(
+        1,
+        "over the data-parallel ranks, 1 shards optimiser states, 3 everything, as parallel=sharded",
+        choices=ZERO_STAGES,
+    )
     pipeline: str | None = option(None, "null: dualpipe, or 1f1b", choices=("1f1b", "zb1p", "dualpipe"))
     recompute: str | None = option(
         None, "activation recomputation; null: selective, or none", choices=("none", "selective", "full")

@@ -1,5 +1,6 @@
 """Builds a run from a composed config: data, module, callbacks, Trainer and run folder."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from dsv3.config.part import part
 from dsv3.contracts import Data, KeepsHeldOut, SharesSteps
 from dsv3.distributed.agree import first, of_rank_zero, rank
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.rank_bytes import held_by, layout_line
 from dsv3.distributed.shard import shard
 from dsv3.model.compile import compile_parts
 from dsv3.runtime import set_up_process
+from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
@@ -27,6 +30,8 @@ from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.settle import kept_choices, settled
 from dsv3.training.strategy import Numbering, SeveralRanks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,6 +96,9 @@ def build_run(config: DictConfig) -> Run:
     )
     module.config, module.folder, module.mesh = config, folder, mesh
     strategy = share_model(module, mesh) if mesh is not None else None
+    if mesh is not None and is_writer:
+        averaged = any(isinstance(callback, EMA) for callback in callbacks)
+        log.info(layout_line(mesh.sizes, held_by(module.model, module.optimizer_factory, averaged=averaged)))
     if is_writer:
         data.tokenizer.save(str(folder.tokenizer_path))
         write_run_info(config, shapes_only, module.losses.statistics, folder)

@@ -125,7 +125,7 @@ def test_what_cannot_be_spread_is_refused(changes: dict[str, Any], message: str)
         ({"gpus": 6, "pp": 4, "ep": 2}, ["pp=4: must divide gpus=6", "ep=2: must divide gpus / pp = 1"]),
         ({"pp": 0, "mfu": -1.0}, ["pp=0: must be at least 1", "mfu=-1.0: must be above 0"]),
         ({"pp": 3, "gpus": 3, "pipeline": "dualpipe"}, ["pipeline=dualpipe: needs an even pp, not 3"]),
-        ({"zero_stage": 2}, ["zero_stage=2: must be 0 or 1"]),
+        ({"zero_stage": 2}, ["zero_stage=2: must be 0, 1 or 3"]),
     ],
 )
 def test_a_recipe_names_all_that_does_not_fit(changes: dict[str, Any], messages: list[str]) -> None:
