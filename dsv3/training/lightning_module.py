@@ -78,7 +78,7 @@ class LanguageModel(lightning.LightningModule):
         self.model = model
         self.objective = objective
         self.losses = Losses(model, objective)
-        self.mtp_weight = model.mtp.weight
+        self.mtp_weight, self.width = model.mtp.weight, model.embed_tokens.embedding_dim  # a stage may lack both
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.grad_clip = grad_clip

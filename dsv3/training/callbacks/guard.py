@@ -89,6 +89,7 @@ class Guard(lightning.Callback):
         self.max_rollbacks, self.max_nonfinite = max_rollbacks, max_nonfinite
         self.losses: deque[float] = deque(maxlen=window)
         self.nonfinite = 0  # in a row
+        self.skipped: list[int] = []  # tokens before each step whose update a rollback skips
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
         self.module, self.model, self.data = pl_module, pl_module.model, trainer.datamodule

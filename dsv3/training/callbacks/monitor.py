@@ -75,8 +75,9 @@ class Monitor(lightning.Callback):
         self.timing = table("timing/monitor")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        width = pl_module.config.model.dim
-        self.dispatch_bytes = width * (SENT_AS.dispatch + SENT_AS.combine)  # of a token, for each node that it reaches
+        self.dispatch_bytes = pl_module.width * (
+            SENT_AS.dispatch + SENT_AS.combine
+        )  # of a token, for each node that it reaches
         self.moes, self.mesh, self.module = dict(pl_module.model.moe_layers()), pl_module.mesh, pl_module
         self.is_first = self.mesh is None or self.mesh.data_rank == 0  # of the ranks with these layers
         self.domains = list(trainer.datamodule.domains)
