@@ -210,7 +210,7 @@ class Monitor(lightning.Callback):
         self._add(self.stability, rows)
 
     def state_dict(self) -> dict[str, Any]:
-        states = {}
+        states = {} if self.statistics else self.restored  # before training begins
         for layer, statistics in self.statistics.items():
             with statistics.sync_context():
                 states[layer] = {name: tensor.clone() for name, tensor in statistics.state_dict().items()}
