@@ -81,7 +81,7 @@ def several_devices(facts: Facts) -> Iterator[Problem]:
         if (number := facts.number(key)) and number.value < 1:
             yield Problem(*number, "must be at least 1")
         elif number and number.value > 1 and facts.view.choices.get("parallel") == "none":
-            yield Problem(*number, "must be 1 with parallel=none: choose parallel=sharded or experts")
+            yield Problem(*number, "must be 1 with parallel=none: choose parallel=sharded, experts or pipeline")
 
 
 def ranks_divide(facts: Facts) -> Iterator[Problem]:

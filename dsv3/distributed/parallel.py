@@ -89,6 +89,6 @@ class OneProcess(Parallel):
         if devices * num_nodes != 1:
             raise ValueError(
                 f"trainer.devices={devices}, trainer.num_nodes={num_nodes}: parallel=none is one process; several need "
-                "parallel=sharded or parallel=experts"
+                "parallel=sharded, parallel=experts or parallel=pipeline"
             )
         return Sizes(1, 1, 1, 1)

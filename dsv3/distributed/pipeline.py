@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, schedules
 
 from dsv3.contracts import Forward, HasAuxiliaryLoss, MicroBatch, Routing
@@ -157,7 +156,8 @@ class Pipeline:
 
     @torch.no_grad()
     def forward(self, micro: MicroBatch, *, with_mtp: bool = False) -> tuple[Forward | None, dict[str, Routing]]:
-        """Pass a micro-batch through all stages, without gradients. All ranks of the group call this together.
+        """Pass a micro-batch through all stages, without gradients. All ranks of the group call this together, and
+        `dsv3.distributed.shard.release` what was gathered for it before weights change.
 
         Returns:
             What the model gives for it, on the last stage's rank; and the routings of this rank's MoE layers.
@@ -174,7 +174,6 @@ class Pipeline:
             if after != self.rank:
                 dist.send(passed, group=self.group, group_dst=after)
         self._give(None)
-        _release(self.stages)
         return (passed if self.has_loss else None), work.routings[0]
 
     @torch.no_grad()
@@ -264,10 +263,3 @@ def _check(model: Decoder, schedule: ScheduleName, stages: int) -> None:
             raise ValueError(
                 f"{name}: has a loss of its own, which only MTP may have in a pipeline; use another parallel="
             )
-
-
-def _release(stages: Sequence[Stage]) -> None:
-    """Free weights that were gathered from their shards: the next pass is not to read them once the shards changed."""
-    for module in [module for stage in stages for module in stage.modules()]:
-        if isinstance(module, FSDPModule):
-            module.reshard()

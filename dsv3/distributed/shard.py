@@ -73,17 +73,25 @@ def reduce_gradients(model: nn.Module, now: bool) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and training mode after it, when every rank has only its parts of the weights again: without a
-    backward pass, what was gathered for the forward pass would stay."""
+def evaluating(model: nn.Module, stages: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Evaluation mode, and training mode after it, when every rank has only its parts of the weights again.
+
+    stages: those of a pipeline that was cut from `model`.
+    """
     model.eval()
     try:
         yield
     finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        release([model, *stages])
         model.train()
+
+
+def release(models: Sequence[nn.Module]) -> None:
+    """Free weights that were gathered from their parts. Without a backward pass they would stay, and the next pass
+    would read them although the parts have changed."""
+    for module in [module for model in models for module in model.modules()]:
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def summed_rows(gradient: Tensor, mesh: Mesh | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import lightning
@@ -156,6 +156,11 @@ class LanguageModel(lightning.LightningModule):
             self.model.precision.end_step()
         self.data_state = step.state_after
         return record
+
+    @property
+    def stages(self) -> Sequence[Decoder]:
+        """Of the pipeline, those on this rank; empty where there is none."""
+        return self.pipeline.stages if self.pipeline is not None else ()
 
     def forward(self, micro: MicroBatch, *, with_mtp: bool = False) -> tuple[Forward | None, dict[str, Routing]]:  # type: ignore[override]
         """The model's result for a micro-batch, where this rank has its last layer, and the routings of the MoE layers

@@ -16,6 +16,7 @@ from dsv3.config.part import part
 from dsv3.contracts import Data, KeepsHeldOut, SharesSteps
 from dsv3.distributed.agree import first, of_rank_zero, rank
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.rank_bytes import held_by, layout_line
 from dsv3.distributed.shard import shard
 from dsv3.model.compile import compile_parts
@@ -130,8 +131,9 @@ def share_model(module: LanguageModel, mesh: Mesh) -> SeveralRanks:
     """
     strategy = SeveralRanks(mesh, Numbering(module.optimizer_factory(module.model.named_parameters()), module.model))
     if mesh.sizes.stages > 1:
-        raise ValueError(f"parallel.stages={mesh.sizes.stages}: must be 1: training does not run in a pipeline yet")
-    shard(module.model, mesh)
+        schedule = part(module.config.parallel).schedule
+        module.pipeline = Pipeline(module.model, group=mesh.stages.get_group(), schedule=schedule)
+    shard(module.model, mesh, module.stages)
     return strategy
 
 

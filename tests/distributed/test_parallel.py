@@ -28,6 +28,14 @@ RUNS = {
     "experts 2": ("parallel=experts", "trainer.devices=2"),
     "experts 2 x sharded 2": ("parallel=experts", "parallel.experts=2", "trainer.devices=4"),
     "experts 4 on 2 nodes": ("parallel=experts", "parallel.nodes=2", "trainer.devices=4"),
+    "pipeline 2": ("parallel=pipeline", "trainer.devices=2"),
+    "pipeline 2 x experts 2": (
+        "parallel=pipeline",
+        "parallel.experts=2",
+        "dispatch=all_to_all",
+        "parallel.schedule=1f1b",
+        "trainer.devices=4",
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from dsv3.build import build_model
 from dsv3.contracts import Forward, Head, MicroBatch, Routing, Step
 from dsv3.distributed.pipeline import Pipeline, ScheduleName
+from dsv3.distributed.shard import release
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.load import Loads, real_tokens
 from dsv3.model.recompute import Part
@@ -251,6 +252,7 @@ def trained(config: DictConfig, schedule: ScheduleName, shards: int) -> tuple[di
         with torch.no_grad():
             torch._foreach_mul_(weights, 2.0)
             pipeline.forward(own[0])
+            release(pipeline.stages)
             torch._foreach_mul_(weights, 0.5)
         pipeline.step(own, share.loss, share.balance)
         optimizer.step()

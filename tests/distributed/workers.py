@@ -5,6 +5,7 @@ tests of a module. Functions, arguments and results travel by pickle: a function
 """
 
 import faulthandler
+import math
 import multiprocessing.connection
 import os
 import pickle
@@ -55,7 +56,7 @@ class Workers:
                     answers[rank], failure, moment = pickle.loads(pipes[rank].recv_bytes())
                 except (EOFError, ConnectionResetError):
                     self.processes[rank].join()
-                    failure, moment = RuntimeError("the process ended; its standard error says why"), 0.0
+                    failure, moment = RuntimeError("the process ended; its standard error says why"), math.inf
                     answers[rank] = None
                 if failure is not None:
                     failure.add_note(f"on rank {rank} of {len(pipes)}")

@@ -183,7 +183,7 @@ class Guard(lightning.Callback):
     def _documents(self, step: Step) -> list[dict[str, Any]]:
         """The documents of the step, of all ranks, with the highest mean losses, those without a finite loss first."""
         numbers = itertools.count(self.number_of_first, self.ranks)
-        with evaluating(self.model):
+        with evaluating(self.model, self.module.stages):
             own = [document for i, micro in zip(numbers, step.micro_batches) for document in self._scored(i, micro)]
         found = [document for of_rank in gathered(own) for document in of_rank]
         found.sort(key=lambda document: -document["loss"] if math.isfinite(document["loss"]) else -math.inf)

@@ -199,7 +199,7 @@ class Monitor(lightning.Callback):
     def _compare_routing(self, tokens: int, probe: MicroBatch) -> None:
         """The share of the probe's choices of experts that are the same as after the last stretch."""
         rows, device = [], self.module.model.device
-        with evaluating(self.module.model):
+        with evaluating(self.module.model, self.module.stages):
             _, routings = self.module.forward(MicroBatch(*(tensor.to(device) for tensor in probe)), with_mtp=True)
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)

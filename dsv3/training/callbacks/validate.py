@@ -60,7 +60,7 @@ class Validate(lightning.Callback):
         if mesh is not None:
             batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
         averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
-        with averaged, evaluating(pl_module.model):
+        with averaged, evaluating(pl_module.model, pl_module.stages):
             scores = domain_scores(
                 pl_module.model,
                 batches,
