@@ -90,7 +90,7 @@ def ranks_divide(facts: Facts) -> Iterator[Problem]:
     for key in ("trainer.devices", "trainer.num_nodes"):
         world *= number.value if (number := facts.number(key)) else 1
     stages, experts = facts.number("parallel.stages"), facts.number("parallel.experts")
-    if world <= 1 or (stages and stages.value < 1) or (experts and experts.value < 1):
+    if world < 1 or (stages and stages.value < 1) or (experts and experts.value < 1):
         return
     if stages and world % stages.value:
         yield Problem(*stages, f"must divide the number of devices, {world:.0f}")

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "model": "tests/golden/test_sizes.py builds every preset; this file trains the smallest",
     "tokenizer": "here and below",
     "trainer": "here",
+    "parallel": "tests/distributed",
     "hydra": "tests/study: the sweeper of studies",
     "benchmarks": "tests/evaluation/benchmarks",
     "callbacks": "tests/training/callbacks",
