@@ -40,7 +40,7 @@ from tests.config.looking import BASE, keys_of
         (["trainer.max_steps=0"], ["trainer.max_steps"]),
         (["trainer.devices=2"], ["trainer.devices"]),
         (["trainer.devices=4", "parallel=sharded"], []),
-        (["parallel=pipeline"], ["parallel.stages"]),
+        (["parallel=pipeline", "parallel.stages=2"], ["parallel.stages"]),
         (["trainer.devices=4", "parallel=experts", "parallel.experts=3"], ["parallel.experts"]),
         (["trainer.devices=3", "parallel=experts"], ["parallel.experts"]),
         (["trainer.devices=4", "parallel=experts", "parallel.nodes=3"], ["parallel.nodes"]),

@@ -31,12 +31,16 @@ RUNS = {
     "pipeline 2": ("parallel=pipeline", "trainer.devices=2"),
     "pipeline 2 x experts 2": (
         "parallel=pipeline",
+        "parallel.stages=2",
         "parallel.experts=2",
         "dispatch=all_to_all",
         "parallel.schedule=1f1b",
         "trainer.devices=4",
-    ),
+    ),  # fmt: skip
 }
+
+QUICK = ("experts 4 on 2 nodes", "pipeline 2")
+"""Layouts whose whole runs are part of the quick tests."""
 
 
 def assert_same_step(ours: Taken, one: Taken) -> None:
@@ -108,7 +112,9 @@ def assert_same_run(ours: Trained, one: Trained) -> None:
             torch.testing.assert_close(mine[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("layout", RUNS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_is_the_run_of_one_process(
     composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path], layout: str
 ) -> None:
