@@ -36,7 +36,7 @@ RUNS = {
         "dispatch=all_to_all",
         "parallel.schedule=1f1b",
         "trainer.devices=4",
-    ),  # fmt: skip
+    ),
 }
 
 QUICK = ("experts 4 on 2 nodes", "pipeline 2")
