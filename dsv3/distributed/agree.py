@@ -1,4 +1,4 @@
-"""What all ranks of a run know alike: sums, objects of rank 0, an order of turns. In one process, nothing is sent."""
+"""Agreement between the ranks of a run: sums, objects of rank 0, an order of turns. In one process, nothing is sent."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ def several() -> bool:
 
 
 def rank() -> int:
+    """This process's number; 0 in one process."""
     return dist.get_rank() if several() else 0
 
 

@@ -1,4 +1,4 @@
-"""What needs whole matrices, of weights whose rows are sharded: each matrix is computed on one rank.
+"""Computes with whole matrices where the rows of weights are sharded: each matrix on one rank.
 
 The parts of matrix k travel to rank k mod P by one all-to-all, and the rows of its result back by another: with P ranks
 each computes one P-th of the matrices and receives one P-th of the numbers. Stacks of matrices that are sharded by

@@ -6,20 +6,18 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from dsv3.build import build_model
 from dsv3.config.compose import hydra_flags, opened
 from dsv3.config.part import part
 from dsv3.contracts import IGNORE, MicroBatch, Step
-from dsv3.distributed.agree import sum_over_ranks
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.shard import shard, whole
 from dsv3.testing.ranks import on_ranks
 from dsv3.testing.requirement import require
 from dsv3.testing.small_model import micro_batch
-from dsv3.training.step import Losses, take_gradients
+from dsv3.training.step import Losses, gradients, norm_of, take_gradients
 
 RANKS = 2
 SIZES = {"sharded": Sizes(1, RANKS, 1, 1), "experts": Sizes(1, 1, 1, RANKS)}
@@ -31,6 +29,7 @@ class Taken(NamedTuple):
     """One step's results over all ranks."""
 
     gradients: dict[str, Tensor]
+    sums: dict[str, float]  # of the step, by name; `squares`: of the gradients
     counts: Tensor  # int64, load of all experts
 
 
@@ -61,31 +60,29 @@ def take_steps(asked: Sequence[tuple[DictConfig, Sizes]]) -> list[Taken]:
     return [take_step(config, sizes) for config, sizes in asked]
 
 
-def take_step(config: DictConfig, sizes: Sizes | None) -> Taken:
+def take_step(config: DictConfig, sizes: Sizes | None, *, micro_batches: int = 3) -> Taken:
     """The same step in one process (`sizes` None) and over the ranks of this process group."""
-    model = build_model(config)
-    micro = [micro_batch(2, 32, seed=seed, vocab_size=config.model.vocab_size) for seed in range(3)]
+    model, mesh = build_model(config), None
+    micro = [micro_batch(2, 32, seed=seed, vocab_size=config.model.vocab_size) for seed in range(micro_batches)]
     own, filled = micro, 0
     if sizes is not None:
         mesh = make_mesh(sizes, "cpu")
         shard(model, mesh)
-        numbers = range(mesh.data_rank, RANKS * -(-len(micro) // RANKS), RANKS)  # the last rank has padding
+        each = -(-len(micro) // sizes.data)
+        numbers = range(mesh.data_rank, each * sizes.data, sizes.data)  # the last ranks have padding
         own = [micro[i] if i < len(micro) else _padding(micro[0]) for i in numbers]
         filled = sum(i >= len(micro) for i in numbers)
     objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64))
-    sums = take_gradients(Losses(model, objective), Step(own, 0, {}, filled), recompute=config.recompute)
-    gradients = {name: _whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    return Taken(gradients, sums.over_ranks().loads.counts)
+    own_sums = take_gradients(Losses(model, objective), Step(own, 0, {}, filled), recompute=config.recompute, mesh=mesh)
+    own_sums.add({"squares": norm_of(gradients(model, mesh).counted).double().square()})
+    sums = own_sums.over_ranks()
+    found = {name: whole(p.grad).to_dense() for name, p in model.named_parameters() if p.grad is not None}
+    return Taken(found, {name: value.item() for name, value in sums.scalars.items()}, sums.loads.counts)
 
 
 def _padding(like: MicroBatch) -> MicroBatch:
     empty = MicroBatch(*(torch.zeros_like(tensor) for tensor in like))
     return empty._replace(targets_BT=torch.full_like(like.targets_BT, IGNORE))
-
-
-def _whole(gradient: Tensor) -> Tensor:
-    """Over all ranks; of a table, which every rank has whole, the sum."""
-    return whole(gradient) if isinstance(gradient, DTensor) else sum_over_ranks(gradient.to_dense())
 
 
 def _compare(taken: Taken, one: Taken, where: str, tolerance: float) -> None:

@@ -19,11 +19,15 @@ from dsv3.runtime import device_named
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from dsv3.distributed.mesh import Mesh
 
 TIMEOUT = datetime.timedelta(minutes=30)
-"""For a rank that waits for the others. `callbacks.watchdog` says earlier which one it waits for."""
+"""For a rank that waits for the others."""
+
+SAID = (2, 75, 130, 143)
+"""Exit statuses of ranks that have told why they end: a mistake of the user's, time that is up, a signal."""
 
 
 def sizes_of(config: DictConfig) -> Sizes:
@@ -87,16 +91,15 @@ def start_ranks(config: DictConfig) -> int:
     return 0
 
 
-def told(error: "Exception") -> int:
+def told(error: "ChildFailedError") -> int:
     """Say which rank ended how, and return the exit status of the first that failed."""
-    failures: dict[int, object] = error.failures  # type: ignore[attr-defined]
-    rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
-    status: int = failure.exitcode
+    rank, failure = error.get_first_failure()
+    status = failure.exitcode
     if status < 0:
         name = signal.Signals(-status).name
         print(f"rank {rank} was ended by {name}; the others were stopped", file=sys.stderr)
         return 128 - status
-    if len(failures) < 1 or status not in (2, 75, 130, 143):  # those have said why
+    if status not in SAID:
         print(f"rank {rank} ended with status {status}; the others were stopped", file=sys.stderr)
     return status
 

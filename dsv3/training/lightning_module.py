@@ -1,6 +1,7 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import lightning
@@ -24,6 +25,7 @@ from dsv3.contracts import (
 from dsv3.distributed.agree import sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
+from dsv3.distributed.shard import evaluating
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights
 from dsv3.training.step import (
@@ -161,6 +163,10 @@ class LanguageModel(lightning.LightningModule):
     def stages(self) -> Sequence[Decoder]:
         """Of the pipeline, those on this rank; empty where there is none."""
         return self.pipeline.stages if self.pipeline is not None else ()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode, and training mode after it."""
+        return evaluating(self.model, self.stages)
 
     def forward(self, micro: MicroBatch, *, with_mtp: bool = False) -> tuple[Forward | None, dict[str, Routing]]:  # type: ignore[override]
         """The model's result for a micro-batch, where this rank has its last layer, and the routings of the MoE layers

@@ -54,9 +54,13 @@ class SeveralRanks(ModelParallelStrategy):
         if storage_options == "folder":
             save_folder(Path(filepath), self._of_all_stages(outline(checkpoint)), shards_of(checkpoint))
             return
-        content = self._of_all_stages(self._whole(checkpoint))
+        content = self.whole_on_rank_zero(checkpoint)
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(content, filepath, storage_options)
+
+    def whole_on_rank_zero(self, content: dict[str, Any]) -> dict[str, Any]:
+        """On rank 0 the content with whole tensors, on its CPU, those of all stages. All ranks call this together."""
+        return self._of_all_stages(self._whole(content))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(checkpoint_path, mmap=True)

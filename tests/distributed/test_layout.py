@@ -28,8 +28,9 @@ from dsv3.model.layers import local
 from dsv3.planning.recipe import FORMATS, REPORT
 from dsv3.planning.stages import parts_of_pipeline
 from dsv3.planning.zero3 import sharded_states, whole_gradients
+from dsv3.testing.small_model import micro_batch
 from dsv3.training.step import Losses, take_gradients
-from tests.distributed.ranks import random_batches, train
+from tests.distributed.ranks import train
 from tests.distributed.workers import Workers
 from tests.planning.models import config, skeleton
 
@@ -56,7 +57,9 @@ def measured(config: DictConfig, sizes: Sizes) -> tuple[Held, Held]:
     expected = held_by(model, optimizer, averaged=True)
     made = optimizer(model.named_parameters())
     objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64))
-    take_gradients(Losses(model, objective), Step(random_batches(config, 1), 0, {}))
+    take_gradients(
+        Losses(model, objective), Step([micro_batch(2, 32, seed=0, vocab_size=config.model.vocab_size)], 0, {})
+    )
     gradients = [local(p.grad) for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
     held_gradients = storage(gradients)
     del gradients

@@ -1,6 +1,7 @@
 """Several ranks train as one process does: gradients of a step, whole runs, checkpoints read by any number of ranks."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.distributed.parallel import OneProcess, Parallel, Sizes
-from tests.distributed.ranks import Taken, Trained, random_batches, take_step, train
+from dsv3.testing.parallel import Taken, take_step
+from tests.distributed.ranks import Trained, train
 from tests.distributed.workers import Workers
 
 Compose = Callable[..., DictConfig]
@@ -43,9 +45,13 @@ QUICK = ("experts 4 on 2 nodes", "pipeline 2")
 """Layouts whose whole runs are part of the quick tests."""
 
 
+def norm(taken: Taken) -> float:
+    return float(taken.sums["squares"] ** 0.5)
+
+
 def assert_same_step(ours: Taken, one: Taken) -> None:
-    assert ours.nll == pytest.approx(one.nll, rel=1e-7)
-    assert ours.norm == pytest.approx(one.norm, rel=2e-4)  # FP32 sums of squares, in another order
+    assert ours.sums["nll"] == pytest.approx(one.sums["nll"], rel=1e-7)
+    assert norm(ours) == pytest.approx(norm(one), rel=2e-4)  # FP32 sums of squares, in another order
     assert torch.equal(ours.counts, one.counts)
     assert ours.gradients.keys() == one.gradients.keys()
     for name, gradient in one.gradients.items():
@@ -56,10 +62,9 @@ def assert_same_step(ours: Taken, one: Taken) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Workers, layout: str) -> None:
     config = composed("precision=fp32", "dispatch=all_to_all")
-    micro = random_batches(config, 3)  # which 2 and 4 ranks share with padding
-    one, sizes = take_step(config, None, micro), LAYOUTS[layout]
-    results = workers.run(take_step, config, sizes, micro, ranks=sizes.world)
-    assert len({taken.norm for taken in results}) == 1, "every rank decides by the same norm"
+    one, sizes = take_step(config, None), LAYOUTS[layout]  # 3 micro-batches, which 2 and 4 ranks share with padding
+    results = workers.run(take_step, config, sizes, ranks=sizes.world)
+    assert len({norm(taken) for taken in results}) == 1, "every rank decides by the same norm"
     assert_same_step(results[0], one)
 
 
@@ -75,9 +80,8 @@ def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Wor
 )
 def test_whatever_the_parts_are(composed: Compose, workers: Workers, parts: list[str]) -> None:
     config = composed("dispatch=all_to_all", *parts)
-    micro = random_batches(config, 4)
-    sizes = LAYOUTS["experts 2 x sharded 2"]
-    assert_same_step(workers.run(take_step, config, sizes, micro)[0], take_step(config, None, micro))
+    step = partial(take_step, micro_batches=4)
+    assert_same_step(workers.run(step, config, LAYOUTS["experts 2 x sharded 2"])[0], step(config, None))
 
 
 def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:

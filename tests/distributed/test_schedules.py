@@ -1,4 +1,4 @@
-"""How a model is cut into stages, and how long ranks wait in each schedule: what the plan says."""
+"""Cuts of a model into stages, and idle time of ranks in each schedule: what the plan says."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -37,7 +37,6 @@ from dsv3.checkpoint.older_runs import file_to_read
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.contracts import MicroBatch, Step
 from dsv3.distributed.agree import gathered, of_rank_zero, sum_over_ranks
-from dsv3.distributed.shard import evaluating
 from dsv3.model.losses import token_losses
 from dsv3.monitoring.alerts import Alert
 from dsv3.strict_json import finite
@@ -92,7 +91,7 @@ class Guard(lightning.Callback):
         self.skipped: list[int] = []  # tokens before each step whose update a rollback skips
 
     def on_fit_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        self.module, self.model, self.data = pl_module, pl_module.model, trainer.datamodule
+        self.module, self.data = pl_module, trainer.datamodule
         self.folder, self.writes = pl_module.folder.path, pl_module.folder.writes
         self.alerts = pl_module.folder.table("metrics/alerts")
         mesh = pl_module.mesh
@@ -183,7 +182,7 @@ class Guard(lightning.Callback):
     def _documents(self, step: Step) -> list[dict[str, Any]]:
         """The documents of the step, of all ranks, with the highest mean losses, those without a finite loss first."""
         numbers = itertools.count(self.number_of_first, self.ranks)
-        with evaluating(self.model, self.module.stages):
+        with self.module.evaluating():
             own = [document for i, micro in zip(numbers, step.micro_batches) for document in self._scored(i, micro)]
         found = [document for of_rank in gathered(own) for document in of_rank]
         found.sort(key=lambda document: -document["loss"] if math.isfinite(document["loss"]) else -math.inf)
@@ -194,7 +193,7 @@ class Guard(lightning.Callback):
         if forward is None:  # another rank has the last layer
             return []
         hidden_ND = forward.hidden_BTD.flatten(0, 1)
-        losses_N = token_losses(hidden_ND, self.model.cast_head(), micro.targets_BT.flatten())
+        losses_N = token_losses(hidden_ND, self.module.model.cast_head(), micro.targets_BT.flatten())
         losses_BT = losses_N.view_as(micro.tokens_BT).cpu()
         documents = []
         for row, ids_T in enumerate(micro.document_ids_BT.cpu()):

@@ -23,7 +23,6 @@ from dsv3.bounds import PositiveInt
 from dsv3.checkpoint.run_folder import Table
 from dsv3.contracts import MicroBatch, Routing, Step
 from dsv3.distributed.agree import gathered, of_rank_zero
-from dsv3.distributed.shard import evaluating
 from dsv3.model.load import count_experts, real_tokens
 from dsv3.monitoring.alerts import Alert, changes, condition
 from dsv3.monitoring.routing_statistics import RoutingStatistics
@@ -199,7 +198,7 @@ class Monitor(lightning.Callback):
     def _compare_routing(self, tokens: int, probe: MicroBatch) -> None:
         """The share of the probe's choices of experts that are the same as after the last stretch."""
         rows, device = [], self.module.model.device
-        with evaluating(self.module.model, self.module.stages):
+        with self.module.evaluating():
             _, routings = self.module.forward(MicroBatch(*(tensor.to(device) for tensor in probe)), with_mtp=True)
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)

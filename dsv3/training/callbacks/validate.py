@@ -7,7 +7,6 @@ import lightning
 
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
-from dsv3.distributed.shard import evaluating
 from dsv3.evaluation.held_out import dealt, domain_scores
 from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import interrupted
@@ -60,7 +59,7 @@ class Validate(lightning.Callback):
         if mesh is not None:
             batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
         averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
-        with averaged, evaluating(pl_module.model, pl_module.stages):
+        with averaged, pl_module.evaluating():
             scores = domain_scores(
                 pl_module.model,
                 batches,
