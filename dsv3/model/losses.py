@@ -98,6 +98,44 @@ def linear_cross_entropy(
     return HeadLoss(total, correct, (targets_N != IGNORE).sum())
 
 
+class _TokenLogProbs(torch.autograd.Function):
+    """Keeps no logits: the backward pass makes a chunk's anew."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, copy_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_ND, targets_N, copy_VD)
+        ctx.weight_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        return -token_losses(hidden_ND, copy_VD, targets_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_ND, targets_N, copy_VD = ctx.saved_tensors
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(copy_VD, dtype=ctx.weight_dtype)
+        scale_N = -grads[0] * (targets_N != IGNORE)
+        for start in range(0, len(targets_N), CHUNK):
+            rows = slice(start, start + CHUNK)
+            hidden, targets = hidden_ND[rows], targets_N[rows]
+            p = torch.softmax(hidden @ copy_VD.T, -1, dtype=ctx.weight_dtype)
+            grad = torch.empty_like(p, dtype=hidden.dtype)
+            grad = _logit_gradient(p, targets, out=grad) * scale_N[rows].unsqueeze(1).to(hidden.dtype)
+            torch.mm(grad, copy_VD, out=grad_hidden_ND[rows])
+            grad_weight_VD += grad.T @ hidden
+        return grad_hidden_ND, grad_weight_VD, None, None
+
+
+def token_log_probs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, copy_VD: Tensor | None = None
+) -> Tensor:
+    """ln softmax(hidden_ND weight_VD^T)[targets_N], float32 [N] with a gradient (0 at `IGNORE` positions).
+
+    For losses that are no weighted sum of them; `copy_VD` as in `linear_cross_entropy`.
+    """
+    copy_VD = weight_VD.detach().to(hidden_ND.dtype) if copy_VD is None else copy_VD
+    log_probs_N: Tensor = _TokenLogProbs.apply(hidden_ND.to(copy_VD.dtype), weight_VD, targets_N, copy_VD)
+    return log_probs_N
+
+
 @torch.no_grad()
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Each position's loss in nats, float32 [N] (0 where ignored); products in the dtype of the weight."""

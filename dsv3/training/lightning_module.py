@@ -34,6 +34,7 @@ from dsv3.training.step import (
     StepRecord,
     balance,
     clip_gradients,
+    evened,
     gradients,
     norm_of,
     read,
@@ -62,6 +63,7 @@ class LanguageModel(lightning.LightningModule):
         model: Decoder,
         *,
         objective: Objective,
+        models: Models | None = None,
         optimizer: OptimizerFactory,
         schedule: Schedule,
         grad_clip: float,
@@ -70,6 +72,8 @@ class LanguageModel(lightning.LightningModule):
         recompute: Collection[str] = (),
     ) -> None:
         """`total_tokens`: the length of training. `max_steps`: a cap on its steps, or -1.
+
+        `models`: what the objective may ask before a step; None: it asks none.
 
         `recompute`: parts whose results are not kept for the backward pass (`dsv3.model.recompute.Part`).
 
@@ -80,6 +84,7 @@ class LanguageModel(lightning.LightningModule):
         self.model = model
         self.objective = objective
         self.losses = Losses(model, objective)
+        self.models = models
         self.mtp_weight, self.width = model.mtp.weight, model.embed_tokens.embedding_dim  # a stage may lack both
         self.optimizer_factory = optimizer
         self.schedule = schedule
@@ -121,8 +126,10 @@ class LanguageModel(lightning.LightningModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        if step.prompts:
+            step = step._replace(tokens_before=self.tokens_seen)
         with torch.no_grad():
-            step = self.objective.prepare(step, Models(self.model))
+            step = evened(self.objective.prepare(step, self.models), step)  # type: ignore[arg-type]
         before = step.tokens_before
         own = take_gradients(
             self.losses,
@@ -148,7 +155,7 @@ class LanguageModel(lightning.LightningModule):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         figures |= {"lr": rate, "mtp_weight": self.mtp_weight(before)}
         self.tokens_seen, self.steps = before + tokens, self.steps + 1
-        record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps)
+        record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps, before)
         if self.guard is None or self.guard.allows(step, record):
             optimizer.step()
         optimizer.zero_grad()

@@ -8,16 +8,30 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from dsv3.contracts import IGNORE, Forward, LossTerm, Statistic
+from dsv3.contracts import IGNORE, Forward, LossTerm, Statistic, Step
 from dsv3.testing.objective import check_objective
+from dsv3.testing.small_model import micro_batch
 from plugins.objective.pretraining import Pretraining
 
 CONF = Path(__file__).parents[3] / "conf"
 
 
+def pairs() -> Step:
+    """Eight rows of two or four replies, each after a prompt."""
+    rows = micro_batch(8, 24, seed=0)
+    numbers = torch.arange(24).expand(8, -1)
+    ids_BT = 1 + numbers // torch.tensor([12, 6]).repeat(4).unsqueeze(1)
+    targets_BT = rows.tokens_BT.roll(-1, 1).masked_fill(numbers % 6 < 2, IGNORE)
+    return Step([rows._replace(document_ids_BT=ids_BT, targets_BT=targets_BT, positions_BT=numbers % 6)], 0, {})
+
+
+STEPS = {"dpo": pairs}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "objective").glob("*.yaml")))
 def test_shipped_objectives_conform(name):
-    check_objective(instantiate(OmegaConf.load(CONF / "objective" / f"{name}.yaml"), _convert_="all"))
+    factory = instantiate(OmegaConf.load(CONF / "objective" / f"{name}.yaml"), _convert_="all")
+    check_objective(factory, step=STEPS[name]() if name in STEPS else None)
 
 
 class Trained(Pretraining):
