@@ -224,7 +224,7 @@ class Reward(Protocol):
     """Judges answers, each by itself: its reward does not depend on the other answers or on their order."""
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
-        """A number for each, finite; 0: nothing is right. An answer that has not ended earns 0, and so does a blank one.
+        """A number for each, finite; 0: nothing is right. An answer that has not ended earns 0, and a blank one too.
 
         Raises:
             ValueError: a row of the data lacks what the reward reads, or has a value that it cannot use.

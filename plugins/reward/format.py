@@ -10,7 +10,7 @@ from plugins.reward.base import Judge
 class Format(Judge):
     """1 where the whole text matches.
 
-    pattern: a regular expression of Python's `re`. Repeats within repeats can take very long on texts that do not match.
+    pattern: a regular expression of Python's `re`. Nested repeats can take very long on texts that do not match.
     """
 
     def __init__(self, *, pattern: str) -> None:

@@ -10,7 +10,7 @@ from plugins.reward.base import Judge, field
 class MathVerify(Judge):
     r"""1 where the answer, a formula in LaTeX, means the same as the row's `answer`.
 
-    The answer is what `\boxed{...}` holds, or the whole text where there is no box. math-verify by itself would take the
+    The answer is what `\boxed{...}` holds, or the whole text where there is no box. math-verify by itself takes the
     last number of any text, so that a list of numbers is right if it ends well.
     """
 
