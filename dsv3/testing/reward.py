@@ -26,7 +26,7 @@ class Marked(NamedTuple):
 def check_reward(factory: Callable[[], Reward], items: Sequence[Marked]) -> None:
     """Raise AssertionError, saying what is wrong, unless `factory()` is a reward that the core can use.
 
-    items: one or more for each kind of row that the reward knows; two make it compare more.
+    items: at least one row of each kind that the reward knows.
     """
     reward, before = factory(), copy.deepcopy([marked.item for marked in items])
     require(reward([]) == [], f"no answers must earn [], not {reward([])!r}")
