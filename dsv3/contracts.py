@@ -274,6 +274,27 @@ class Objective(Protocol):
         """Return a micro-batch's share of the step's loss: shares add up to the loss of the global batch."""
 
 
+class Answer(NamedTuple):
+    """What a policy wrote for a prompt, as a reward sees it."""
+
+    prompt: str  # the user's message
+    text: str  # what was written, without special tokens
+    ids: Sequence[int]
+    ended: bool  # by itself, with EOS; False: cut at the limit of tokens
+    item: Mapping[str, Any]  # the row of the data: `answer`, `verifier`, and whatever else it has
+
+
+class Reward(Protocol):
+    """Judges answers, each by itself: its reward does not depend on the other answers or on their order."""
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        """A number for each, finite; 0: nothing is right. An answer that has not ended earns 0, and a blank one too.
+
+        Raises:
+            ValueError: a row of the data lacks what the reward reads, or has a value that it cannot use.
+        """
+
+
 @runtime_checkable
 class HasAuxiliaryLoss(Protocol):
     """What a part of the model (an nn.Module: MTP, attention, memory, router, experts) may offer beside its contract:

@@ -44,7 +44,8 @@ class Facts:
 MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
     *("memory", "attention", "router", "balancing", "experts", "dispatch", "parallel", "mtp", "model", "precision"),
-    *("tokenizer", "data", "objective", "optimizer", "schedule", "benchmarks", "callbacks", "logger", "trainer"),
+    *("tokenizer", "data", "reward", "objective", "optimizer", "schedule", "benchmarks"),
+    *("callbacks", "logger", "trainer"),
 )
 ACCELERATORS = ("auto", "cpu", "cuda")
 
