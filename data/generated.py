@@ -54,13 +54,12 @@ def answer_pairs(*, families: Families, held_out: NonNegativeInt, weight: Positi
 
 
 def prompts(*, families: Families, held_out: NonNegativeInt, weight: PositiveFloat) -> ExampleSource:
-    """The same questions as prompts, whose answers reasoning-gym's own verifier judges, strictly."""
+    """The same questions as prompts, whose answers must be the right one, to the letter."""
 
     def rows() -> Iterator[ExampleRow]:
         for each in draw(families, held_out=held_out):
-            of_family = families[each.family]
             row = {"prompt": each.question, "answer": each.answer, "family": each.family, "held_out": each.held_out}
-            yield ExampleRow(each.family, row | {"verifier": "exact", "generator": of_family["generator"]})
+            yield ExampleRow(each.family, row | {"verifier": "exact"})
 
     return ExampleSource(weight=weight, identity=lambda: drawn_from(families, held_out=held_out), rows=rows)
 

@@ -17,7 +17,8 @@ VERSION = 1
 HELD_OUT_SEEDS = 1_000_000_000
 """Offset of the seeds of held-out questions; training uses the seeds below it."""
 
-Families = Mapping[str, Mapping[str, Any]]
+Families = Mapping[str, Mapping[str, Any] | None]
+"""null leaves a family out."""
 
 
 class Drawn(NamedTuple):
@@ -43,7 +44,8 @@ def draw(families: Families, *, held_out: int) -> Iterator[Drawn]:
         ValueError: an unknown generator or setting; names the family.
     """
     for name, family in families.items():
-        yield from _of_family(name, held_out=held_out, **family)
+        if family is not None:
+            yield from _of_family(name, held_out=held_out, **family)
 
 
 def _of_family(

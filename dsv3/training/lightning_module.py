@@ -1,6 +1,6 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class LanguageModel(lightning.LightningModule):
     """Trains a Decoder. `training_step` does the whole optimiser step; callbacks find what it was at `record`."""
 
     record: StepRecord  # of the latest step
+    rollouts: Sequence[Mapping[str, Any]] = ()  # what its objective sampled on this rank
     config: DictConfig  # of the run, for callbacks
     folder: RunFolder  # of the run; callbacks write tables there
     mesh: Mesh | None = None  # the ranks that train together; None: one process
@@ -130,6 +131,7 @@ class LanguageModel(lightning.LightningModule):
             step = step._replace(tokens_before=self.tokens_seen)
         with torch.no_grad():
             step = evened(self.objective.prepare(step, self.models), step)  # type: ignore[arg-type]
+        self.rollouts = step.rollouts
         before = step.tokens_before
         own = take_gradients(
             self.losses,

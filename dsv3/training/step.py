@@ -138,7 +138,7 @@ class Losses:
         sums: Sums,
     ) -> Tensor:
         """A micro-batch's share of the balance losses of the layers in `routings`, which is added to `sums`."""
-        share = tokens_of(micro) / denominators["tokens"]
+        share = tokens_of(micro) / denominators["tokens"].clamp(min=1)  # an objective may leave a step without any
         balance = self._balance_loss(routings, micro, tokens_seen) * share
         sums.add({BALANCE.total: balance})
         return balance

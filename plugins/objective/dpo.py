@@ -73,7 +73,12 @@ class DPO(nn.Module):
         pairs = torch.stack([_pairs(micro).sum() for micro in step.micro_batches]).sum()
         answers = torch.stack([(micro.extra[ANSWERS] != IGNORE).sum() for micro in step.micro_batches]).sum()
         chosen = torch.stack([(micro.targets_BT != IGNORE).sum() for micro in step.micro_batches]).sum()
-        return {"pairs": pairs, "chosen_tokens": chosen, "rejected_tokens": answers - chosen, "mtp": chosen}
+        return {
+            "pairs": pairs,
+            "chosen_tokens": chosen,
+            "rejected_tokens": answers - chosen,
+            "mtp": chosen.clamp(min=1),
+        }
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
         answers_BT = micro.extra[ANSWERS]
