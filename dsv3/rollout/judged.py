@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
 from dsv3.contracts import Answer, Prompt, Reward, Rollout
-from dsv3.rollout.rollouts import sample
+from dsv3.rollout.sampler import sample
 
 PROMPTS = 16
 """Prompts that are answered and judged at a time."""

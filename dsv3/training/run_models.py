@@ -15,7 +15,7 @@ from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.shard import whole
 from dsv3.model.decoder import Decoder
 from dsv3.model.losses import token_losses
-from dsv3.rollout.rollouts import sample
+from dsv3.rollout.sampler import sample
 
 
 class RunModels:
@@ -61,7 +61,7 @@ class RunModels:
         temperature: float,
         top_p: float = 1.0,
     ) -> list[Rollout]:
-        """See `dsv3.rollout.rollouts.sample`. All ranks call this together."""
+        """See `dsv3.rollout.sampler.sample`. All ranks call this together."""
         return sample(
             self._whole_policy(),
             self.tokenizer,
