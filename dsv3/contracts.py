@@ -238,13 +238,7 @@ class Models(Protocol):
         """
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[Rollout]:
         """A continuation of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that
         it depends neither on the prompts beside it nor on the number of ranks."""

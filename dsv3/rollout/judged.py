@@ -1,6 +1,6 @@
 """Answers of a trained model to prompts, each with its reward: what pairs and conversations are made of."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ def judged_answers(
     temperature: float,
     seed: int,
 ) -> Iterator[tuple[Prompt, list[Judged]]]:
-    """Each of the first `count` training prompts of `config.data` with its answers, as `config.reward` judges them.
+    """Each of the first `count` training prompts of `config.data` with its answers, as `config.reward` judges them;
+    fewer where a prompt comes a second time before.
 
     Raises:
         ValueError: the data has no prompts, or a row of it lacks what its reward needs.
@@ -41,7 +42,7 @@ def judged_answers(
     data = part(config.data)(tokenizer=lambda **_: tokenizer)
     data.setup("fit")
     reward: Reward = part(config.reward)
-    prompts = islice((prompt for step in data.train_dataloader() for prompt in step.prompts), count)
+    prompts = islice(_distinct(prompt for step in data.train_dataloader() for prompt in step.prompts), count)
     while batch := list(islice(prompts, PROMPTS)):
         asked = [prompt for prompt in batch for _ in range(samples)]
         seeds = [seed * 2**32 + prompt.number * samples + i for prompt in batch for i in range(samples)]
@@ -54,6 +55,16 @@ def judged_answers(
         judged = [Judged(one, value) for one, value in zip(rollouts, reward(answers), strict=True)]
         for place, prompt in enumerate(batch):
             yield prompt, judged[place * samples : (place + 1) * samples]
+
+
+def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Prompts up to the first that has come before."""
+    seen: set[tuple[int, ...]] = set()
+    for prompt in prompts:
+        if tuple(prompt.ids) in seen:
+            return
+        seen.add(tuple(prompt.ids))
+        yield prompt
 
 
 def pair_of(prompt: Prompt, answers: Sequence[Judged]) -> dict[str, Any] | None:
