@@ -17,12 +17,13 @@ from dsv3.contracts import (
     Models,
     Objective,
     OptimizerFactory,
+    RemembersMaxima,
     Routing,
     Schedule,
     Step,
     StepsMatrices,
 )
-from dsv3.distributed.agree import sum_over_ranks
+from dsv3.distributed.agree import max_over_ranks, sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import evaluating
@@ -160,6 +161,8 @@ class LanguageModel(lightning.LightningModule):
         optimizer.zero_grad()
         if self.pipeline is not None:
             self.pipeline.refresh()
+        if isinstance(self.model.precision, RemembersMaxima):
+            max_over_ranks(self.model.precision.maxima(), self.device)
         if isinstance(self.model.precision, FollowsSteps):
             self.model.precision.end_step()
         self.data_state = step.state_after
