@@ -42,6 +42,14 @@ def accelerator(facts: Facts) -> Iterator[Problem]:
         yield Problem(facts.view.origin("trainer.accelerator"), chosen, one_of(ACCELERATORS, chosen))
 
 
+def precision_of_other_machines(facts: Facts) -> Iterator[Problem]:
+    """A study settles `precision=auto` once, on the machine that it is started on."""
+    is_open = facts.view.choices.get("precision") == "auto" and facts.value("precision.choice") is None
+    if facts.view.launcher == "submitit_slurm" and is_open:
+        message = "is chosen on this machine, and hydra/launcher=submitit_slurm trains on others: name one"
+        yield Problem("precision", "auto", message)
+
+
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
     if facts.value("compile") is True and facts.value("recompute"):
         yield Problem("compile", True, "cannot be combined with recomputation: set recompute=[]")
@@ -212,6 +220,7 @@ RELATIONS: tuple[Relation, ...] = (
     finite,
     every_kind_is_chosen,
     accelerator,
+    precision_of_other_machines,
     compiled_or_recomputed,
     several_devices,
     ranks_divide,
