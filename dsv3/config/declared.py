@@ -40,6 +40,7 @@ class Run:
 @dataclass
 class Study:
     arm: str | None
+    stage: PositiveInt | None
     arms: dict[str, Any] | None
     only: Sequence[str] | None
     seeds: Sequence[Seed]

@@ -56,7 +56,7 @@ class Benchmarks(lightning.Callback):
         self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         every = self.every_tokens
-        if not pl_module.finished and every and crossed(every, batch.tokens_before, pl_module.tokens_seen):
+        if not pl_module.finished and every and crossed(every, pl_module.record.tokens_before, pl_module.tokens_seen):
             self.run(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: LanguageModel) -> None:
