@@ -88,7 +88,7 @@ def test_other_mistakes_in_these_keys_are_not_reported_twice() -> None:
 @given(rows=sizes, size=sizes, ranks=st.integers(1, 8))
 def test_ranks_get_as_many_micro_batches_as_the_datamodule_deals(rows: int, size: int, ranks: int) -> None:
     dealt = [
-        DataModule.own_parts(SimpleNamespace(_micro_batch_size=size, _rank=rank, _ranks=ranks), rows)  # type: ignore[arg-type]
+        DataModule.own_parts(SimpleNamespace(micro_batch_size=size, _rank=rank, _ranks=ranks), rows)  # type: ignore[arg-type]
         for rank in range(ranks)
     ]
     assert {len(parts) for parts in dealt} == {Dealt([], ranks).per_rank(rows, size)}
