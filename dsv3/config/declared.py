@@ -78,6 +78,7 @@ class Evaluate:
     format: Literal["text", "json"]
     out: str | None
     held_out: bool
+    chat: bool
     tasks: Sequence[str]
     compare: str | None
     weights: Literal["live", "ema"]
@@ -94,6 +95,7 @@ class Evaluate:
 class Benchmarks:
     folders: Sequence[str]
     every_tokens: PositiveInt | None
+    chat: bool
     before: bool
     batch_size: PositiveInt
     tasks: dict[str, Any]
