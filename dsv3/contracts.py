@@ -502,6 +502,15 @@ class FollowsSteps(Protocol):
 
 
 @runtime_checkable
+class RemembersMaxima(Protocol):
+    """What a Precision that follows steps may offer too: maxima of a step, which are to be those of all ranks."""
+
+    def maxima(self) -> Sequence[Tensor]:
+        """As many, of the same shapes, on every rank, of one dtype. The core puts the largest values of all ranks into
+        them before `end_step`."""
+
+
+@runtime_checkable
 class Settles(Protocol):
     """What a part may offer beside its contract: a choice that is made once, when training begins."""
 

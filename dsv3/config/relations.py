@@ -7,49 +7,20 @@ holds the value, mostly in `model`.
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from dsv3.config.facts import MODEL_EXPERTS, Facts, Relation
 from dsv3.config.problems import NO_VALUE, Problem, one_of
+from dsv3.config.ranks import micro_batches_run, ranks_divide, several_devices
 from dsv3.config.view import View
 
-
-class Number(NamedTuple):
-    key: str  # the key that holds it
-    value: float
-
-
-class Facts:
-    """Looks up what relations need. Keys in `skip` count as absent: something was already reported about them."""
-
-    def __init__(self, view: View, skip: Collection[str]) -> None:
-        self.view = view
-        self.skip = skip
-
-    def value(self, key: str) -> Any:
-        if self.view.origin(key) in self.skip or key in self.skip:
-            return None
-        return self.view.leaves.get(key)
-
-    def number(self, *keys: str) -> Number | None:
-        """The first of `keys` that exists and is a number."""
-        for key in keys:
-            value = self.value(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return Number(self.view.origin(key), value)
-        return None
-
-
-MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
     *("memory", "attention", "router", "balancing", "experts", "dispatch", "parallel", "mtp", "model", "precision"),
     *("tokenizer", "data", "reward", "objective", "optimizer", "schedule", "benchmarks"),
     *("callbacks", "logger", "trainer"),
 )
 ACCELERATORS = ("auto", "cpu", "cuda")
-
-Relation = Callable[[Facts], Iterator[Problem]]
 
 
 def finite(facts: Facts) -> Iterator[Problem]:
@@ -72,40 +43,17 @@ def accelerator(facts: Facts) -> Iterator[Problem]:
         yield Problem(facts.view.origin("trainer.accelerator"), chosen, one_of(ACCELERATORS, chosen))
 
 
+def precision_of_other_machines(facts: Facts) -> Iterator[Problem]:
+    """A study settles `precision=auto` once, on the machine that it is started on."""
+    is_open = facts.view.choices.get("precision") == "auto" and facts.value("precision.choice") is None
+    if facts.view.launcher == "submitit_slurm" and is_open:
+        message = "is chosen on this machine, and hydra/launcher=submitit_slurm trains on others: name one"
+        yield Problem("precision", "auto", message)
+
+
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
     if facts.value("compile") is True and facts.value("recompute"):
         yield Problem("compile", True, "cannot be combined with recomputation: set recompute=[]")
-
-
-def several_devices(facts: Facts) -> Iterator[Problem]:
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        if (number := facts.number(key)) and number.value < 1:
-            yield Problem(*number, "must be at least 1")
-        elif number and number.value > 1 and facts.view.choices.get("parallel") == "none":
-            yield Problem(*number, "must be 1 with parallel=none: choose parallel=sharded, experts or pipeline")
-
-
-def ranks_divide(facts: Facts) -> Iterator[Problem]:
-    """world = stages x replicas x experts; experts = nodes x local (dsv3.distributed.parallel)."""
-    world = 1.0
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        world *= number.value if (number := facts.number(key)) else 1
-    stages, experts = facts.number("parallel.stages"), facts.number("parallel.experts")
-    if world < 1 or (stages and stages.value < 1) or (experts and experts.value < 1):
-        return
-    if stages and world % stages.value:
-        yield Problem(*stages, f"must divide the number of devices, {world:.0f}")
-        return
-    data = world // (stages.value if stages else world)
-    if experts and data % experts.value:
-        yield Problem(*experts, f"must divide the {data:.0f} devices of a stage")
-        return
-    sharing = experts.value if experts else data
-    if (nodes := facts.number("parallel.nodes")) and nodes.value > 0 and sharing % nodes.value:
-        yield Problem(*nodes, f"must divide the {sharing:.0f} devices that share the experts")
-    if (count := facts.number(MODEL_EXPERTS)) and count.value % sharing:
-        share = f"must divide {count.key}={count.value} among the {sharing:.0f} devices that share the experts"
-        yield Problem(*(experts or Number("parallel.experts", sharing)), share)
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
@@ -274,9 +222,11 @@ RELATIONS: tuple[Relation, ...] = (
     finite,
     every_kind_is_chosen,
     accelerator,
+    precision_of_other_machines,
     compiled_or_recomputed,
     several_devices,
     ranks_divide,
+    micro_batches_run,
     max_steps,
     groups_divide_experts,
     groups_kept,

@@ -24,6 +24,7 @@ class View:
     mappings: key -> names under it.
     raw: key -> text of those that are interpolations.
     choices: group -> chosen option.
+    launcher: Hydra's option that a sweep's jobs go to.
     missing: keys of mandatory values that are not given.
     problems: interpolations that name no key, and mandatory values that are missing.
     """
@@ -31,6 +32,7 @@ class View:
     def __init__(self, config: DictConfig) -> None:
         self._config = config
         self.choices = choices(config)
+        self.launcher: str | None = config.hydra.runtime.choices.get("hydra/launcher")
         self.leaves: dict[str, Any] = {}
         self.mappings: dict[str, list[str]] = {}
         self.raw: dict[str, str] = {}
