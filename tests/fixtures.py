@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from tests.conftest import ROOT
-from tests.once import SHARED, configs_are_composed_once, configs_are_merged_once, configs_are_read_once
+from tests.once import configs_are_composed_once, configs_are_merged_once, configs_are_read_once
 from tests.synthetic import TARGETS
 
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
@@ -52,13 +52,6 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         base.append(f"allow=[{','.join(TARGETS)}]")
         return compose("train", overrides=[*base, "logger=none", "benchmarks=none", "run.tokens=5120", *overrides])
-
-
-@pytest.fixture(autouse=True, scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A folder for all processes of the session, those that tests start too: each reads its name here."""
-    own = tmp_path_factory.getbasetemp()
-    os.environ[SHARED] = str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture(autouse=True, scope="session")

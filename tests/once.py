@@ -4,15 +4,15 @@
     the text of interpolations; what a composition was told is written out for an interpolated default alone.
 `configs_are_merged_once`, in each process: what the chosen options are together, before keys are set.
 `configs_are_composed_once`, in each process: what the preflight composes, the same base under most mistakes.
-`lm_eval_is_indexed_once`, in a session: the 14,000 YAML files behind lm-eval's own tasks.
+`lm_eval_is_indexed_once`, in a checkout: the 14,000 YAML files behind lm-eval's own tasks.
 
 Each puts a memory in front of a library's function. What comes out is the same.
 """
 
 import functools
-import os
 import pickle
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,11 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig
 
 import dsv3.config.compose
+from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.paths import CONF, ROOT
 
 PLACES = {"pkg://hydra.conf", f"file://{CONF}", f"file://{ROOT}/tests/conf", "structured://"}
 """Where configs lie that no test writes."""
-
-SHARED = "DSV3_TESTS_SHARED"
-"""The environment variable that names a folder for all processes of the session."""
 
 
 @functools.cache  # a conftest.py may be imported twice
@@ -107,11 +105,14 @@ def lm_eval_is_indexed_once() -> None:
 
     @functools.cache
     def index_of_own() -> dict[str, Any]:
-        file = Path(os.environ[SHARED], "lm_eval_index.pickle")
+        file = ROOT / ".cache" / "tests" / f"lm_eval-{version('lm-eval')}.pickle"
+        file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                file.write_bytes(pickle.dumps(build([own])))
-        return pickle.loads(file.read_bytes())
+            folder, index = pickle.loads(file.read_bytes()) if file.exists() else (None, {})
+            if folder != own:  # its files are named there
+                index = build([own])
+                write_atomically(file, lambda temporary: temporary.write_bytes(pickle.dumps((own, index))))
+        return index
 
     def build_once(paths: Iterable[Path], **settings: Any) -> dict[str, Any]:
         index: dict[str, Any] = {}
