@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LONGEST = ("tests/smoke", "tests/study", "tests/config/test_overrides", "tests/evaluation", "tests/reporting")
-"""Begun first, so that none is left when the other processes are done."""
+LONGEST = ("tests/study", "tests/smoke", "tests/distributed", "tests/config", "tests/training", "tests/evaluation")
+"""Begun first, so that no long file is left when the other processes are done."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,4 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    def place(item: pytest.Item) -> int:
+        return next((i for i, folder in enumerate(LONGEST) if item.nodeid.startswith(folder)), len(LONGEST))
+
+    items.sort(key=place)
