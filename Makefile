@@ -40,6 +40,11 @@ $(READY): pyproject.toml requirements.txt
 train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
+chat: $(READY) ## fine-tune the default run on conversations and talk to it
+	$(BIN)/python train.py
+	$(BIN)/python train.py experiment=chat
+	$(BIN)/python -m dsv3 chat checkpoint=runs/chat/seed1
+
 test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
 	$(PYTEST) -m "not slow and not gpu"
@@ -57,4 +62,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train test test-all bench check
+.PHONY: help setup train chat test test-all bench check

@@ -25,4 +25,7 @@ def micro_batch(
     if isolate or not bos_is_target:
         targets[targets == tokenizer.bos] = IGNORE
     arrays = (inputs, targets, positions, document_ids, domains[:, :-1])
-    return MicroBatch(*(torch.from_numpy(np.array(array, dtype=np.int64, order="C")) for array in arrays))
+    tokens_BT, targets_BT, positions_BT, document_ids_BT, domains_BT = (
+        torch.from_numpy(np.array(array, dtype=np.int64, order="C")) for array in arrays
+    )
+    return MicroBatch(tokens_BT, targets_BT, positions_BT, document_ids_BT, domains_BT)

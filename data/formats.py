@@ -66,7 +66,7 @@ def read(open_file: Callable[[], IO[bytes]], *, name: str, path: str, column: st
 def _read(
     file: IO[bytes], open_file: Callable[[], IO[bytes]], *, name: str, path: str, column: str, longest: int
 ) -> Iterator[Any]:
-    plain, again = _decompressed(file), lambda: _decompressed(open_file())
+    plain, again = decompressed(file), lambda: decompressed(open_file())
     head = plain.peek(HEAD)[:HEAD]
     promised = name.lower().removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2").removesuffix(".xz")
     rows = _Rows(name, path, column, longest, required=promised.endswith(ROWS))
@@ -83,14 +83,14 @@ def _read(
     else:
         _check_utf8(plain, path)
         with again() as text:
-            yield Document(name, _text(text))
+            yield Document(name, text_parts(text))
 
 
 def _no_utf8(error: UnicodeDecodeError) -> str:
     return f"no UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
 
 
-def _decompressed(file: IO[bytes]) -> Any:
+def decompressed(file: IO[bytes]) -> Any:
     """A buffered reader of the content, which `peek` looks at."""
     head = file.read(8)
     file.seek(0)
@@ -130,7 +130,7 @@ def _seekable(file: IO[bytes], plain: Any) -> IO[bytes]:
     return file
 
 
-def _text(file: Any) -> Iterator[str]:
+def text_parts(file: Any) -> Iterator[str]:
     """A text in parts, without a byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     while data := file.read(CHUNK):
@@ -235,7 +235,7 @@ class _Rows:
 
     def _json_array(self, file: Any) -> Iterator[Any]:
         number = 0
-        for number, row in enumerate(self._decoded(elements(_text(file), self.longest)), start=1):
+        for number, row in enumerate(self._decoded(elements(text_parts(file), self.longest)), start=1):
             if row is TOO_LONG:
                 yield LeftOut(f"{self.name}:{number - 1}", "too long", f"from a row of over {self.longest:,} bytes on")
                 return

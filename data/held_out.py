@@ -93,14 +93,14 @@ def questions(
     available = sum(map(len, queues.values()))
     if queues and available < count:
         raise ValueError(f"data.questions={count}: must be at most {available}, the questions held out")
-    chosen = _evenly(list(queues.values()), count)
+    chosen = evenly(list(queues.values()), count)
     for question in chosen:
         parts = tokenizer.encode(question.prompt) + tokenizer.encode(question.answer)
         assert parts == tokenizer.encode(question.prompt + question.answer), question
     return chosen
 
 
-def _evenly(queues: Sequence[Sequence[Question]], count: int) -> list[Question]:
+def evenly(queues: Sequence[Sequence[Question]], count: int) -> list[Question]:
     """The first of each queue, the second of each, and so on, `count` in all; queue after queue in the result."""
     taken = [0] * len(queues)
     for _ in range(min(count, sum(map(len, queues)))):

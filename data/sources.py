@@ -3,10 +3,7 @@
 A new source is a function that returns a `Source`, named by `_target_` in conf/data/*.yaml.
 """
 
-import dataclasses
-import enum
 import fnmatch
-import importlib.metadata
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,15 +15,13 @@ import fsspec
 
 from data.documents import BadTextError, Document, LeftOut
 from data.formats import read
+from data.questions import Families, draw, drawn_from
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 
 OnBad = Literal["refuse", "skip"]
 
 VERSION = 1
 """Raised with every change of the code that reads other texts from the same place."""
-
-HELD_OUT_SEEDS = 1_000_000_000
-"""Offset of the seeds of held-out questions; training uses the seeds below it."""
 
 LONGEST = 256_000_000
 """Bytes of the longest row that is taken, unless data.max_document_bytes says otherwise."""
@@ -117,8 +112,8 @@ def local_files(
     if path is None:
         return None
 
-    def listed(place: str) -> list[File]:
-        found = [file for file in _listed(place) if _matches(file.name, include, exclude)]
+    def chosen(place: str) -> list[File]:
+        found = [file for file in listed(place) if matching(file.name, include, exclude)]
         if not found:
             raise ValueError(f"path={place!r} holds no files that include={list(include)} admits and exclude does not")
         return found
@@ -126,21 +121,21 @@ def local_files(
     def files() -> Sequence[tuple[File, bool | None]]:
         """Each file, and whether it is held out: one below `path` that is for validation is not for training."""
         if validation is None:
-            return [(file, None) for file in listed(path)]
-        held_out = listed(validation)
+            return [(file, None) for file in chosen(path)]
+        held_out = chosen(validation)
         apart = {file.path for file in held_out}
-        return [(file, False) for file in listed(path) if file.path not in apart] + [(file, True) for file in held_out]
+        return [(file, False) for file in chosen(path) if file.path not in apart] + [(file, True) for file in held_out]
 
     def identity() -> Mapping[str, Any]:
-        stamps = [(_printable(file.path), file.size, file.stamp, held_out) for file, held_out in files()]
+        stamps = [(printable(file.path), file.size, file.stamp, held_out) for file, held_out in files()]
         settings = [text_column, on_bad, max_document_bytes]
         return {"version": VERSION, "settings": settings, "files": stamps}
 
     def documents() -> Iterator[Document | LeftOut]:
         for file, held_out in files():
-            settings: dict[str, Any] = {"name": file.name, "path": _printable(file.path)}
+            settings: dict[str, Any] = {"name": file.name, "path": printable(file.path)}
             settings |= {"column": text_column, "longest": max_document_bytes}
-            for found in _accepted(partial(_opened, file.path), on_bad, **settings):
+            for found in _accepted(partial(opened, file.path), on_bad, **settings):
                 yield found if isinstance(found, LeftOut) else found._replace(held_out=held_out)
 
     def size() -> int:
@@ -149,11 +144,11 @@ def local_files(
     return Source(weight=weight, identity=identity, documents=documents, size=size)
 
 
-def _opened(path: str) -> Any:
+def opened(path: str) -> Any:
     return fsspec.open(path).open() if "://" in path else open(path, "rb")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name need not be text: its other bytes are written out."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -173,14 +168,14 @@ def _accepted(open_file: Callable[[], IO[bytes]], on_bad: OnBad, **settings: Any
         yield bad(error)
 
 
-def _matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+def matching(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     def any_of(patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern.removeprefix("**/")) for pattern in patterns)
 
     return any_of(include) and not any_of(exclude)
 
 
-def _listed(path: str) -> list[File]:
+def listed(path: str) -> list[File]:
     """The files at a path, in the order of their names, but for hidden ones."""
     found = _on_disk(Path(path).expanduser()) if "://" not in path else _elsewhere(path)
     visible = (file for file in found if not any(part.startswith(".") for part in file.name.split("/")))
@@ -195,7 +190,7 @@ def _on_disk(root: Path) -> Iterator[File]:
         name = path.relative_to(root).as_posix() if root.is_dir() else path.name.lstrip(".")
         if path.is_file():  # no socket, and no link to nowhere
             stat = path.stat()
-            yield File(_printable(name), str(path.absolute()), stat.st_size, str(stat.st_mtime_ns))
+            yield File(printable(name), str(path.absolute()), stat.st_size, str(stat.st_mtime_ns))
 
 
 def _elsewhere(path: str) -> Iterator[File]:
@@ -244,65 +239,21 @@ def hub(
     return Source(weight=weight, identity=identity, documents=documents)
 
 
-def reasoning(*, families: Mapping[str, Mapping[str, Any]], held_out: NonNegativeInt, weight: PositiveFloat) -> Source:
-    """Questions of reasoning-gym's generators, written `Question: {question}\\nAnswer: {answer}`.
-
-    `families`: of each, the `generator` (its name in reasoning-gym), the number of questions drawn for `train`, and the
-    generator's `settings`. `held_out`: questions held out from each. The two come from different seeds, and a question
-    that was drawn for both is taken out of training.
+def reasoning(*, families: Families, held_out: NonNegativeInt, weight: PositiveFloat) -> Source:
+    """Questions of reasoning-gym's generators (`data.questions`), written `Question: {question}\\nAnswer: {answer}`.
 
     Raises:
         ValueError: an unknown generator or setting.
     """
 
-    def identity() -> Mapping[str, Any]:
-        generators = importlib.metadata.version("reasoning-gym")
-        return {"version": VERSION, "generators": generators, "families": families, "held_out": held_out}
-
     def documents() -> Iterator[Document | LeftOut]:
-        for name in families:
-            yield from _questions(name, held_out=held_out, **families[name])
+        for drawn in draw(families, held_out=held_out):
+            yield Document(
+                f"{drawn.family}/{drawn.question}",
+                f"Question: {drawn.question}\nAnswer: {drawn.answer}",
+                held_out=drawn.held_out,
+                family=drawn.family,
+                answer=drawn.answer,
+            )
 
-    return Source(weight=weight, identity=identity, documents=documents)
-
-
-def _questions(
-    family: str, *, generator: str, settings: Mapping[str, Any], train: int, held_out: int
-) -> Iterator[Document]:
-    """Distinct questions of one family: the held-out ones, then those of training that are not among them."""
-    from reasoning_gym.factory import DATASETS
-
-    if generator not in DATASETS:
-        raise ValueError(f"families.{family}.generator={generator!r} is none of reasoning-gym's: {sorted(DATASETS)}")
-    make, config = DATASETS[generator]
-    seen: set[str] = set()
-    for is_held_out, seed, size in ((True, HELD_OUT_SEEDS, held_out), (False, 0, train)):
-        try:
-            drawn = make(config(seed=seed, size=size, **_typed(config, settings)))
-        except (ValueError, AssertionError) as error:
-            raise ValueError(f"families.{family}: {error}") from error
-        for entry in drawn:
-            question = entry["question"].strip()
-            if question in seen:
-                continue
-            seen.add(question)
-            answer = str(entry["answer"])
-            text = f"Question: {question}\nAnswer: {answer}"
-            yield Document(f"{family}/{question}", text, held_out=is_held_out, family=family, answer=answer)
-
-
-def _typed(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with strings turned into the enumeration members that the generator's configuration has."""
-    defaults = {
-        field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        for field in dataclasses.fields(config)
-    }
-    unknown = sorted(set(settings) - set(defaults))
-    if unknown:
-        raise ValueError(f"unknown settings {unknown}; there are {sorted(defaults)}")
-    result = dict(settings)
-    for name, value in settings.items():
-        default = defaults[name]
-        if isinstance(default, list) and default and isinstance(default[0], enum.Enum):
-            result[name] = [type(default[0])(item) for item in value]
-    return result
+    return Source(weight=weight, identity=lambda: drawn_from(families, held_out=held_out), documents=documents)

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from data.cache import cached, digest
 from dsv3.bounds import PositiveInt
+from dsv3.prompts.chat import CHAT_TEMPLATE
 
 SPECIAL = {
     "bos": "<｜begin▁of▁sentence｜>",
@@ -109,7 +110,8 @@ class ByteLevelBPE:
         return digest({**self._content, "post_processor": None})  # what `save` adds encodes nothing else
 
     def save(self, directory: str) -> None:
-        """Write the two files that transformers' AutoTokenizer reads; like DeepSeek's, it puts BOS first."""
+        """Write the files that transformers' AutoTokenizer reads, a chat template among them; like DeepSeek's, it puts
+        BOS first."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         template = {
@@ -136,6 +138,7 @@ class ByteLevelBPE:
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8"
         )
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def load(directory: str) -> ByteLevelBPE:

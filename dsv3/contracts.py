@@ -41,22 +41,45 @@ Schedule = Callable[[int], float]
 
 
 class MicroBatch(NamedTuple):
-    """Packed rows of tokens that fit through the model at once. All tensors are int64."""
+    """Packed rows of tokens that fit through the model at once. All tensors but `extra`'s are int64."""
 
     tokens_BT: Tensor
     targets_BT: Tensor  # the next token of each position, or IGNORE
     positions_BT: Tensor  # for RoPE; restart in each document only where documents are isolated
     document_ids_BT: Tensor  # documents of a row are numbered from 1; 0 is padding
     domains_BT: Tensor  # index into the datamodule's `domains`
+    extra: Mapping[str, Tensor] = {}  # [B, T] each: what an objective's `prepare` added, by name
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        """The micro-batch with every tensor changed."""
+        extra = {name: change(tensor) for name, tensor in self.extra.items()}
+        tokens, targets, positions, documents, domains = (change(tensor) for tensor in self[:-1])
+        return MicroBatch(tokens, targets, positions, documents, domains, extra)
+
+    def padding(self) -> "MicroBatch":
+        """One of this shape that has no tokens."""
+        empty = self.map(torch.zeros_like)
+        return empty._replace(targets_BT=torch.full_like(self.targets_BT, IGNORE))
+
+
+class Prompt(NamedTuple):
+    """What a policy is asked, and how its answer is judged."""
+
+    ids: list[int]  # of the prompt in the chat template, to be continued by the answer
+    text: str  # the user's message
+    item: Mapping[str, Any]  # the row of the data: `answer`, `verifier` and whatever else it has
+    number: int  # counts the prompts of the run: random numbers follow from it
 
 
 class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
 
-    micro_batches: list[MicroBatch]  # this rank's
+    micro_batches: list[MicroBatch]  # this rank's; none where an objective makes them of `prompts`
     tokens_before: int  # tokens trained on before this step; padding is none
     state_after: dict[str, Any]  # data state once this step is done; JSON-serialisable
     filled: int = 0  # micro-batches at the end that are padding, so that every rank has as many
+    prompts: Sequence[Prompt] = ()  # this rank's. The tokens of such a step, and those before it, the core counts
+    rollouts: Sequence[Mapping[str, Any]] = ()  # what an objective sampled for them: rows of the table of rollouts
 
 
 class Question(NamedTuple):
@@ -66,6 +89,7 @@ class Question(NamedTuple):
     prompt: str
     answer: str
     majority_answer: str  # most frequent answer of this family in training: the majority baseline
+    chat: bool = False  # the prompt is a user's message, and the answer the assistant's reply
 
 
 class Sample(NamedTuple):
@@ -75,6 +99,7 @@ class Sample(NamedTuple):
     prefix: str
     suffix: str | None  # given, the gap before it is filled in; None: the prefix is continued
     real: str  # what stands there
+    chat: bool = False  # the prefix is a user's message
 
 
 class Routing(NamedTuple):
@@ -184,10 +209,48 @@ class Forward(NamedTuple):
     routings: "dict[str, Routing]"  # by the name of the MoE layer; MTP's included
 
 
-class Models(NamedTuple):
+class Rollout(NamedTuple):
+    """One sampled continuation of a prompt."""
+
+    ids: list[int]  # what was sampled, EOS included where it ended by itself
+    text: str  # of it, without special tokens
+    ended: bool  # by itself; False: cut at the limit of tokens
+    log_probs: list[float]  # of each id, under the distribution that it was drawn from
+
+
+class Models(Protocol):
     """The models that an objective may ask before a step, under `torch.no_grad`."""
 
-    policy: nn.Module  # the model that is trained
+    @property
+    def policy(self) -> nn.Module:
+        """The model that is trained."""
+
+    def reference(self) -> nn.Module:
+        """The policy as training began, with the weights of `run.init_from`: frozen, and in no checkpoint.
+
+        Raises ValueError where the run began with random weights.
+        """
+
+    def teacher(self, run: str) -> nn.Module:
+        """Another trained model with the same tokenizer, frozen.
+
+        Raises ValueError where its tokenizer is another one.
+        """
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float = 1.0,
+    ) -> list[Rollout]:
+        """A continuation of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that
+        it depends neither on the prompts beside it nor on the number of ranks."""
+
+    def log_probs(self, model: nn.Module, micro: "MicroBatch", *, temperature: float = 1.0) -> Tensor:
+        """ln p of each target under softmax(logits / temperature), float32 [B, T], 0 where there is none."""
 
 
 class Objective(Protocol):
@@ -201,13 +264,35 @@ class Objective(Protocol):
 
     def prepare(self, step: "Step", models: Models) -> "Step":
         """Return the step to train on: `step` itself, or one that was made of it (sampled answers, reference
-        log-probabilities). Called without gradients, before the first micro-batch."""
+        log-probabilities). Called without gradients, before the first micro-batch. Where it makes other micro-batches,
+        the core adds padding on ranks that have fewer."""
 
     def denominators(self, step: "Step") -> Denominators:
         """Return this rank's share of each denominator; the core sums them over ranks before the first micro-batch."""
 
     def loss(self, forward: Forward, head: Head, micro: "MicroBatch", denominators: Denominators) -> LossTerm:
         """Return a micro-batch's share of the step's loss: shares add up to the loss of the global batch."""
+
+
+class Answer(NamedTuple):
+    """What a policy wrote for a prompt, as a reward sees it."""
+
+    prompt: str  # the user's message
+    text: str  # what was written, without special tokens
+    ids: Sequence[int]
+    ended: bool  # by itself, with EOS; False: cut at the limit of tokens
+    item: Mapping[str, Any]  # the row of the data: `answer`, `verifier`, and whatever else it has
+
+
+class Reward(Protocol):
+    """Judges answers, each by itself: its reward does not depend on the other answers or on their order."""
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        """A number for each, finite; 0: nothing is right. An answer that has not ended earns 0, and a blank one too.
+
+        Raises:
+            ValueError: a row of the data lacks what the reward reads, or has a value that it cannot use.
+        """
 
 
 @runtime_checkable

@@ -12,7 +12,16 @@ import torch
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.config.known_parts import targets_in
-from dsv3.testing import check_callback, check_objective, check_precision, check_router, check_tokenizer
+from dsv3.contracts import Answer
+from dsv3.testing import (
+    Marked,
+    check_callback,
+    check_objective,
+    check_precision,
+    check_reward,
+    check_router,
+    check_tokenizer,
+)
 from tests.commands import attempt
 from tests.conftest import ROOT
 
@@ -49,6 +58,18 @@ def test_the_objective_keeps_to_its_contract() -> None:
         SmoothedLoss(smoothing=1.0, token_bytes_V=torch.zeros(4))
 
 
+def test_the_reward_keeps_to_its_contract() -> None:
+    from last_line import LastLine
+
+    row = {"answer": "25"}
+    check_reward(partial(LastLine, longest=2), [Marked(row, "5 * 5 is\n25", "5 * 5 is\n26")])
+    assert LastLine(longest=2)([Answer("", f"{above}25", [], True, row) for above in ("", "a\n", "a\nb\n")]) == [
+        1,
+        1,
+        0,
+    ]
+
+
 def test_the_callback_keeps_to_its_contract() -> None:
     from token_counts import TokenCounts
 
@@ -79,7 +100,7 @@ def together(tmp_path: Path) -> Path:
 
 
 CHOSEN = [
-    "router=softplus", "precision=wide_head", "objective=smoothed", "tokenizer=plain_bytes",
+    "router=softplus", "precision=wide_head", "objective=smoothed", "reward=last_line", "tokenizer=plain_bytes",
     "+callbacks@callbacks.mine=mine",
 ]  # fmt: skip
 
@@ -105,10 +126,10 @@ def test_they_train_through_one_key_each(together: Path, tmp_path: Path) -> None
 
 
 def test_mistakes_are_found_before_any_work(together: Path, tmp_path: Path) -> None:
-    mistakes = ["router.rute_scale=2", "callbacks.mine.every=2", "objective.smoothing=much"]
+    mistakes = ["router.rute_scale=2", "callbacks.mine.every=2", "objective.smoothing=much", "reward.longest=0"]
     done = train(tmp_path, together, *CHOSEN, *mistakes, f"run.dir={tmp_path}/run")
     assert done.returncode == 2
-    assert done.stderr.startswith("3 problems")
+    assert done.stderr.startswith("4 problems")
     for part in (*mistakes, "route_scale", "every_tokens"):
         assert part in done.stderr
     assert not (tmp_path / "run").exists()

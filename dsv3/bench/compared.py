@@ -76,4 +76,4 @@ def batches(vocab_size: int, *, device: torch.device, seed: int = 0) -> Iterator
     while True:
         row = torch.randint(0, vocab_size, (ROWS, LENGTH + 1), generator=generator)
         batch = (row[:, :-1].contiguous(), row[:, 1:].contiguous(), positions_BT, ones_BT, ones_BT - 1)
-        yield MicroBatch(*(tensor.to(device) for tensor in batch))
+        yield MicroBatch(*batch).map(lambda tensor: tensor.to(device))

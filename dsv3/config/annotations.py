@@ -96,7 +96,7 @@ def out_of_range(annotation: ast.expr, value: Any, module: Module) -> str | None
 
 
 def arguments_of(annotation: ast.expr, value: Any, module: Module) -> Iterator[tuple[str, str]]:
-    """Mappings in `value` whose keys are the arguments of a class: ("", or their place in a list, the class's name)."""
+    """Mappings in `value` whose keys are the arguments of a class: (where in it, "" for itself, the class's name)."""
     match annotation:
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
             yield from arguments_of(left, value, module)
@@ -109,6 +109,10 @@ def arguments_of(annotation: ast.expr, value: Any, module: Module) -> Iterator[t
             for place, element in enumerate(value):
                 for _, kind in arguments_of(_items(inner)[0], element, module):
                     yield f".{place}", kind
+        case ast.Subscript(value=base, slice=ast.Tuple(elts=[_, inner])) if _name(base) in _MAPPINGS:
+            for name, element in value.items() if isinstance(value, dict) else ():
+                for _, kind in arguments_of(inner, element, module):
+                    yield f".{name}", kind
 
 
 _RANGES = {"Between": Between, "AtLeast": AtLeast, "Above": Above}

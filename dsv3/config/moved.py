@@ -83,7 +83,7 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
     current: where it is given, a part that older versions had none of is as it is there.
     """
     config = copy.deepcopy(old)
-    for part in ("objective", "callbacks"):
+    for part in ("reward", "objective", "callbacks"):
         if current is not None and part in current and part not in config:
             config[part] = OmegaConf.create(OmegaConf.to_container(current[part], resolve=True))
     for key, now in MOVED.items():

@@ -44,7 +44,8 @@ class Facts:
 MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
     *("memory", "attention", "router", "balancing", "experts", "dispatch", "parallel", "mtp", "model", "precision"),
-    *("tokenizer", "data", "objective", "optimizer", "schedule", "benchmarks", "callbacks", "logger", "trainer"),
+    *("tokenizer", "data", "reward", "objective", "optimizer", "schedule", "benchmarks"),
+    *("callbacks", "logger", "trainer"),
 )
 ACCELERATORS = ("auto", "cpu", "cuda")
 
@@ -214,8 +215,9 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
-    path = facts.value("run.init_from")
-    if isinstance(path, str) and not Path(path).exists():
+    path, stage = facts.value("run.init_from"), facts.value("study.stage")
+    is_later_stage = isinstance(stage, int) and stage > 1  # begins with a run of the same study
+    if isinstance(path, str) and not is_later_stage and not Path(path).exists():
         yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
 
 

@@ -17,6 +17,7 @@ from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.model.losses import greedy_tokens, token_losses
 from dsv3.monitoring.expert_load import ExpertLoad
+from dsv3.prompts.chat import prompt_ids
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ def dealt(batches: Iterable[MicroBatch], rank: int, of: int) -> Iterator[MicroBa
     for number, batch in enumerate(batches):
         place = number % of
         if place == 0:
-            own = MicroBatch(*(torch.zeros_like(tensor) for tensor in batch))
-            own.targets_BT.fill_(IGNORE)
+            own = batch.padding()
         if place == rank:
             own = batch
         if place == of - 1:
@@ -97,7 +97,7 @@ def domain_scores(
     metric = DomainLoss(len(domains)).to(model.device)
     with cached_weight_casts(model):
         for batch in batches:
-            batch = MicroBatch(*(tensor.to(model.device) for tensor in batch))
+            batch = batch.map(lambda tensor: tensor.to(model.device))
             output = model(batch, with_mtp=False) if run is None else run(batch)
             if output is None:
                 continue
@@ -154,7 +154,7 @@ def answer_questions(model: Decoder, questions: Sequence[Question], tokenizer: T
 
 def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenizer) -> list[bool]:
     device = model.device
-    prompts = [[tokenizer.bos, *tokenizer.encode(q.prompt)] for q in questions]
+    prompts = [prompt_ids(tokenizer, q.prompt, chat=q.chat) for q in questions]
     answers = [[*tokenizer.encode(q.answer), tokenizer.eos] for q in questions]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
     tokens_BT = torch.full((len(questions), width), tokenizer.pad)
@@ -170,7 +170,7 @@ def _answered(model: Decoder, questions: Sequence[Question], tokenizer: Tokenize
         (tokens_BT != tokenizer.pad).long(),
         torch.zeros_like(tokens_BT),
     )
-    batch = MicroBatch(*(t.to(device) for t in batch))
+    batch = batch.map(lambda tensor: tensor.to(device))
     hidden_ND = model(batch, with_mtp=False).hidden_BTD.flatten(0, 1)
     predicted_BT = greedy_tokens(hidden_ND, model.cast_head()).view_as(batch.targets_BT)
     right_BT = (predicted_BT == batch.targets_BT) | (batch.targets_BT == IGNORE)

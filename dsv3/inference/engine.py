@@ -233,15 +233,20 @@ def complete(
     *,
     decode: Decode,
     at_once: int,
+    choices: Sequence[Choice] | None = None,
 ) -> list[Completion]:
-    """Each prompt's text, at most `at_once` rows together: where one ends the next prompt joins."""
+    """Each prompt's text, at most `at_once` rows together: where one ends the next prompt joins.
+
+    choices: of each prompt, instead of what the settings say.
+    """
     engine = Engine(backend, decode=decode if any(one.stop for one in settings) else None)
     waiting, of = iter(range(len(prompts))), dict[int, int]()
     ids: list[list[int]] = [[] for _ in prompts]
     completions: dict[int, Completion] = {}
     while len(completions) < len(prompts):
         for index in itertools.islice(waiting, at_once - len(engine.rows)):
-            of[engine.add(prompts[index], settings[index])] = index
+            choice = choices[index] if choices is not None else None
+            of[engine.add(prompts[index], settings[index], choice=choice)] = index
         for event in engine.step():
             index = of[event.row]
             ids[index] += event.ids

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsv3.contracts import IGNORE
+from dsv3.contracts import IGNORE, Head
 
 CHUNK = 512  # positions
 
@@ -96,6 +96,94 @@ def linear_cross_entropy(
     copy_VD = weight_VD.detach().to(hidden_ND.dtype) if copy_VD is None else copy_VD
     total, correct = _LinearCrossEntropy.apply(hidden_ND.to(copy_VD.dtype), weight_VD, targets_N, copy_VD)
     return HeadLoss(total, correct, (targets_N != IGNORE).sum())
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """Keeps no logits: the backward pass makes a chunk's anew."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, copy_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_ND, targets_N, copy_VD)
+        ctx.weight_dtype = torch.promote_types(weight_VD.dtype, torch.float32)
+        return -token_losses(hidden_ND, copy_VD, targets_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_ND, targets_N, copy_VD = ctx.saved_tensors
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(copy_VD, dtype=ctx.weight_dtype)
+        scale_N = -grads[0] * (targets_N != IGNORE)
+        for start in range(0, len(targets_N), CHUNK):
+            rows = slice(start, start + CHUNK)
+            hidden, targets = hidden_ND[rows], targets_N[rows]
+            p = torch.softmax(hidden @ copy_VD.T, -1, dtype=ctx.weight_dtype)
+            grad = torch.empty_like(p, dtype=hidden.dtype)
+            grad = _logit_gradient(p, targets, out=grad) * scale_N[rows].unsqueeze(1).to(hidden.dtype)
+            torch.mm(grad, copy_VD, out=grad_hidden_ND[rows])
+            grad_weight_VD += grad.T @ hidden
+        return grad_hidden_ND, grad_weight_VD, None, None
+
+
+def token_log_probs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, copy_VD: Tensor | None = None
+) -> Tensor:
+    """ln softmax(hidden_ND weight_VD^T)[targets_N], float32 [N] with a gradient (0 at `IGNORE` positions).
+
+    For losses that are no weighted sum of them; `copy_VD` as in `linear_cross_entropy`.
+    """
+    copy_VD = weight_VD.detach().to(hidden_ND.dtype) if copy_VD is None else copy_VD
+    log_probs_N: Tensor = _TokenLogProbs.apply(hidden_ND.to(copy_VD.dtype), weight_VD, targets_N, copy_VD)
+    return log_probs_N
+
+
+class _TokenDivergences(torch.autograd.Function):
+    """Keeps no logits: the backward pass makes a chunk's anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, copy_VD: Tensor, other: Head, other_ND: Tensor, reverse: bool
+    ) -> Tensor:
+        ctx.save_for_backward(hidden_ND, copy_VD, other.copy_VD, other_ND)
+        ctx.reverse, ctx.weight_dtype = reverse, torch.promote_types(weight_VD.dtype, torch.float32)
+        chunks = zip(hidden_ND.split(CHUNK), other_ND.split(CHUNK), strict=True)
+        return torch.cat([_divergence(h @ copy_VD.T, o @ other.copy_VD.T, reverse)[0] for h, o in chunks])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        hidden_ND, copy_VD, other_VD, other_ND = ctx.saved_tensors
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(copy_VD, dtype=ctx.weight_dtype)
+        for start in range(0, len(hidden_ND), CHUNK):
+            rows = slice(start, start + CHUNK)
+            hidden = hidden_ND[rows]
+            _, grad = _divergence(hidden @ copy_VD.T, other_ND[rows] @ other_VD.T, ctx.reverse)
+            grad = (grad * grads[0][rows].unsqueeze(1)).to(hidden.dtype)
+            torch.mm(grad, copy_VD, out=grad_hidden_ND[rows])
+            grad_weight_VD += grad.T @ hidden
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None
+
+
+def _divergence(logits_CV: Tensor, other_CV: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """KL(p || q) of each position if `reverse`, else KL(q || p), p being ours; and its gradient for our logits."""
+    dtype = torch.promote_types(logits_CV.dtype, torch.float32)
+    log_p, log_q = (torch.log_softmax(logits, -1, dtype=dtype) for logits in (logits_CV, other_CV))
+    p = log_p.exp()
+    if reverse:
+        kl_C = (p * (log_p - log_q)).sum(-1)
+        return kl_C, p * (log_p - log_q - kl_C.unsqueeze(1))
+    q = log_q.exp()
+    return (q * (log_q - log_p)).sum(-1), p - q
+
+
+def token_divergences(hidden_ND: Tensor, head: Head, other_ND: Tensor, other_head: Head, *, reverse: bool) -> Tensor:
+    """Kullback-Leibler divergence over the whole vocabulary between two models' next tokens, float32 [N], in nats.
+
+    p = softmax(hidden head^T), with a gradient, and q = softmax(other other_head^T), without one: KL(p || q) if
+    `reverse`, else KL(q || p). The widths of the two models may differ, not their vocabularies.
+    """
+    hidden_ND, other_ND = hidden_ND.to(head.copy_VD.dtype), other_ND.detach().to(other_head.copy_VD.dtype)
+    kl_N: Tensor = _TokenDivergences.apply(hidden_ND, head.weight_VD, head.copy_VD, other_head, other_ND, reverse)
+    return kl_N
 
 
 @torch.no_grad()

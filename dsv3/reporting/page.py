@@ -117,6 +117,9 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
         yield experts.specialisation(run)
         yield experts.output_norms(run)
         yield [plot(run, layer) for layer in shown_layers(run) for plot in (experts.bias, experts.coactivation)]
+    if len(run.table("metrics/rollouts")):
+        yield "<h2>Sampled answers</h2>"
+        yield rollouts_table(run)
     if run.tables_by_role():
         yield "<h2>Numeric formats</h2>"
         yield curves.formats(run)
@@ -173,6 +176,17 @@ def alerts_table(run: History) -> str:
         return f"<p>{NO_ALERTS}</p>"
     more = f"<p>{earlier} earlier alerts are in <code>metrics/alerts</code>.</p>" if earlier else ""
     return table(ALERT_HEADERS, rows) + more
+
+
+ROLLOUT_HEADERS = ("tokens", "prompt", "answer", "ended", "reward")
+
+
+def rollouts_table(run: History) -> str:
+    """Answers of the first and of the latest step that were kept."""
+    found = run.table("metrics/rollouts")
+    shown_rows = found[found.tokens.isin([found.tokens.min(), found.tokens.max()])]
+    columns = [name for name in ROLLOUT_HEADERS if name in found.columns]
+    return table(columns, [tuple(row) for row in shown_rows[columns].itertuples(index=False)])
 
 
 def spike_tables(run: History) -> Iterable[str]:

@@ -13,7 +13,8 @@ Only plain data (numbers, text, lists, ...) crosses between them, so neither an 
 changed builtin, nor a clean exit before the assertions reaches the test.
 """
 
+from dsv3.sandbox.jail import Limits
 from dsv3.sandbox.pool import Program, Sandbox, Verdict
 from dsv3.sandbox.service import Service, ServiceError
 
-__all__ = ["Program", "Sandbox", "Service", "ServiceError", "Verdict"]
+__all__ = ["Limits", "Program", "Sandbox", "Service", "ServiceError", "Verdict"]

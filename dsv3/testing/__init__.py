@@ -17,11 +17,13 @@ from dsv3.testing.objective import check_objective
 from dsv3.testing.optimizer import check_optimizer
 from dsv3.testing.parallel import check_parallel
 from dsv3.testing.precision import check_precision
+from dsv3.testing.reward import Marked, check_reward
 from dsv3.testing.router import check_router
 from dsv3.testing.schedule import check_schedule
 from dsv3.testing.tokenizer import check_tokenizer
 
 __all__ = [
+    "Marked",
     "check_attention",
     "check_balancing",
     "check_callback",
@@ -35,6 +37,7 @@ __all__ = [
     "check_optimizer",
     "check_parallel",
     "check_precision",
+    "check_reward",
     "check_router",
     "check_schedule",
     "check_tokenizer",

@@ -1,18 +1,51 @@
 """Does an objective keep to `dsv3.contracts.Objective`?"""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Models, Statistic, Step
+from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Rollout, Statistic, Step
 from dsv3.testing.plain import error
 from dsv3.testing.requirement import require
 from dsv3.testing.small_model import DIM, VOCABULARY, micro_batch, small_model
 
 ROWS, LENGTH = 8, 6
 ROUNDING = 1e-4  # relative, of FP32 sums in another order
+
+
+class SmallModels:
+    """`dsv3.contracts.Models` of small models with random weights, for checks without a run."""
+
+    def __init__(self) -> None:
+        self.policy = small_model()
+
+    def reference(self) -> nn.Module:
+        return self.policy
+
+    def teacher(self, run: str) -> nn.Module:
+        return self.policy
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float = 1.0,
+    ) -> list[Rollout]:
+        """Random bytes, of which every other text ends by itself."""
+        found = []
+        for seed in seeds:
+            ids = torch.randint(97, 123, (max_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+            found.append(Rollout(ids, bytes(ids).decode(), seed % 2 == 0, [-1.0] * len(ids)))
+        return found
+
+    def log_probs(self, model: nn.Module, micro: MicroBatch, *, temperature: float = 1.0) -> Tensor:
+        return torch.zeros(micro.targets_BT.shape).masked_fill(micro.targets_BT != IGNORE, -1.0)
 
 
 class _Outcome(NamedTuple):
@@ -24,10 +57,11 @@ class _Outcome(NamedTuple):
     sums: Mapping[str, Tensor]
 
 
-def check_objective(factory: Callable[..., nn.Module]) -> None:
+def check_objective(factory: Callable[..., nn.Module], *, step: Step | None = None) -> None:
     """Raise AssertionError, saying what is wrong, unless `factory(token_bytes_V=)` is an objective for the core.
 
-    It is asked about rows of tokens like those of pretraining, of one vocabulary of 262 tokens.
+    step: what it is asked about, of one vocabulary of 262 tokens: the micro-batch that it makes of it, or the only one
+    that it has, has 8 rows. None: rows of tokens like those of pretraining.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -35,10 +69,10 @@ def check_objective(factory: Callable[..., nn.Module]) -> None:
         require(isinstance(objective, nn.Module), "an objective is an nn.Module, whose buffers move with the model")
         require(not list(objective.parameters()), "an objective has no parameters: none would be trained")
         _statistics(objective)
-        rows = micro_batch(ROWS, LENGTH, seed=0)
-        step = _prepared(objective, rows)
+        step = _prepared(objective, step or Step([micro_batch(ROWS, LENGTH, seed=0)], 0, {}))
         _denominators(objective, step)
-        hidden_BTD, weight_VD = torch.randn(ROWS, LENGTH, DIM), torch.randn(VOCABULARY, DIM)
+        shape = step.micro_batches[0].tokens_BT.shape
+        hidden_BTD, weight_VD = torch.randn(*shape, DIM), torch.randn(VOCABULARY, DIM)
         whole = _outcome(objective, step.micro_batches, hidden_BTD, weight_VD)
         _gradients(whole)
         _shares(objective, step.micro_batches[0], whole, hidden_BTD, weight_VD)
@@ -59,9 +93,9 @@ def _statistics(objective: Any) -> None:
     require(len(set(names)) == len(names), f"`statistics` must have different names, not {names}")
 
 
-def _prepared(objective: Any, rows: MicroBatch) -> Step:
+def _prepared(objective: Any, given: Step) -> Step:
     with torch.no_grad():
-        step = objective.prepare(Step([rows], 0, {}), Models(small_model()))
+        step = objective.prepare(given, SmallModels())
     require(isinstance(step, Step), f"prepare() must return the Step to train on, not {type(step).__name__}")
     return step
 
@@ -112,7 +146,7 @@ def _term(objective: Any, term: LossTerm, denominators: Mapping[str, Tensor]) ->
             f"`sums[{name!r}]` must be a scalar tensor without a gradient: it is kept for the whole step",
         )
         require(name not in denominators, f"`sums` and the denominators both have {name!r}: give them two names")
-    known = term.sums.keys() | denominators.keys()
+    known = term.sums.keys() | denominators.keys() | {"tokens"}
     for figure in objective.statistics:
         for name in (figure.total, figure.over):
             require(
@@ -132,8 +166,8 @@ def _gradients(whole: _Outcome) -> None:
 def _shares(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tensor, weight_VD: Tensor) -> None:
     """The same rows as micro-batches of two and of unequal numbers of rows."""
     for sizes in ([2] * 4, [1, 5, 2]):
-        columns = [tensor.split(sizes) for tensor in rows]
-        parts = [MicroBatch(*tensors) for tensors in zip(*columns, strict=True)]
+        numbers = torch.arange(ROWS).split(sizes)
+        parts = [rows.map(functools.partial(torch.index_select, dim=0, index=of_part)) for of_part in numbers]
         split = _outcome(objective, parts, hidden_BTD, weight_VD)
         for name, found, expected in (
             ("losses", split.loss, whole.loss),
@@ -155,6 +189,9 @@ def _shares(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tenso
 def _ignored(objective: Any, rows: MicroBatch, whole: _Outcome, hidden_BTD: Tensor, weight_VD: Tensor) -> None:
     """States at positions without a target, padding among them."""
     ignored_BT = rows.targets_BT == IGNORE
+    for tensor in rows.extra.values():
+        if not tensor.is_floating_point():  # targets that only the objective reads
+            ignored_BT = ignored_BT & (tensor == IGNORE)
     require(not whole.hidden_BTD[ignored_BT].any(), "positions without a target (IGNORE) must get no gradient")
     other_BTD = hidden_BTD.clone()
     other_BTD[ignored_BT] = 3 * torch.randn(int(ignored_BT.sum()), DIM)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dsv3.build import build_model
 from dsv3.config.compose import hydra_flags, opened
 from dsv3.config.part import part
-from dsv3.contracts import IGNORE, MicroBatch, Step
+from dsv3.contracts import Step
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.shard import shard, whole
@@ -70,7 +70,7 @@ def take_step(config: DictConfig, sizes: Sizes | None, *, micro_batches: int = 3
         shard(model, mesh)
         each = -(-len(micro) // sizes.data)
         numbers = range(mesh.data_rank, each * sizes.data, sizes.data)  # the last ranks have padding
-        own = [micro[i] if i < len(micro) else _padding(micro[0]) for i in numbers]
+        own = [micro[i] if i < len(micro) else micro[0].padding() for i in numbers]
         filled = sum(i >= len(micro) for i in numbers)
     objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64))
     own_sums = take_gradients(Losses(model, objective), Step(own, 0, {}, filled), recompute=config.recompute, mesh=mesh)
@@ -78,11 +78,6 @@ def take_step(config: DictConfig, sizes: Sizes | None, *, micro_batches: int = 3
     sums = own_sums.over_ranks()
     found = {name: whole(p.grad).to_dense() for name, p in model.named_parameters() if p.grad is not None}
     return Taken(found, {name: value.item() for name, value in sums.scalars.items()}, sums.loads.counts)
-
-
-def _padding(like: MicroBatch) -> MicroBatch:
-    empty = MicroBatch(*(torch.zeros_like(tensor) for tensor in like))
-    return empty._replace(targets_BT=torch.full_like(like.targets_BT, IGNORE))
 
 
 def _compare(taken: Taken, one: Taken, where: str, tolerance: float) -> None:

@@ -53,7 +53,7 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
-    from dsv3.prompts.chat import Message, chat_prompt
+    from dsv3.prompts.chat import prompt_ids
     from dsv3.prompts.infilling import infilling_prompt
     from dsv3.runtime import device_named
 
@@ -75,12 +75,10 @@ def run(options: Options) -> dict[str, Any]:
     tokenizer = loaded.tokenizer()
     if options.chat and options.suffix:
         raise ValueError("chat=true: leave suffix= out; a gap is filled in a text, not in a conversation")
-    if options.chat:
-        prompt = chat_prompt(tokenizer, [Message("user", options.prompt)])
-    elif options.suffix:
+    if options.suffix:
         prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)
     else:
-        prompt = [tokenizer.bos, *tokenizer.encode(options.prompt)]
+        prompt = prompt_ids(tokenizer, options.prompt, chat=options.chat)
     trained = loaded.config.data.sequence_length
     if len(prompt) + options.max_tokens > trained:
         reach = f"warning: the text may reach {len(prompt) + options.max_tokens:,} tokens"

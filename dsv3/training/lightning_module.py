@@ -1,6 +1,6 @@
 """The LightningModule: one batch is one optimiser step. Its arithmetic is in `dsv3.training.step`."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from dsv3.training.step import (
     StepRecord,
     balance,
     clip_gradients,
+    evened,
     gradients,
     norm_of,
     read,
@@ -52,6 +53,7 @@ class LanguageModel(lightning.LightningModule):
     """Trains a Decoder. `training_step` does the whole optimiser step; callbacks find what it was at `record`."""
 
     record: StepRecord  # of the latest step
+    rollouts: Sequence[Mapping[str, Any]] = ()  # what its objective sampled on this rank
     config: DictConfig  # of the run, for callbacks
     folder: RunFolder  # of the run; callbacks write tables there
     mesh: Mesh | None = None  # the ranks that train together; None: one process
@@ -62,6 +64,7 @@ class LanguageModel(lightning.LightningModule):
         model: Decoder,
         *,
         objective: Objective,
+        models: Models | None = None,
         optimizer: OptimizerFactory,
         schedule: Schedule,
         grad_clip: float,
@@ -70,6 +73,8 @@ class LanguageModel(lightning.LightningModule):
         recompute: Collection[str] = (),
     ) -> None:
         """`total_tokens`: the length of training. `max_steps`: a cap on its steps, or -1.
+
+        `models`: what the objective may ask before a step; None: it asks none.
 
         `recompute`: parts whose results are not kept for the backward pass (`dsv3.model.recompute.Part`).
 
@@ -80,6 +85,7 @@ class LanguageModel(lightning.LightningModule):
         self.model = model
         self.objective = objective
         self.losses = Losses(model, objective)
+        self.models = models
         self.mtp_weight, self.width = model.mtp.weight, model.embed_tokens.embedding_dim  # a stage may lack both
         self.optimizer_factory = optimizer
         self.schedule = schedule
@@ -121,8 +127,11 @@ class LanguageModel(lightning.LightningModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        if step.prompts:
+            step = step._replace(tokens_before=self.tokens_seen)
         with torch.no_grad():
-            step = self.objective.prepare(step, Models(self.model))
+            step = evened(self.objective.prepare(step, self.models), step)  # type: ignore[arg-type]
+        self.rollouts = step.rollouts
         before = step.tokens_before
         own = take_gradients(
             self.losses,
@@ -148,7 +157,7 @@ class LanguageModel(lightning.LightningModule):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         figures |= {"lr": rate, "mtp_weight": self.mtp_weight(before)}
         self.tokens_seen, self.steps = before + tokens, self.steps + 1
-        record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps)
+        record = StepRecord(self.tokens_seen, figures, loads, biases, self.steps, before)
         if self.guard is None or self.guard.allows(step, record):
             optimizer.step()
         optimizer.zero_grad()

@@ -29,6 +29,7 @@ from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
+from dsv3.training.run_models import RunModels
 from dsv3.training.settle import kept_choices, settled
 from dsv3.training.strategy import Numbering, SeveralRanks
 
@@ -88,6 +89,7 @@ def build_run(config: DictConfig) -> Run:
     module = LanguageModel(
         model,
         objective=part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size)),
+        models=RunModels(config, model, data.tokenizer, mesh),
         optimizer=part(config.optimizer),
         schedule=part(config.schedule),
         grad_clip=config.grad_clip,

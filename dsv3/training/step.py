@@ -30,7 +30,7 @@ from dsv3.contracts import (
     Statistic,
     Step,
 )
-from dsv3.distributed.agree import sum_over_ranks
+from dsv3.distributed.agree import gathered, sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import reduce_gradients, summed_rows
@@ -59,6 +59,7 @@ class StepRecord:
     loads: Mapping[str, np.ndarray]  # int64 [E] by MoE layer, over all ranks
     biases: Mapping[str, np.ndarray]  # float32 [E] by MoE layer, after this step's update
     step: int  # its number, from 1, whether its update is made or skipped
+    tokens_before: int  # trained on before this step
 
     @property
     def loss(self) -> float:
@@ -137,7 +138,7 @@ class Losses:
         sums: Sums,
     ) -> Tensor:
         """A micro-batch's share of the balance losses of the layers in `routings`, which is added to `sums`."""
-        share = tokens_of(micro) / denominators["tokens"]
+        share = tokens_of(micro) / denominators["tokens"].clamp(min=1)  # an objective may leave a step without any
         balance = self._balance_loss(routings, micro, tokens_seen) * share
         sums.add({BALANCE.total: balance})
         return balance
@@ -151,6 +152,17 @@ class Losses:
             mask_BS = real_tokens(micro, routings[name])
             loss = loss + moe.balancing.loss(routings[name], (mask_BS.shape[0], mask_BS.shape[1]), mask_BS, tokens_seen)
         return loss
+
+
+def evened(step: Step, given: Step) -> Step:
+    """The step that an objective made of the one that it was given, with padding where other ranks have more
+    micro-batches. All ranks call this together."""
+    if step.micro_batches is given.micro_batches:
+        return step
+    most = max(gathered(len(step.micro_batches)))
+    more = most - len(step.micro_batches)
+    padding = [step.micro_batches[0].padding()] * more
+    return step._replace(micro_batches=[*step.micro_batches, *padding], filled=step.filled + more)
 
 
 def take_gradients(

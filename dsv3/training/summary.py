@@ -22,6 +22,7 @@ from dsv3.inference.sampling import Settings
 from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import count_parameters
 from dsv3.paths import ROOT
+from dsv3.prompts.chat import prompt_ids
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.reporting.page import write_run_report
 from dsv3.strict_json import finite
@@ -129,7 +130,7 @@ def completed(run: Run, model: Decoder, tokenizer: Tokenizer, sample: Sample) ->
     if sample.suffix is not None:
         prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
-        prompt = [tokenizer.bos, *tokenizer.encode(sample.prefix)]
+        prompt = prompt_ids(tokenizer, sample.prefix, chat=sample.chat)
     ids = generate(model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
     return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 

@@ -25,6 +25,22 @@ def with_the_numbers_given(text: str, entry: Any) -> bool:
     return numbers == sorted(entry["metadata"]["numbers"]) and written_in(r"\d\s+*/().-")(text, entry)
 
 
+def with_numbers(count: int) -> Check:
+    return lambda text, entry: len(re.findall(r"\d+(?:\.\d+)?", text)) == count
+
+
+def word_for_word(text: str, entry: Any) -> bool:
+    return text.lower().split() == entry["answer"].lower().split()
+
+
+def no_more_words(text: str, entry: Any) -> bool:
+    return len(text.split()) <= len(entry["answer"].split())
+
+
+def no_more_items(text: str, entry: Any) -> bool:
+    return text.count(",") <= entry["answer"].count(",")
+
+
 def near_the_probability(text: str, entry: Any) -> bool:
     return isclose(Fraction(text.replace(",", "")), Fraction(entry["answer"]), abs_tol=1e-4)
 
@@ -33,9 +49,15 @@ MORE_CHECKS: dict[str, Check] = {
     "coin_flip": near_the_probability,  # `0` is a prefix of every probability
     "complex_arithmetic": written_in(r"\d\s+*().ij-"),  # `nan` is no further from a number than it may be
     "countdown": with_the_numbers_given,  # `E - E` is a zero that was not among them
+    "fraction_simplification": with_numbers(2),  # here and below: the first of several answers counts
     "game_of_life_halting": lambda text, entry: text.strip() == str(entry["answer"]),  # any text counts as true
+    "gsm_symbolic": with_numbers(1),
+    "letter_jumble": word_for_word,
     "number_sorting": written_in(r"\d\s\[\],.'\"e+-"),  # `nan` again
     "puzzle24": with_the_numbers_given,  # any four numbers that make 24
+    "spell_backward": word_for_word,
+    "time_intervals": no_more_words,
+    "word_sorting": no_more_items,
 }
 """What a right answer must satisfy where the family's own verifier gives full marks to others."""
 
@@ -66,7 +88,7 @@ def answer(request: tuple[str, dict[str, Any], str, dict[str, Any]]) -> dict[str
     grammar.begin(str(entry["answer"]))
     try:
         value = float(_dataset(family, settings).score_answer(text, entry))
-        if value == 1.0 and family in MORE_CHECKS and not MORE_CHECKS[family](text, entry):
+        if value >= 1.0 and family in MORE_CHECKS and not MORE_CHECKS[family](text, entry):
             grammar.refusals.append("right by a gap in the verifier only")
     except MemoryError:
         raise  # the process may be left with too little

@@ -12,6 +12,9 @@ from dsv3.sandbox.jail import installed
 
 LONGEST_ANSWER = 20_000
 """Characters. The longest right answers, grids, have a fifth of it."""
+LONGEST_FORMULA = 500
+"""Characters. Longer ones are seldom answers, and often keep the parser busy until its time is up."""
+MATHEMATICS = "dsv3.verifiers.math_service"
 TASKS = "dsv3.verifiers.task_service"
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,15 @@ def verify(family: str, answer: str, entry: Mapping[str, Any], settings: Mapping
 
 def same_value(answer: str, target: str) -> Score:
     """1 where math-verify finds that answer and target, numbers or expressions, mean the same."""
-    return _score("dsv3.verifiers.math_service", answer, (answer, target))
+    return _score(MATHEMATICS, answer, (answer, target, False))
+
+
+def same_formula(answer: str, target: str) -> Score:
+    """1 where math-verify finds that two formulas in LaTeX mean the same. `$` around one changes nothing.
+
+    Each is read as a whole: `same_value` looks for the last number or formula in a text, so that `24 or 25` is 25.
+    """
+    return _score(MATHEMATICS, answer, (answer, target, True), longest=LONGEST_FORMULA)
 
 
 def load_task_scoring(file: Path, function: str) -> None:
@@ -63,9 +74,9 @@ def _below_installed(file: Path) -> str:
     raise ValueError(f"{file} is not part of an installed package")
 
 
-def _score(module: str, answer: str, request: Any) -> Score:
-    if len(answer) > LONGEST_ANSWER:
-        return Score(0.0, f"longer than {LONGEST_ANSWER} characters")
+def _score(module: str, answer: str, request: Any, longest: int = LONGEST_ANSWER) -> Score:
+    if len(answer) > longest:
+        return Score(0.0, f"longer than {longest} characters")
     reply = _ask(module, request)
     return Score(float(reply.get("value", 0.0)), str(reply["reason"]))
 

@@ -163,6 +163,23 @@ def test_signatures(
         assert message in problem.message
 
 
+@pytest.mark.parametrize(
+    ("argument", "key", "message"),
+    [
+        ("reward.terms.right.weight=0", "reward.terms.right.weight", "must be above 0"),
+        ("reward.terms.right.weight=much", "reward.terms.right.weight", "must be a number"),
+        ("+reward.terms.more={weight: 1}", "reward.terms.more.reward", "needs this argument"),
+        ("+reward.terms.more={reward: null, wait: 1, weight: 1}", "reward.terms.more.wait", "It takes reward, weight."),
+        ("reward.terms.form.reward.pattern=7", "reward.terms.form.reward.pattern", "must be a text"),
+        ("reward.terms.right.reward.rewards.code_tests.seconds=0", None, "must be above 0"),
+    ],
+)
+def test_mappings_of_arguments_by_name(argument: str, key: str | None, message: str) -> None:
+    problem = only(check("train", ["reward=weighted_sum", argument]))
+    assert problem.key == (key or argument.partition("=")[0])
+    assert message in problem.message
+
+
 def test_an_experiment_file_is_checked_like_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(

@@ -6,14 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data.tokenizer import SPECIAL, ByteLevelBPE
-from dsv3.prompts.chat import Message, chat_prompt
+from dsv3.prompts.chat import Message, chat_prompt, conversation
 from tests.parity.runs import tokenizer as small_tokenizer
 from tests.synthetic import byte_tokenizer
-
-TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}\
-{% elif message.role == 'user' %}<｜User｜>{{ message.content }}\
-{% else %}<｜Assistant｜>{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}\
-{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"""  # noqa: RUF001
 
 CONVERSATIONS = [
     [("user", "What is 2 + 3?")],
@@ -32,10 +27,38 @@ def test_ids_are_those_of_transformers(tokenizer: ByteLevelBPE, turns: list[tupl
     tokenizer.save(str(tmp_path))
     theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
     messages = [{"role": role, "content": content} for role, content in turns]
-    expected = theirs.apply_chat_template(
-        messages, chat_template=TEMPLATE, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert chat_prompt(tokenizer, [Message(*turn) for turn in turns]) == expected
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+def test_trained_tokens_are_those_that_transformers_marks_as_generated(
+    tokenizer: ByteLevelBPE, turns: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    tokenizer.save(str(tmp_path))
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    turns = [*turns, ("assistant", "An answer.\n")]
+    expected = theirs.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    found = conversation(tokenizer, [Message(*turn) for turn in turns])
+    assert found.ids == expected["input_ids"]
+    assert [int(trained) for trained in found.trained] == expected["assistant_masks"]
+
+
+def test_a_reply_may_be_left_out_of_training(tokenizer: ByteLevelBPE) -> None:
+    turns = [
+        Message("user", "a"),
+        Message("assistant", "b", train=False),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    ]
+    found = conversation(tokenizer, turns)
+    trained = [index for index, is_trained in zip(found.ids, found.trained, strict=True) if is_trained]
+    assert trained == [*tokenizer.encode("d"), tokenizer.eos]
 
 
 def test_a_message_that_spells_a_special_token_does_not_end_its_turn(tokenizer: ByteLevelBPE) -> None:

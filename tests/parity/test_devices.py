@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model
-from dsv3.contracts import MicroBatch, Step
+from dsv3.contracts import Step
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
 from dsv3.training.run import build_run
@@ -29,7 +29,7 @@ PARTS = [
 def gradients(config: DictConfig, device: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients, on the CPU, of one step on the device."""
     step = next(iter(build_data(config).train_dataloader()))
-    moved = [MicroBatch(*(tensor.to(device) for tensor in micro)) for micro in step.micro_batches]
+    moved = [micro.map(lambda tensor: tensor.to(device)) for micro in step.micro_batches]
     model = build_model(config).to(device)
     objective = Pretraining(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64)).to(device)
     sums = take_gradients(Losses(model, objective), Step(moved, 0, {})).over_ranks()

@@ -101,3 +101,30 @@ def test_products_run_in_the_dtype_that_the_head_is_given_in():
     assert torch.allclose(wide.grad, exact.grad, rtol=1e-4, atol=1e-5)
     assert torch.allclose(low.grad.float(), high.grad, rtol=2**-8, atol=1e-5)
     assert torch.allclose(losses.token_losses(low, wide.detach(), targets).sum(), expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_of_log_probabilities(seed):
+    hidden, weight, targets = problem(7, seed)
+    assert torch.autograd.gradcheck(lambda h, w: losses.token_log_probs(h, w, targets).exp(), (hidden, weight))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_and_their_gradient_equal_torch(dtype):
+    hidden, weight, targets = problem(40, 0, torch.float32, dim=8)
+    upstream = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    found = losses.token_log_probs(hidden, weight, targets, copy_VD=weight.detach().to(dtype))
+    copy = weight.to(dtype)
+    expected = torch.log_softmax((hidden.to(dtype) @ copy.T).float(), -1)
+    expected = expected.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1) * (targets != IGNORE)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.03}
+    torch.testing.assert_close(found, expected, **tolerance)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * upstream).sum(), (hidden, weight)),
+        torch.autograd.grad((expected * upstream).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        assert mine.dtype == theirs.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, **tolerance)

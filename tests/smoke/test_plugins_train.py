@@ -44,6 +44,7 @@ ELSEWHERE = {
     "tokenizer": "here and below",
     "trainer": "here",
     "parallel": "tests/distributed",
+    "reward": "tests/plugins/reward; objectives of pretraining have none",
     "hydra": "tests/study: the sweeper of studies",
     "benchmarks": "tests/evaluation/benchmarks",
     "callbacks": "tests/training/callbacks",

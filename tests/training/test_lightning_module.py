@@ -91,9 +91,9 @@ def test_gradient_is_that_of_the_explicit_loss(composed: Compose) -> None:
 
 def padded(micro: MicroBatch, rows: int) -> MicroBatch:
     """The micro-batch filled up with rows of padding."""
-    fill = {"targets_BT": IGNORE, "document_ids_BT": 0}
-    pads = (0, 0, 0, rows - len(micro.tokens_BT))
-    return MicroBatch(*(F.pad(tensor, pads, value=fill.get(name, 0)) for name, tensor in micro._asdict().items()))
+    wide = micro.map(lambda tensor: F.pad(tensor, (0, 0, 0, rows - len(tensor))))
+    wide.targets_BT[len(micro.tokens_BT) :] = IGNORE
+    return wide
 
 
 @pytest.mark.parametrize("balancing", ["sequence_aux", "batch_aux"])
@@ -101,7 +101,7 @@ def test_twelve_rows_in_micro_batches_of_eight_train_twelve_rows(composed: Compo
     """Rows of padding count in no denominator, no load and no number of tokens: the last micro-batch has 4 rows."""
     config = composed("precision=fp32", f"balancing={balancing}", "balancing.alpha=0.1", "data.micro_batch_size=12")
     whole = step_of(config).micro_batches[0]
-    parts = [MicroBatch(*tensors) for tensors in zip(*(tensor.split([8, 4]) for tensor in whole), strict=True)]
+    parts = [whole.map(lambda tensor: tensor[:8]), whole.map(lambda tensor: tensor[8:])]
     found = []
     for micro_batches in ([whole], parts, [parts[0], padded(parts[1], 8)]):
         module = module_of(config)

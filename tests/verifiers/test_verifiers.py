@@ -14,9 +14,9 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from dsv3.sandbox import Service
-from dsv3.verifiers import Score, same_value, verify
+from dsv3.verifiers import Score, same_formula, same_value, verify
 from dsv3.verifiers.grammar import RefusedError, admit
-from dsv3.verifiers.verification import LONGEST_ANSWER, _score
+from dsv3.verifiers.verification import LONGEST_ANSWER, LONGEST_FORMULA, _score
 
 EVALUATING = [
     "simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24",
@@ -112,6 +112,18 @@ def test_answers_that_only_a_gap_in_the_verifier_would_pass_score_0(family: str,
     assert verify(family, answer.format(target=facts.get("target"), numbers=numbers), entry).value < 0.1
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["fraction_simplification", "gsm_symbolic", "letter_jumble", "spell_backward", "time_intervals", "word_sorting"],
+)
+def test_the_first_of_several_answers_is_not_enough(family: str) -> None:
+    right, other = (entry["answer"] for entry in reasoning_gym.create_dataset(family, seed=11, size=2))
+    entry = reasoning_gym.create_dataset(family, seed=11, size=2)[0]
+    assert verify(family, right, entry) == Score(1.0)
+    for between in (" ", "\n", ", "):
+        assert verify(family, f"{right}{between}{other}", entry).value < 1
+
+
 def test_an_endless_answer_is_refused_by_its_length() -> None:
     entry = question("chain_sum")
     assert verify("chain_sum", "1" * (LONGEST_ANSWER + 1), entry) == Score(0.0, "longer than 20000 characters")
@@ -179,6 +191,34 @@ def test_equal_values_are_equal_and_hostile_ones_are_not() -> None:
     assert same_value("1801", "1800") == Score(0.0)
     for hostile in ("__import__('os').getpid()", "9**9**9**9", "\\sqrt{" * 3000):
         assert same_value(hostile, "1800").value == 0.0
+
+
+@pytest.mark.parametrize("target", ["25", "$25$", "$$25$$"])
+def test_a_formula_is_read_as_a_whole(target: str) -> None:
+    for same in ("25", " $25$ ", r"\frac{50}{2}", "x = 25", r"25\$"):
+        assert same_formula(same, target) == Score(1.0), same
+    for other in (
+        "24 25",
+        "24, 25",
+        "25, 26",
+        "$24$ $25$",
+        "24$ $25",
+        "24 or 25",
+        r"24 \cup 25",
+        "25\n26",
+        "It is 25.",
+        "$",
+    ):
+        assert same_formula(other, target).value == 0.0, other
+
+
+def test_sets_and_polynomials_are_formulas() -> None:
+    assert same_formula("1 + x^2", "x^2 + 1").value == same_formula("2, 1", r"\{1, 2\}").value == 1
+    assert same_formula("1", "x^2 + 1").value == same_formula("1", r"\{1, 2\}").value == 0
+
+
+def test_a_long_formula_is_refused_by_its_length() -> None:
+    assert same_formula("1" * (LONGEST_FORMULA + 1), "1") == Score(0.0, "longer than 500 characters")
 
 
 @pytest.mark.slow

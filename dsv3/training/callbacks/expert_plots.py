@@ -25,7 +25,7 @@ class Pictures(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        due = pl_module.finished or crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen)
+        due = pl_module.finished or crossed(self.every_tokens, pl_module.record.tokens_before, pl_module.tokens_seen)
         if loggers and due:
             plots = draw(pl_module.folder)
             for logger in loggers:

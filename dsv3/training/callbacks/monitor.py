@@ -118,7 +118,7 @@ class Monitor(lightning.Callback):
     def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
         with self._timed():
             if self.probe is None:
-                self.probe = MicroBatch(*(tensor.clone() for tensor in micro))
+                self.probe = micro._replace(extra={}).map(torch.clone)
             for layer, routing in routings.items():
                 real_BS = real_tokens(micro, routing)
                 domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]
@@ -133,7 +133,7 @@ class Monitor(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        before, tokens = batch.tokens_before, pl_module.tokens_seen
+        before, tokens = pl_module.record.tokens_before, pl_module.tokens_seen
         long = pl_module.finished or crossed(self.long_tokens, before, tokens)
         with self._timed():
             self._take_norms()  # of other ranks' tokens, where this one had padding
@@ -199,7 +199,7 @@ class Monitor(lightning.Callback):
         """The share of the probe's choices of experts that are the same as after the last stretch."""
         rows, device = [], self.module.model.device
         with self.module.evaluating():
-            _, routings = self.module.forward(MicroBatch(*(tensor.to(device) for tensor in probe)), with_mtp=True)
+            _, routings = self.module.forward(probe.map(lambda tensor: tensor.to(device)), with_mtp=True)
         for layer, routing in routings.items():
             now_NK = routing.experts_NK.to("cpu", torch.int16)
             if layer in self.chosen:
@@ -217,7 +217,7 @@ class Monitor(lightning.Callback):
             "statistics": states,
             "pairs": self.pairs,
             "wrong": self.wrong,
-            "probe": list(self.probe) if self.probe else [],
+            "probe": list(self.probe[:-1]) if self.probe else [],
             "chosen": self.chosen,
             "sampling": self.sampling,
         }

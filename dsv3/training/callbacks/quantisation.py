@@ -34,7 +34,7 @@ class MeasureQuantisation(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, batch: Step, batch_idx: int
     ) -> None:
-        before = batch.tokens_before
+        before = pl_module.tokens_seen
         after = before + sum(micro.tokens_BT.numel() for micro in batch.micro_batches)
         precision = pl_module.model.precision
         due = self.every_tokens and (before == 0 or crossed(self.every_tokens, before, after))
@@ -48,9 +48,10 @@ class MeasureQuantisation(lightning.Callback):
         if self.measured is None:
             return
         table = pl_module.folder.table("metrics/quantisation")
-        values: dict[str, float] = {"tokens": batch.tokens_before}
+        before = pl_module.record.tokens_before
+        values: dict[str, float] = {"tokens": before}
         for (role, tensor), loss in self.measured.stop_measuring().items():
-            table.append({"tokens": batch.tokens_before, "role": role, "tensor": tensor, **loss._asdict()})
+            table.append({"tokens": before, "role": role, "tensor": tensor, **loss._asdict()})
             values |= {f"quantisation/{role}/{tensor}/{name}": value for name, value in loss._asdict().items()}
         for logger in trainer.loggers:
             logger.log_metrics(values)

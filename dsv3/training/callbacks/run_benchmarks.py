@@ -56,7 +56,7 @@ class Benchmarks(lightning.Callback):
         self, trainer: Any, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         every = self.every_tokens
-        if not pl_module.finished and every and crossed(every, batch.tokens_before, pl_module.tokens_seen):
+        if not pl_module.finished and every and crossed(every, pl_module.record.tokens_before, pl_module.tokens_seen):
             self.run(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: LanguageModel) -> None:
@@ -119,6 +119,7 @@ class Benchmarks(lightning.Callback):
             name=self.config.run.name,
             max_length=self.config.data.sequence_length,
             fim_order=self.config.data.fim.order,
+            chat=settings.chat,
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)

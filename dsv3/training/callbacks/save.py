@@ -58,10 +58,10 @@ class SaveCheckpoints(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        due = crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen)
+        due = crossed(self.every_tokens, pl_module.record.tokens_before, pl_module.tokens_seen)
         if due or pl_module.finished or trainer.should_stop:
             self.save(trainer, pl_module)
-        elif crossed(self.flush_tokens, batch.tokens_before, pl_module.tokens_seen):
+        elif crossed(self.flush_tokens, pl_module.record.tokens_before, pl_module.tokens_seen):
             pl_module.folder.flush(pl_module.tokens_seen)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:

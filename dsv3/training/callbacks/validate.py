@@ -32,7 +32,7 @@ class Validate(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: LanguageModel, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        if not pl_module.finished and crossed(self.every_tokens, batch.tokens_before, pl_module.tokens_seen):
+        if not pl_module.finished and crossed(self.every_tokens, pl_module.record.tokens_before, pl_module.tokens_seen):
             self.validate(trainer, pl_module, "live")
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:

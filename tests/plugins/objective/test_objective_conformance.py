@@ -8,16 +8,60 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from dsv3.contracts import IGNORE, Forward, LossTerm, Statistic
+from dsv3.contracts import IGNORE, Forward, LossTerm, Prompt, Statistic, Step
 from dsv3.testing.objective import check_objective
+from dsv3.testing.small_model import micro_batch
 from plugins.objective.pretraining import Pretraining
 
 CONF = Path(__file__).parents[3] / "conf"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "objective").glob("*.yaml")))
-def test_shipped_objectives_conform(name):
-    check_objective(instantiate(OmegaConf.load(CONF / "objective" / f"{name}.yaml"), _convert_="all"))
+def pairs() -> Step:
+    """Eight rows of two or four replies, each after a prompt."""
+    rows = micro_batch(8, 24, seed=0)
+    numbers = torch.arange(24).expand(8, -1)
+    ids_BT = 1 + numbers // torch.tensor([12, 6]).repeat(4).unsqueeze(1)
+    targets_BT = rows.tokens_BT.roll(-1, 1).masked_fill(numbers % 6 < 2, IGNORE)
+    return Step([rows._replace(document_ids_BT=ids_BT, targets_BT=targets_BT, positions_BT=numbers % 6)], 0, {})
+
+
+def prompts() -> Step:
+    return Step([], 0, {}, prompts=[Prompt([1, 2, 3], "abc", {}, 7)])
+
+
+class Vowels:
+    """A reward that random texts earn unlike amounts of."""
+
+    def __call__(self, answers):
+        return [float(sum(letter in "aeiou" for letter in answer.text)) for answer in answers]
+
+
+STEPS = {"dpo": pairs, "grpo": prompts, "distill": prompts}
+SAMPLING = {"seed": 1, "sequence_length": 24, "micro_batch_size": 8, "max_tokens": 20}
+"""Eight answers, each of which has a row of its own."""
+SETTINGS = {"grpo": {**SAMPLING, "reward": {"_target_": f"{__name__}.Vowels"}}, "distill": {**SAMPLING, "samples": 8}}
+
+
+def factory_of(name, **settings):
+    config = OmegaConf.merge(OmegaConf.load(CONF / "objective" / f"{name}.yaml"), SETTINGS.get(name, {}), settings)
+    return instantiate(config, _convert_="all")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [(path.stem, {}) for path in sorted((CONF / "objective").glob("*.yaml"))]
+    + [
+        ("sft", {"weighting": "conversation"}),
+        ("dpo", {"loss": "ipo", "nll": 0.0}),
+        ("dpo", {"loss": "length_normalised", "label_smoothing": 0.1}),
+        ("grpo", {"advantage": "mean_std", "denominator": "tokens", "kl": 0.1}),
+        ("grpo", {"denominator": "sequence", "off_policy_mask": 0.5}),
+        ("distill", {"direction": "forward"}),
+    ],
+    ids=str,
+)
+def test_shipped_objectives_conform(name, settings):
+    check_objective(factory_of(name, **settings), step=STEPS[name]() if name in STEPS else None)
 
 
 class Trained(Pretraining):

@@ -187,7 +187,7 @@ def test_a_rise_that_lasts_is_no_spike_for_ever(tmp_path: Path, monkeypatch: pyt
     skips = guard(tmp_path, on_spike="skip", window=8)
     monkeypatch.setattr(skips, "_log_batch", lambda *_: None)
     losses = [3.0] * 8 + [4.0] * 8
-    records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}, i) for i, loss in enumerate(losses)]
+    records = [StepRecord(i, {"loss": loss, "grad_norm": 1.0}, {}, {}, i, i) for i, loss in enumerate(losses)]
     allowed = [skips.allows(Step([], i, {}), record) for i, record in enumerate(records)]
     assert allowed[:8] == [True] * 8
     assert not any(allowed[8:12])

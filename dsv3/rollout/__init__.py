@@ -1,0 +1,1 @@
+"""Text sampled from the model in training."""

@@ -1,0 +1,84 @@
+"""Rollouts: continuations of prompts, each with random numbers of its own and the log-probability of every token.
+
+Rows are decoded together by the engine, as all text is. What a row draws depends on its seed and its prompt alone, but
+for rounding: not on the rows beside it, their order, or the rank that decodes it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsv3.contracts import Rollout, Tokenizer
+from dsv3.inference.backend import DecoderBackend
+from dsv3.inference.engine import complete
+from dsv3.inference.sampling import Chance, Sampled, Settings
+from dsv3.model.decoder import Decoder
+from dsv3.model.layers import cached_weight_casts
+
+AT_ONCE = 64
+"""Rows decoded together: bounds the memory of their caches."""
+
+
+class Recorded:
+    """Draws tokens, and keeps the log-probability of each under the distribution that it was drawn from."""
+
+    def __init__(self, sampled: Sampled) -> None:
+        self.sampled = sampled
+        self.log_probs: list[float] = []
+
+    def draft(self, logits_V: Tensor) -> int:
+        raise NotImplementedError("rollouts are decoded without drafts")
+
+    def verify(self, logits_SV: Tensor, drafts: Sequence[int]) -> tuple[int, int]:
+        p_V = self.sampled.distribution(logits_SV[0])
+        token = self.sampled.chance.draw(p_V)
+        self.log_probs.append(math.log(float(p_V[token])))
+        return 0, token
+
+
+@torch.no_grad()
+def sample(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+) -> list[Rollout]:
+    """A continuation of each prompt, ended by EOS or after `max_tokens`, drawn by its own seed.
+
+    Raises:
+        ValueError: a setting is out of its range, or the temperature 0.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: must be above 0, since rollouts are drawn")
+    settings = [
+        Settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, eos=(tokenizer.eos,), seed=seed)
+        for seed in seeds
+    ]
+    choices = [
+        Recorded(Sampled(temperature=temperature, top_p=top_p, chance=Chance(torch.Generator().manual_seed(one.seed))))
+        for one in settings
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        with cached_weight_casts(model):
+            found = complete(
+                DecoderBackend(model), prompts, settings, decode=tokenizer.decode, at_once=AT_ONCE, choices=choices
+            )
+    finally:
+        model.train(was_training)
+    return [
+        Rollout(
+            [*one.ids, tokenizer.eos] if one.finished == "eos" else one.ids,
+            tokenizer.decode(one.ids),
+            one.finished == "eos",
+            choice.log_probs,
+        )
+        for one, choice in zip(found, choices, strict=True)
+    ]

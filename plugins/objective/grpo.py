@@ -1,0 +1,254 @@
+"""Group relative policy optimisation (arXiv 2402.03300, with the options of 2503.14476, 2503.20783 and 2512.02556).
+
+For each prompt the policy samples a group of G answers, which a reward judges. Of answer i with reward R_i,
+
+    A_i  = R_i - mean of the group                             advantage=mean
+    A_i  = (R_i - mean) / (standard deviation + 1e-6)          advantage=mean_std
+    w_t  = pi(o_t) / pi_old(o_t)
+    r_t  = pi_ref(o_t) / pi(o_t)
+    L    = - sum over answers and tokens of [ min(w_t A_i, clip(w_t, 1 - clip_low, 1 + clip_high) A_i)
+                                              - kl w_t (r_t - ln r_t - 1) ] / denominator
+
+pi_old is the policy before the step, by the path that training takes, so that w_t begins at 1; the engine that sampled
+the answer differs from it by rounding, which `rollout_mismatch` records. The divergence is the unbiased estimate of
+DeepSeek-V3.2. The denominator is one that no micro-batch changes: answers times max_tokens (`constant`), all answers'
+tokens (`tokens`), or answers times the length of each (`sequence`).
+
+An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
+that are trained on are those that were sampled, EOS among them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsv3.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from dsv3.contracts import (
+    IGNORE,
+    Answer,
+    Denominators,
+    Forward,
+    Head,
+    LossTerm,
+    MicroBatch,
+    Models,
+    Prompt,
+    Reward,
+    Rollout,
+    Statistic,
+    Step,
+)
+from dsv3.model.losses import token_log_probs
+from plugins.objective.packing import Drawn, draw, pack
+
+ADVANTAGE, OLD, REFERENCE, ROLLOUT, WEIGHT = (
+    "grpo_advantage",
+    "grpo_old",
+    "grpo_reference",
+    "grpo_rollout",
+    "grpo_weight",
+)
+"""Names in `MicroBatch.extra`, float32 [B, T] at the positions of targets."""
+
+
+STANDSTILL = 50
+"""Steps without a gradient after which training gives up."""
+
+
+class Sampled(NamedTuple):
+    """An answer with what it is worth."""
+
+    prompt: Prompt
+    rollout: Rollout
+    reward: float
+    advantage: float
+    flat: bool  # all answers of its group have one reward
+
+
+class GRPO(nn.Module):
+    """The policy gradient of sampled answers.
+
+    token_bytes_V: not used; every objective is given it.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_bytes_V: Tensor,
+        reward: Reward,
+        seed: Seed,
+        sequence_length: PositiveInt,
+        micro_batch_size: PositiveInt,
+        group: PositiveInt,
+        max_tokens: PositiveInt,
+        temperature: PositiveFloat,
+        advantage: Literal["mean", "mean_std"],
+        denominator: Literal["constant", "tokens", "sequence"],
+        clip_low: NonNegativeFloat,
+        clip_high: NonNegativeFloat,
+        kl: NonNegativeFloat,
+        off_policy_mask: NonNegativeFloat | None,
+        drop_flat_groups: bool,
+    ) -> None:
+        super().__init__()
+        if group < 2:
+            raise ValueError(f"group={group}: must be at least 2; an answer alone has no group to be compared with")
+        for name, value, choices in (
+            ("advantage", advantage, ("mean", "mean_std")),
+            ("denominator", denominator, ("constant", "tokens", "sequence")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value}: must be one of {', '.join(choices)}")
+        self.reward, self.seed, self.group = reward, seed, group
+        self.sequence_length, self.micro_batch_size = sequence_length, micro_batch_size
+        self.max_tokens, self.temperature = max_tokens, temperature
+        self.standardised, self.denominator = advantage == "mean_std", denominator
+        self.clip_low, self.clip_high, self.kl = clip_low, clip_high, kl
+        self.off_policy_mask, self.drop_flat_groups = off_policy_mask, drop_flat_groups
+        self.statistics = [
+            Statistic("loss", "", "loss"),
+            Statistic("reward", "mean of answers", "reward", over="answers", shown=True),
+            Statistic("ended", "share of answers", "ended", over="answers", shown=True),
+            Statistic("answer_length", "tokens per answer", "answer_tokens", over="answers"),
+            Statistic("flat_groups", "share of groups", "flat_answers", over="answers"),
+            Statistic("clipped", "share of tokens", "clipped", over="trained_tokens"),
+            Statistic("rollout_mismatch", "mean |ln p - ln p of the sampler|", "mismatch", over="trained_tokens"),
+            Statistic("surprise", "nats per token", "surprise", over="trained_tokens"),
+        ]
+        if kl:
+            self.statistics.append(Statistic("kl", "nats per token", "kl", over="trained_tokens"))
+        self._sampled: list[Sampled] = []  # of the step that is being taken
+        self._flat_steps = 0  # in a row
+
+    def prepare(self, step: Step, models: Models) -> Step:
+        """Sample, judge and pack the answers."""
+        if not step.prompts:
+            raise ValueError("objective=grpo: the data has no prompts; data=prompts has")
+        settings = {"count": self.group, "seed": self.seed, "max_tokens": self.max_tokens}
+        rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+        self._sampled = self._judged(step.prompts, rollouts)
+        self._refuse_standstill()
+        kept = [self._drawn(one) for one in self._sampled if not (one.flat and self.drop_flat_groups)]
+        packed = pack(
+            kept,
+            (ADVANTAGE, ROLLOUT, WEIGHT),
+            rows=self.micro_batch_size,
+            length=self.sequence_length,
+            device=next(models.policy.parameters()).device,
+        )
+        return step._replace(
+            micro_batches=[self._with_log_probs(micro, models) for micro in packed],
+            rollouts=[self._row(one) for one in self._sampled],
+        )
+
+    def denominators(self, step: Step) -> Denominators:
+        """Of the answers that were sampled, and of the tokens that are trained on."""
+        trained = torch.stack([(micro.targets_BT != IGNORE).sum() for micro in step.micro_batches]).sum()
+        sampled = self._sampled
+        counts = {
+            "answers": len(sampled),
+            "reward": sum(one.reward for one in sampled),
+            "ended": sum(one.rollout.ended for one in sampled),
+            "answer_tokens": sum(len(one.rollout.ids) for one in sampled),
+            "flat_answers": sum(one.flat for one in sampled),
+        }
+        found = {name: torch.tensor(float(count), device=trained.device) for name, count in counts.items()}
+        return {**found, "trained_tokens": trained, "mtp": trained.clamp(min=1)}
+
+    def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
+        targets_BT, extra = micro.targets_BT, micro.extra
+        hidden_ND = forward.hidden_BTD.flatten(0, 1) / self.temperature  # logits are linear in it
+        new_BT = token_log_probs(hidden_ND, head.weight_VD, targets_BT.flatten(), copy_VD=head.copy_VD).view_as(
+            targets_BT
+        )
+        real_BT = targets_BT != IGNORE
+        ratio_BT = (new_BT - extra[OLD]).exp()
+        advantage_BT = extra[ADVANTAGE]
+        clipped_BT = ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)
+        gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+        sums: dict[str, Tensor] = {}
+        if self.off_policy_mask is not None:
+            gain_BT = gain_BT * _is_near(micro, new_BT, self.off_policy_mask)
+        if self.kl:
+            away_BT = extra[REFERENCE] - new_BT
+            divergence_BT = (ratio_BT * (away_BT.exp() - away_BT - 1)).where(real_BT, 0.0)
+            gain_BT = gain_BT - self.kl * divergence_BT
+            sums["kl"] = divergence_BT.sum()
+        over = self._divisor(denominators)
+        loss = -(gain_BT * extra[WEIGHT]).where(real_BT, 0.0).sum() / over
+        sums |= {
+            "loss": loss,
+            "clipped": ((ratio_BT != clipped_BT) & real_BT).sum(),
+            "mismatch": (extra[OLD] - extra[ROLLOUT]).abs().where(real_BT, 0.0).sum(),
+            "surprise": -new_BT.sum(),
+        }
+        return LossTerm(loss, {name: value.detach() for name, value in sums.items()})
+
+    def _divisor(self, denominators: Denominators) -> Tensor:
+        over = {
+            "constant": denominators["answers"] * self.max_tokens,
+            "tokens": denominators["answer_tokens"],
+            "sequence": denominators["answers"],
+        }
+        return over[self.denominator].clamp(min=1)
+
+    def _judged(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Sampled]:
+        asked = [prompt for prompt in prompts for _ in range(self.group)]
+        answers = [
+            Answer(prompt.text, one.text, one.ids, one.ended, prompt.item)
+            for prompt, one in zip(asked, rollouts, strict=True)
+        ]
+        rewards = torch.tensor(self.reward(answers), dtype=torch.float64).view(-1, self.group)
+        advantages = rewards - rewards.mean(1, keepdim=True)
+        if self.standardised:
+            advantages = advantages / (rewards.std(1, keepdim=True) + 1e-6)
+        flat = (rewards == rewards[:, :1]).all(1, keepdim=True).expand_as(rewards)
+        values = zip(rewards.flatten().tolist(), advantages.flatten().tolist(), flat.flatten().tolist(), strict=True)
+        return [Sampled(prompt, one, *each) for prompt, one, each in zip(asked, rollouts, values, strict=True)]
+
+    def _with_log_probs(self, micro: MicroBatch, models: Models) -> MicroBatch:
+        extra = {**micro.extra, OLD: models.log_probs(models.policy, micro, temperature=self.temperature)}
+        if self.kl:
+            extra[REFERENCE] = models.log_probs(models.reference(), micro, temperature=self.temperature)
+        return micro._replace(extra=extra)
+
+    def _refuse_standstill(self) -> None:
+        """Raise ValueError where nothing has been learnt for many steps, since every group earned one reward."""
+        self._flat_steps = self._flat_steps + 1 if all(one.flat for one in self._sampled) else 0
+        if self._flat_steps == STANDSTILL:
+            mean = sum(one.reward for one in self._sampled) / len(self._sampled)
+            raise ValueError(
+                f"reward: in {STANDSTILL} steps in a row all answers of each group earned the same ({mean:.2f} in the "
+                "mean), so that there is nothing to learn: choose prompts that the policy answers now and then "
+                "(data.path), a larger objective.group or objective.temperature, or fine-tune it first"
+            )
+
+    def _drawn(self, one: Sampled) -> Drawn:
+        weight = 1 / len(one.rollout.ids) if self.denominator == "sequence" else 1.0
+        return Drawn(
+            one.prompt,
+            one.rollout,
+            {ADVANTAGE: one.advantage, ROLLOUT: one.rollout.log_probs, WEIGHT: weight},
+        )
+
+    def _row(self, one: Sampled) -> Mapping[str, Any]:
+        """For the table of rollouts."""
+        return {
+            "prompt": one.prompt.text,
+            "answer": one.rollout.text,
+            "ended": one.rollout.ended,
+            "reward": one.reward,
+            "advantage": one.advantage,
+        }
+
+
+def _is_near(micro: MicroBatch, new_BT: Tensor, largest: float) -> Tensor:
+    """Of each position, whether its answer is at most `largest` nats per token away, or has no negative advantage."""
+    ids_BT = micro.document_ids_BT
+    sums = new_BT.new_zeros(ids_BT.shape[0], ids_BT.shape[1] + 1)
+    away = sums.scatter_add(1, ids_BT, (micro.extra[OLD] - new_BT).detach())
+    counts = sums.scatter_add(1, ids_BT, (micro.targets_BT != IGNORE).to(sums.dtype)).clamp(min=1)
+    far_BT = (away / counts).gather(1, ids_BT) > largest
+    return ~(far_BT & (micro.extra[ADVANTAGE] < 0))

@@ -1,0 +1,1 @@
+"""Rewards of reinforcement learning: what a policy's answers are worth."""
