@@ -33,8 +33,9 @@ def test_every_shipped_option_is_sound(
     monkeypatch.chdir(folder_with_a_run)
     if group in groups_of("train"):
         given = REQUIRED.get((group, option), [])
-        assert check("train", [f"{group}={option}", *given]) == []
         assert keys_of(check("train", [f"{group}={option}"])) == [key.partition("=")[0] for key in given]
+        if given:
+            assert check("train", [f"{group}={option}", *given]) == []
     elif group in groups_of("evaluate"):
         assert check("evaluate", [f"{group}={option}", "checkpoint=conf"]) == []
     else:
