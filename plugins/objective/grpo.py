@@ -9,10 +9,10 @@ For each prompt the policy samples a group of G answers, which a reward judges. 
     L    = - sum over answers and tokens of [ min(w_t A_i, clip(w_t, 1 - clip_low, 1 + clip_high) A_i)
                                               - kl w_t (r_t - ln r_t - 1) ] / denominator
 
-pi_old is the policy before the step, by the path that training takes, so that w_t begins at 1; the engine that sampled
-the answer differs from it by rounding, which `rollout_mismatch` records. The divergence is the unbiased estimate of
-DeepSeek-V3.2. The denominator is one that no micro-batch changes: answers times max_tokens (`constant`), all answers'
-tokens (`tokens`), or answers times the length of each (`sequence`).
+pi_old is the policy as it sampled the answer. A step makes one update, so w_t differs from 1 only as far as the sampler
+differs from training, which `rollout_mismatch` records: clipping and `off_policy_mask` bound what such tokens and answers
+weigh. The divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch changes:
+answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each (`sequence`).
 
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
 that are trained on are those that were sampled, EOS among them.
@@ -43,13 +43,7 @@ from dsv3.contracts import (
 from dsv3.model.losses import token_log_probs
 from plugins.objective.packing import Drawn, draw, pack
 
-ADVANTAGE, OLD, REFERENCE, ROLLOUT, WEIGHT = (
-    "grpo_advantage",
-    "grpo_old",
-    "grpo_reference",
-    "grpo_rollout",
-    "grpo_weight",
-)
+ADVANTAGE, OLD, REFERENCE, WEIGHT = "grpo_advantage", "grpo_old", "grpo_reference", "grpo_weight"
 """Names in `MicroBatch.extra`, float32 [B, T] at the positions of targets."""
 
 
@@ -133,15 +127,14 @@ class GRPO(nn.Module):
         kept = [self._drawn(one) for one in self._sampled if not (one.flat and self.drop_flat_groups)]
         packed = pack(
             kept,
-            (ADVANTAGE, ROLLOUT, WEIGHT),
+            (ADVANTAGE, OLD, WEIGHT),
             rows=self.micro_batch_size,
             length=self.sequence_length,
             device=next(models.policy.parameters()).device,
         )
-        return step._replace(
-            micro_batches=[self._with_log_probs(micro, models) for micro in packed],
-            rollouts=[self._row(one) for one in self._sampled],
-        )
+        if self.kl:
+            packed = [self._with_reference(micro, models) for micro in packed]
+        return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled])
 
     def denominators(self, step: Step) -> Denominators:
         """Of the answers that were sampled, and of the tokens that are trained on."""
@@ -181,7 +174,7 @@ class GRPO(nn.Module):
         sums |= {
             "loss": loss,
             "clipped": ((ratio_BT != clipped_BT) & real_BT).sum(),
-            "mismatch": (extra[OLD] - extra[ROLLOUT]).abs().where(real_BT, 0.0).sum(),
+            "mismatch": (new_BT - extra[OLD]).abs().where(real_BT, 0.0).sum(),
             "surprise": -new_BT.sum(),
         }
         return LossTerm(loss, {name: value.detach() for name, value in sums.items()})
@@ -208,11 +201,9 @@ class GRPO(nn.Module):
         values = zip(rewards.flatten().tolist(), advantages.flatten().tolist(), flat.flatten().tolist(), strict=True)
         return [Sampled(prompt, one, *each) for prompt, one, each in zip(asked, rollouts, values, strict=True)]
 
-    def _with_log_probs(self, micro: MicroBatch, models: Models) -> MicroBatch:
-        extra = {**micro.extra, OLD: models.log_probs(models.policy, micro, temperature=self.temperature)}
-        if self.kl:
-            extra[REFERENCE] = models.log_probs(models.reference(), micro, temperature=self.temperature)
-        return micro._replace(extra=extra)
+    def _with_reference(self, micro: MicroBatch, models: Models) -> MicroBatch:
+        log_probs_BT = models.log_probs(models.reference(), micro, temperature=self.temperature)
+        return micro._replace(extra={**micro.extra, REFERENCE: log_probs_BT})
 
     def _refuse_standstill(self) -> None:
         """Raise ValueError where nothing has been learnt for many steps, since every group earned one reward."""
@@ -230,7 +221,7 @@ class GRPO(nn.Module):
         return Drawn(
             one.prompt,
             one.rollout,
-            {ADVANTAGE: one.advantage, ROLLOUT: one.rollout.log_probs, WEIGHT: weight},
+            {ADVANTAGE: one.advantage, OLD: one.rollout.log_probs, WEIGHT: weight},
         )
 
     def _row(self, one: Sampled) -> Mapping[str, Any]:
