@@ -274,7 +274,8 @@ def trl_loss(weights: dict[str, float], policy: Decoder, micro: MicroBatch) -> T
         return values
 
     trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True), accelerator=SimpleNamespace(device="cpu", gather=itself, gather_for_metrics=itself),
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu", gather=itself, gather_for_metrics=itself),
         loss_types=list(weights), loss_weights=list(weights.values()), beta=BETA, f_divergence_type="reverse_kl",
         precompute_ref_logps=True, aux_loss_enabled=False, ld_alpha=None, use_weighting=False,
         _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
