@@ -7,39 +7,13 @@ holds the value, mostly in `model`.
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from dsv3.config.objective_relations import OF_OBJECTIVES
 from dsv3.config.problems import NO_VALUE, Problem, one_of
+from dsv3.config.relation import Facts, Number, Relation
 from dsv3.config.view import View
-
-
-class Number(NamedTuple):
-    key: str  # the key that holds it
-    value: float
-
-
-class Facts:
-    """Looks up what relations need. Keys in `skip` count as absent: something was already reported about them."""
-
-    def __init__(self, view: View, skip: Collection[str]) -> None:
-        self.view = view
-        self.skip = skip
-
-    def value(self, key: str) -> Any:
-        if self.view.origin(key) in self.skip or key in self.skip:
-            return None
-        return self.view.leaves.get(key)
-
-    def number(self, *keys: str) -> Number | None:
-        """The first of `keys` that exists and is a number."""
-        for key in keys:
-            value = self.value(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return Number(self.view.origin(key), value)
-        return None
-
 
 MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
@@ -48,8 +22,6 @@ KINDS = (
     *("callbacks", "logger", "trainer"),
 )
 ACCELERATORS = ("auto", "cpu", "cuda")
-
-Relation = Callable[[Facts], Iterator[Problem]]
 
 
 def finite(facts: Facts) -> Iterator[Problem]:
@@ -290,6 +262,7 @@ RELATIONS: tuple[Relation, ...] = (
     schedules_end,
     resume_exists,
     weights_exist,
+    *OF_OBJECTIVES,
     run_folder_is_a_runs,
     run_folder_is_writable,
     cache_is_a_folder,

@@ -19,12 +19,12 @@ that are trained on are those that were sampled, EOS among them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dsv3.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from dsv3.bounds import AtLeast, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from dsv3.contracts import (
     IGNORE,
     Answer,
@@ -75,7 +75,7 @@ class GRPO(nn.Module):
         seed: Seed,
         sequence_length: PositiveInt,
         micro_batch_size: PositiveInt,
-        group: PositiveInt,
+        group: Annotated[int, AtLeast(2)],
         max_tokens: PositiveInt,
         temperature: PositiveFloat,
         advantage: Literal["mean", "mean_std"],
@@ -115,6 +115,10 @@ class GRPO(nn.Module):
             self.statistics.append(Statistic("kl", "nats per token", "kl", over="trained_tokens"))
         self._sampled: list[Sampled] = []  # of the step that is being taken
         self._flat_steps = 0  # in a row
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError where the reward cannot use the row of a prompt."""
+        self.reward([prompt.unanswered() for prompt in prompts])
 
     def prepare(self, step: Step, models: Models) -> Step:
         """Sample, judge and pack the answers."""

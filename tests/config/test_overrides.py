@@ -25,6 +25,18 @@ REQUIRED = {
 }
 """What an option leaves to the user."""
 
+BEGUN = "run.init_from=runs/default/seed1"
+FITTING = {
+    ("data", "conversations"): ["objective=sft"],
+    ("data", "preferences"): ["objective=dpo", BEGUN],
+    ("data", "prompts"): ["objective=grpo"],
+    ("objective", "sft"): ["data=conversations"],
+    ("objective", "dpo"): ["data=preferences", BEGUN],
+    ("objective", "grpo"): ["data=prompts"],
+    ("objective", "distill"): ["data=prompts", BEGUN],
+}
+"""What else must be chosen with it."""
+
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_is_sound(
@@ -32,9 +44,9 @@ def test_every_shipped_option_is_sound(
 ) -> None:
     monkeypatch.chdir(folder_with_a_run)
     if group in groups_of("train"):
-        given = REQUIRED.get((group, option), [])
-        assert check("train", [f"{group}={option}", *given]) == []
-        assert keys_of(check("train", [f"{group}={option}"])) == [key.partition("=")[0] for key in given]
+        given, chosen = REQUIRED.get((group, option), []), [f"{group}={option}", *FITTING.get((group, option), [])]
+        assert check("train", [*chosen, *given]) == []
+        assert keys_of(check("train", chosen)) == [key.partition("=")[0] for key in given]
     elif group in groups_of("evaluate"):
         assert check("evaluate", [f"{group}={option}", "checkpoint=conf"]) == []
     else:
