@@ -81,8 +81,12 @@ class StudySweeper(BasicSweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         assert self.config is not None
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
-        jobs = [settled(arm, self.config) for job in jobs for arm in expanded(job, self.config.get("study"))]
-        return list(BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size))
+        stages: list[list[list[str]]] = []
+        for job in jobs:
+            for depth, runs in enumerate(expanded(job, self.config.get("study"))):
+                stages.extend([[]] * (depth + 1 - len(stages)))
+                stages[depth] = stages[depth] + [settled(run, self.config) for run in runs]
+        return [chunk for runs in stages for chunk in BasicSweeper.split_overrides_to_chunks(runs, max_batch_size)]
 
     def sweep(self, arguments: list[str]) -> Any:
         returns = super().sweep(arguments)

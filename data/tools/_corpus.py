@@ -1,7 +1,7 @@
 """A prepared corpus from a composed configuration, and its figures."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -11,6 +11,9 @@ from data.preparation import Prepared, Settings, prepare, settings, size
 from dsv3.config.compose import hydra_flags, opened
 from dsv3.config.part import part
 from dsv3.runtime import quieten_libraries
+
+if TYPE_CHECKING:
+    from data.examples import ExampleModule
 
 DATAMODULE = "data.datamodule.DataModule"
 NAMED = 20
@@ -34,6 +37,27 @@ def prepared(overrides: Sequence[str]) -> Prepared:
         keys = {name: plain[name] for name in Settings._fields if name != "sources"}
         sources = {name: node and part(node) for name, node in config.data.sources.items()}
         return prepare(settings(sources=sources, **keys), part(config.tokenizer))
+
+
+def examples(overrides: Sequence[str]) -> "ExampleModule | None":
+    """The conversations, preferences or prompts of a training configuration, prepared; None where its data are texts.
+
+    Raises:
+        ValueError: a source or a setting is at fault.
+    """
+    quieten_libraries()
+    flags = hydra_flags(overrides)
+    with opened("train", flags) as composer:
+        config = composer.compose(flags.overrides)
+        if config.data._target_ == DATAMODULE:
+            return None
+        from data.examples import ExampleModule  # imports torch
+
+        data = part(config.data)(tokenizer=part(config.tokenizer))
+        if not isinstance(data, ExampleModule):
+            return None
+        data.setup()
+        return data
 
 
 def statistics(corpus: Prepared) -> dict[str, Any]:

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from data.example_store import TRAINED
+
 if TYPE_CHECKING:
     from dsv3.contracts import Tokenizer
 
 COLOURS = {"text": "default", "prefix": "cyan", "suffix": "magenta", "middle": "green"}
+COLOURS |= {"system": "magenta", "user": "cyan", "assistant": "yellow", "trained": "green"}
+
+END = "⏎"
+"""Shown for the EOS of a reply."""
 
 
 def in_parts(ids: Sequence[int], tokenizer: "Tokenizer") -> list[list[dict[str, str]]]:
@@ -48,12 +54,53 @@ def in_parts(ids: Sequence[int], tokenizer: "Tokenizer") -> list[list[dict[str, 
     return [document for document in documents if document]
 
 
+def in_turns(marked: Sequence[int], tokenizer: "Tokenizer") -> list[list[dict[str, str]]]:
+    """The documents of a row of conversations, each as parts: system, user, assistant, and what is trained on."""
+    names = {tokenizer.bos: "system", getattr(tokenizer, "user", -1): "user", getattr(tokenizer, "assistant", -1): ""}
+    documents: list[list[dict[str, str]]] = []
+    gathered: list[int] = []
+    name = "system"
+
+    def close() -> None:
+        nonlocal gathered
+        if gathered:
+            documents[-1].append({"part": name, "text": tokenizer.decode(gathered)})
+        gathered = []
+
+    for each in marked:
+        index, is_trained = each % TRAINED, each >= TRAINED
+        if index == tokenizer.pad:
+            continue
+        if index in names:
+            if documents:
+                close()
+            documents += [[]] if index == tokenizer.bos else []
+            name = names[index]
+        elif name in ("", "assistant", "trained"):
+            if (now := "trained" if is_trained else "assistant") != name:
+                close()
+                name = now
+            if index == tokenizer.eos:
+                gathered += tokenizer.encode(END)
+                close()
+                name = ""
+            else:
+                gathered.append(index)
+        else:
+            gathered.append(index)
+    if documents:
+        close()
+    return documents
+
+
 def show(rows: Sequence[dict[str, Any]], length: int) -> None:
     """Print rows: documents between rules, parts in the colours of the legend."""
     console = Console(highlight=False, soft_wrap=True)
     legend = Text(f"rows of {length - 1} tokens and the one after; ")
+    found = {part["part"] for row in rows for document in row["documents"] for part in document}
     for name, colour in COLOURS.items():
-        legend.append(f"{name} ", style=colour)
+        if name in found:
+            legend.append(f"{name} ", style=colour)
     console.print(legend)
     for row in rows:
         console.rule(f"row {row['row']}, {row['domain']}, {len(row['documents'])} documents", align="left")

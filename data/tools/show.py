@@ -1,6 +1,7 @@
-"""Show rows as training reads them: the domain, where documents begin and end, the parts of fill-in-the-middle."""
+"""Show rows as training reads them: where documents begin and end, their parts, and what is trained on."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dsv3.bounds import NonNegativeInt, PositiveInt
@@ -20,15 +21,19 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: as `data.preparation.prepare`.
     """
-    from data.tools._corpus import prepared
-    from data.tools._rows import in_parts, show
+    from data.tools._corpus import examples, prepared
+    from data.tools._rows import in_parts, in_turns, show
 
-    corpus = prepared(options.overrides)
-    rows, domains = corpus.rows(), list(corpus.settings.sources)
+    data = examples(options.overrides)
+    if data is not None:
+        rows, domains, parts = data.rows(), data.domains, partial(in_turns, tokenizer=data.tokenizer)
+    else:
+        corpus = prepared(options.overrides)
+        rows, domains = corpus.rows(), list(corpus.settings.sources)
+        parts = partial(in_parts, tokenizer=corpus.tokenizer)
     found = []
     for number in range(options.first, options.first + options.rows):
         row = rows[number]
-        documents = in_parts(row.tokens.tolist(), corpus.tokenizer)
-        found.append({"row": number, "domain": domains[row.domain], "documents": documents})
+        found.append({"row": number, "domain": domains[row.domain], "documents": parts(row.tokens.tolist())})
     show(found, len(rows[0].tokens))
     return {"rows": found}

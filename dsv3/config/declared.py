@@ -40,6 +40,7 @@ class Run:
 @dataclass
 class Study:
     arm: str | None
+    stage: PositiveInt | None
     arms: dict[str, Any] | None
     only: Sequence[str] | None
     seeds: Sequence[Seed]
@@ -77,6 +78,7 @@ class Evaluate:
     format: Literal["text", "json"]
     out: str | None
     held_out: bool
+    chat: bool
     tasks: Sequence[str]
     compare: str | None
     weights: Literal["live", "ema"]
@@ -93,6 +95,7 @@ class Evaluate:
 class Benchmarks:
     folders: Sequence[str]
     every_tokens: PositiveInt | None
+    chat: bool
     before: bool
     batch_size: PositiveInt
     tasks: dict[str, Any]

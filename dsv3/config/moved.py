@@ -83,9 +83,10 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
     current: where it is given, a part that older versions had none of is as it is there.
     """
     config = copy.deepcopy(old)
-    for part in ("reward", "objective", "callbacks"):
-        if current is not None and part in current and part not in config:
-            config[part] = OmegaConf.create(OmegaConf.to_container(current[part], resolve=True))
+    for part in ("reward", "objective", "callbacks", "callbacks.rollouts"):
+        todays = OmegaConf.select(current, part) if current is not None else None
+        if todays is not None and OmegaConf.select(config, part) is None:
+            OmegaConf.update(config, part, OmegaConf.to_container(todays, resolve=True))
     for key, now in MOVED.items():
         _move(config, key, now)
     _upgrade_data(config)

@@ -187,8 +187,9 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
-    path = facts.value("run.init_from")
-    if isinstance(path, str) and not Path(path).exists():
+    path, stage = facts.value("run.init_from"), facts.value("study.stage")
+    is_later_stage = isinstance(stage, int) and stage > 1  # begins with a run of the same study
+    if isinstance(path, str) and not is_later_stage and not Path(path).exists():
         yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
 
 

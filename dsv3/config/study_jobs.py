@@ -23,16 +23,16 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
     if problems := list(misshapen(study)):
         return [list(job)], problems
     try:
-        runs = expanded(job, study | {"seeds": study["seeds"][:1]})
+        batches = expanded(job, study | {"seeds": study["seeds"][:1]})
     except ValueError as error:
         return [list(job)], [Problem("study.only", study["only"], str(error).partition(": ")[2])]
     fitting, problems = [list(job)], []
-    for run in runs:
+    for run in (run for batch in batches for run in batch):
         try:
             composer.compose(run)
         except COMPOSITION_ERRORS as error:
             name = next(override for override in run if override.startswith("study.arm=")).partition("=")[2]
-            problems.append(Problem(f"study.arms.{name}", study["arms"][name], first_line(error)))
+            problems.append(Problem(f"study.arms.{name}", study["arms"].get(name, run), first_line(error)))
         else:
             fitting.append(run)
     return fitting, problems
@@ -75,9 +75,13 @@ def misshapen(study: Mapping[str, Any]) -> Sequence[Problem]:
     if not isinstance(arms, dict):
         return [Problem("study.arms", arms, "must be a mapping: name of an arm -> list of overrides")]
     problems = [
-        Problem(f"study.arms.{name}", overrides, "must be a list of overrides, such as [balancing=none]")
-        for name, overrides in arms.items()
-        if not (isinstance(overrides, list) and all(isinstance(override, str) for override in overrides))
+        Problem(
+            f"study.arms.{name}",
+            arm,
+            "must be a list of overrides, such as [balancing=none], or a list of stages, each of which is one",
+        )
+        for name, arm in arms.items()
+        if not (_is_stage(arm) or (isinstance(arm, list) and arm and all(map(_is_stage, arm))))
     ]
     if not (isinstance(study["seeds"], list) and study["seeds"]):
         problems.append(Problem("study.seeds", study["seeds"], "must be a list of at least one seed"))
@@ -86,3 +90,7 @@ def misshapen(study: Mapping[str, Any]) -> Sequence[Problem]:
     if study["only"] is not None and not isinstance(study["only"], list):
         problems.append(Problem("study.only", study["only"], "must be a list of names of arms"))
     return problems
+
+
+def _is_stage(overrides: Any) -> bool:
+    return isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)

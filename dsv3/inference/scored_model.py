@@ -21,13 +21,15 @@ class ScoredModel(Protocol):
     prefix_token: int  # what a text without a context is conditioned on
     eos: set[int]  # tokens that end a text
     shares_prefixes: bool  # whether `logits` can compute what rows begin with once
+    chat: bool  # whether it is asked in its chat template
     scores_bos: bool  # whether a rolling score counts the token put before a text, as lm-eval's own does
     device: torch.device
 
     def encode(self, text: str, *, bos: bool) -> list[int]: ...
 
-    def encode_infilling(self, text: str, room: int) -> list[int] | None:
-        """Ids of a written infilling prompt, at most `room` of them; None where `text` is none."""
+    def encode_framed(self, text: str, room: int) -> list[int] | None:
+        """Ids, at most `room`, of a written infilling prompt, or where the model is asked in its chat template, of any
+        text as a user's message; None for a text that is continued as it stands."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
@@ -105,6 +106,17 @@ class History:
         clock["seconds"] = clock.seconds.cumsum()
         scores = scores[scores.weights == weights].merge(clock, on="tokens", how="left")
         return scores.assign(flops=scores.tokens * self.info.get("flops_per_token", float("nan")))
+
+    def before(self, budget: str) -> float:
+        """What the earlier stages of this run's arm took of a budget: tokens, flops or seconds; 0 where it has none."""
+        config = self.folder.config()
+        if (OmegaConf.select(config, "study.stage") or 1) == 1:
+            return 0.0
+        earlier = History(Path(config.run.init_from), config.run.init_from)
+        scores = earlier.validation()
+        if scores.empty:
+            raise FileNotFoundError(f"{config.run.init_from}: the stage before {self.name} is not there any more")
+        return float(scores[budget].iloc[-1]) + earlier.before(budget)
 
     def spikes(self) -> list[dict[str, Any]]:
         """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""

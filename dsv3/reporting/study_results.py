@@ -108,10 +108,10 @@ def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
-    """Held-out bits per byte of the live weights, over a budget."""
+    """Held-out bits per byte of the live weights, over a budget, that of earlier stages included."""
     scores = run.validation()
     rows = scores[(scores.domain == domain) & scores[budget].notna()]
-    return rows[budget].to_numpy(dtype=float), rows.bpb.to_numpy(dtype=float)
+    return rows[budget].to_numpy(dtype=float) + run.before(budget), rows.bpb.to_numpy(dtype=float)
 
 
 def common_budget(study: Study, budget: str) -> float:

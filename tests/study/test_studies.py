@@ -98,7 +98,7 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
 def test_arms_of_a_shipped_study_share_their_initial_weights(experiment: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides=[f"experiment={experiment}"])
-        jobs = expanded([f"experiment={experiment}", "seed=1"], config.study)
+        jobs = [job for batch in expanded([f"experiment={experiment}", "seed=1"], config.study) for job in batch]
         assert len(jobs) >= 2
         assert config.study.baseline in config.study.arms
         models = [build_model(compose("train", overrides=job)).state_dict() for job in jobs]
@@ -108,16 +108,46 @@ def test_arms_of_a_shipped_study_share_their_initial_weights(experiment: str) ->
         assert all(torch.equal(models[0][key], other[key]) for key in shared if key.endswith("weight"))
 
 
+def test_a_stage_begins_with_the_one_before_and_arms_share_their_first_stages() -> None:
+    arms = {"short": ["x=1"], "long": [["x=1"], ["y=2"]], "other": [["x=2"], ["y=2"]], "third": [["x=2"], ["y=3"]]}
+    first, second = expanded(["k=v"], {"arms": arms, "only": None, "seeds": [1]})
+    shared = next(run[4] for run in first if "x=2" in run)
+    assert shared.startswith("run.name=stages/")
+    assert first == [
+        ["x=1", "k=v", "study.arm=short", "study.stage=1", "run.name=short/seed${seed}", "seed=1"],
+        ["x=2", "k=v", "study.arm=null", "study.stage=1", shared, "seed=1"],
+    ]
+    begins = {"long": "short/seed${seed}", "other": shared.partition("=")[2], "third": shared.partition("=")[2]}
+    own = {"long": "y=2", "other": "y=2", "third": "y=3"}
+    assert second == [
+        [
+            own[name],
+            "k=v",
+            f"study.arm={name}",
+            "study.stage=2",
+            f"run.name={name}/seed${{seed}}",
+            f"run.init_from=runs/${{run.experiment}}/{begins[name]}",
+            "seed=1",
+        ]
+        for name in own
+    ]
+    only = expanded(["k=v"], {"arms": arms, "only": ["long"], "seeds": [1]})
+    assert [len(batch) for batch in only] == [1, 1]
+    assert only[0][0][2:4] == ["study.arm=null", "study.stage=1"]
+
+
 def test_every_arm_with_every_seed() -> None:
     arms = {"arms": {"a": ["x=1"], "b": []}, "only": None, "seeds": [1, 2]}
     assert expanded(["k=v"], arms) == [
-        ["x=1", "k=v", "study.arm=a", "seed=1"],
-        ["k=v", "study.arm=b", "seed=1"],
-        ["x=1", "k=v", "study.arm=a", "seed=2"],
-        ["k=v", "study.arm=b", "seed=2"],
+        [
+            ["x=1", "k=v", "study.arm=a", "seed=1"],
+            ["k=v", "study.arm=b", "seed=1"],
+            ["x=1", "k=v", "study.arm=a", "seed=2"],
+            ["k=v", "study.arm=b", "seed=2"],
+        ]
     ]
-    assert expanded(["seed=7"], arms | {"only": ["b"]}) == [["seed=7", "study.arm=b"]]
-    assert expanded(["seed=7"], {"arms": None}) == [["seed=7"]]
+    assert expanded(["seed=7"], arms | {"only": ["b"]}) == [[["seed=7", "study.arm=b"]]]
+    assert expanded(["seed=7"], {"arms": None}) == [[["seed=7"]]]
     with pytest.raises(ValueError, match=r"study\.only=c: there is no such arm\. Arms: a, b"):
         expanded([], arms | {"only": ["c"]})
 

@@ -56,9 +56,9 @@ class Adapter(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        ending = self.model.encode(continuation, bos=False)
-        infilling = self.model.encode_infilling(context, self.max_length + 1 - len(ending))
-        return (infilling, ending) if infilling is not None else super()._encode_pair(context, continuation)
+        ending = self.model.encode(continuation.lstrip(" ") if self.model.chat else continuation, bos=False)
+        framed = self.model.encode_framed(context, self.max_length + 1 - len(ending))
+        return (framed, ending) if framed is not None else super()._encode_pair(context, continuation)
 
     def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Scored]:
         pieces, owners = [], []
@@ -131,8 +131,8 @@ class Adapter(TemplateLM):
         return [answers[i] for i in range(len(requests))]
 
     def _prompt(self, context: str, room: int) -> list[int]:
-        infilling = self.model.encode_infilling(context, room)
-        return infilling if infilling is not None else self.tok_encode(context)[-room:]
+        framed = self.model.encode_framed(context, room)
+        return framed if framed is not None else self.tok_encode(context)[-room:]
 
     def _continue(
         self, prompts: list[list[int]], numbers: list[int], settings: dict[str, Any], max_tokens: int

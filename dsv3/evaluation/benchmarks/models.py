@@ -21,6 +21,7 @@ from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.prefixes import common_prefix, padded
 from dsv3.model.decoder import Caches, Decoder
 from dsv3.model.layers import cached_weight_casts
+from dsv3.prompts.chat import Message, chat_prompt
 from dsv3.prompts.infilling import Order
 
 
@@ -31,11 +32,24 @@ class NativeModel:
     scores_bos = False
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, *, name: str, max_length: int, fim_order: Order = "psm"
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        max_length: int,
+        fim_order: Order = "psm",
+        chat: bool = False,
     ) -> None:
-        """`max_length`: the length of the rows that the model was trained on. `fim_order`: as it was trained."""
+        """`max_length`: the length of the rows that the model was trained on. `fim_order`: as it was trained.
+        `chat`: prompts are a user's messages in the chat template.
+
+        Raises ValueError where the tokenizer has no tokens for turns.
+        """
+        if chat:
+            chat_prompt(tokenizer, [Message("user", "")])
         self.model, self.tokenizer = model, tokenizer
-        self.name, self.max_length, self.fim_order = name, max_length, fim_order
+        self.name, self.max_length, self.fim_order, self.chat = name, max_length, fim_order, chat
         self.prefix_token, self.eos = tokenizer.bos, {tokenizer.eos}
         self.device = model.device
         self._prefix: list[int] = []
@@ -52,9 +66,14 @@ class NativeModel:
     def encode(self, text: str, *, bos: bool) -> list[int]:
         return [self.tokenizer.bos] * bos + self.tokenizer.encode(text)
 
-    def encode_infilling(self, text: str, room: int) -> list[int] | None:
+    def encode_framed(self, text: str, room: int) -> list[int] | None:
         parts = parse_infilling(text)
-        return None if parts is None else infilling_ids(self.tokenizer, *parts, order=self.fim_order, room=room)
+        if parts is not None:
+            return infilling_ids(self.tokenizer, *parts, order=self.fim_order, room=room)
+        if not self.chat:
+            return None
+        begin, *message = chat_prompt(self.tokenizer, [Message("user", text.strip())])
+        return [begin, message[0], *message[1:][-max(1, room - 2) :]]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
@@ -105,16 +124,22 @@ class HFModel:
     scores_bos = True
 
     def __init__(
-        self, folder: str | Path, *, model: Any = None, tokenizer: Any = None, device: torch.device | str = "cpu"
+        self,
+        folder: str | Path,
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        device: torch.device | str = "cpu",
+        chat: bool = False,
     ) -> None:
-        """`model`, `tokenizer`: already opened ones, instead of those in `folder`.
+        """`model`, `tokenizer`: already opened ones, instead of those in `folder`. `chat`: as in `NativeModel`.
 
         Raises:
             OSError, ValueError: transformers cannot open the folder.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.name = str(folder)
+        self.name, self.chat = str(folder), chat
         opened: Any = model or AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self.model: Any = opened.to(device).eval()
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
@@ -130,15 +155,22 @@ class HFModel:
         repeats = text.startswith(str(self.tokenizer.decode(self.prefix_token)))
         return self.tokenizer.encode(text, add_special_tokens=bos and not repeats)
 
-    def encode_infilling(self, text: str, room: int) -> list[int] | None:
+    def encode_framed(self, text: str, room: int) -> list[int] | None:
         if parse_infilling(text) is None:
-            return None
+            return self._chat_prompt(text, room) if self.chat else None
         if any(len(self.tokenizer.encode(mark, add_special_tokens=False)) != 1 for mark in (BEGIN, HOLE, END)):
             raise ValueError("the model's tokenizer has no fill-in-the-middle tokens")
         ids = self.encode(text, bos=True)
         if len(ids) > room:
             raise ValueError(f"an infilling prompt of {len(ids)} tokens does not fit in {room}")
         return ids
+
+    def _chat_prompt(self, text: str, room: int) -> list[int]:
+        messages = [{"role": "user", "content": text.strip()}]
+        ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        if len(ids) > room:
+            raise ValueError(f"a chat prompt of {len(ids)} tokens does not fit in {room}")
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -40,12 +40,18 @@ class Session:
 
     def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
-        model = native_model(loaded, self.config.weights) if loaded else HFModel(checkpoint, device=self.device)
+        chat = self.config.chat
+        model = (
+            native_model(loaded, self.config.weights, chat=chat)
+            if loaded
+            else HFModel(checkpoint, device=self.device, chat=chat)
+        )
         identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
         folder = ResultsFolder(self.folder(checkpoint))
         adapter = Adapter(model, batch_size=self.config.benchmarks.batch_size, seed=self.config.seed)
         suite = Suite(adapter, self._finder(RunTexts(data)), self.sandbox, seed=self.config.seed)
         about = {"checkpoint": identity, "weights": self.config.weights, "seed": self.config.seed}
+        about |= {"chat": True} if chat else {}
         done, failures = [], {}
         for name, entry in self.entries.items():
             key = settings_key(about, asdict(entry), self.config.benchmarks.batch_size, self.sandbox.jailed)
@@ -99,8 +105,8 @@ class Session:
         return run / "benchmarks" / f"{stem}-{self.config.weights}"
 
 
-def native_model(loaded: Loaded, weights: str) -> NativeModel:
-    """The run's model with its current or its EMA weights."""
+def native_model(loaded: Loaded, weights: str, *, chat: bool = False) -> NativeModel:
+    """The run's model with its current or its EMA weights, asked in its chat template or not."""
     loaded.use(weights)
     data = loaded.config.data
     return NativeModel(
@@ -109,6 +115,7 @@ def native_model(loaded: Loaded, weights: str) -> NativeModel:
         name=str(loaded.file),
         max_length=data.sequence_length,
         fim_order=data.fim.order,
+        chat=chat,
     )
 
 

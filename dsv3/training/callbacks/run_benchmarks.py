@@ -119,6 +119,7 @@ class Benchmarks(lightning.Callback):
             name=self.config.run.name,
             max_length=self.config.data.sequence_length,
             fim_order=self.config.data.fim.order,
+            chat=settings.chat,
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)

@@ -167,16 +167,16 @@ def test_infilling_prompts_are_those_of_training(own_model: NativeModel) -> None
     tokenizer = ByteTokenizer()
     written = f"{BEGIN}def f(x):\n    {HOLE}\n    return y{END}"
     assert parse_infilling(written) == ("def f(x):\n    ", "\n    return y")
-    ids = own_model.encode_infilling(written, 200)
+    ids = own_model.encode_framed(written, 200)
     assert ids == infilling_prompt(tokenizer, "def f(x):\n    ", "\n    return y", "psm")
     long = f"{BEGIN}{'a' * 300}before{HOLE}after{'b' * 300}{END}"
-    ids = own_model.encode_infilling(long, 100)
+    ids = own_model.encode_framed(long, 100)
     assert ids is not None
     assert len(ids) == 100
     hole = ids.index(tokenizer.fim_hole)
     assert bytes(ids[hole - 6 : hole]) == b"before"
     assert bytes(ids[hole + 1 : hole + 6]) == b"after"
-    assert own_model.encode_infilling("plain text", 100) is None
+    assert own_model.encode_framed("plain text", 100) is None
 
 
 def test_infilling_answers_are_scored_after_the_prompt(own_model: NativeModel) -> None:
