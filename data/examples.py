@@ -150,6 +150,8 @@ class ExampleModule(StepModule):
         for where, row in self.sources[name].rows():
             try:
                 refuse_mistyped(row)
+                for text in self.texts(row):
+                    text.encode()  # a lone surrogate, which JSON can write, is no Unicode
                 yield self.example(row)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error

@@ -13,7 +13,8 @@ from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
 @pytest.fixture(scope="module")
 def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    (folder / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
+    for run in ("default", "chat"):  # experiments begin with one and learn from the other
+        (folder / "runs" / run / "seed1").mkdir(parents=True)
     return folder
 
 
