@@ -10,9 +10,10 @@ For each prompt the policy samples a group of G answers, which a reward judges. 
                                               - kl w_t (r_t - ln r_t - 1) ] / denominator
 
 pi_old is the policy as it sampled the answer. A step makes one update, so w_t differs from 1 only as far as the sampler
-differs from training, which `rollout_mismatch` records: clipping and `off_policy_mask` bound what such tokens and answers
-weigh. The divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch changes:
-answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each (`sequence`).
+differs from training, which `rollout_mismatch` records; clipping and `off_policy_mask` bound the weight of such tokens
+and answers. The divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch
+changes: answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each
+(`sequence`).
 
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
 that are trained on are those that were sampled, EOS among them.

@@ -15,9 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_table_has_every_objective_and_all_data_of_conf() -> None:
     assert DATA_OF.keys() == {path.stem for path in (CONF / "objective").glob("*.yaml")}
-    assert {name for fitting in DATA_OF.values() for name in fitting} == {
-        p.stem for p in (CONF / "data").glob("*.yaml")
-    }
+    fitting = {name for names in DATA_OF.values() for name in names}
+    assert fitting == {path.stem for path in (CONF / "data").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

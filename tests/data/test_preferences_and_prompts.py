@@ -178,7 +178,7 @@ HOSTILE = {
         {"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"},
         "user and assistant",
     ),
-    "empty": ({"prompt": [], "chosen": "a", "rejected": "b"}, "roles given: none"),
+    "empty": ({"prompt": [], "chosen": "a", "rejected": "b"}, "roles given: assistant"),
     "one reply": ({"prompt": "x", "chosen": "a"}, "rejected: must be a reply"),
     "no text": ({"prompt": "x", "chosen": ["a"], "rejected": "b"}, "chosen: must be a reply"),
     "equal": ({"prompt": "x", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),
