@@ -87,7 +87,7 @@ def _write_part(folder: Path, parts: list[np.ndarray], facts: Mapping[str, Any])
     folder.mkdir()
     write_beside(folder / "tokens", lambda file: file.writelines(part.tobytes() for part in parts))
     np.save(folder / "ends.npy", np.cumsum([len(part) for part in parts], dtype=np.int64))
-    (folder / "facts.json").write_text(json.dumps(facts, ensure_ascii=False))
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _majority(questions: Sequence[Mapping[str, str] | None]) -> dict[str, str]:

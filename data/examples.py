@@ -126,12 +126,15 @@ class ExampleModule(StepModule):
         self._training = {name: each.training for name, each in stored.items()}
         self._held_out = {name: each.held_out for name, each in stored.items()}
         for name, training in self._training.items():
-            longer = int((training.lengths() > self._length).sum())
-            if longer:
+            if longer := self.left_out(training):
                 log.warning(
-                    "data.sources.%s: %s of %s examples are longer than data.sequence_length=%s and left out",
-                    *(name, f"{longer:,}", f"{len(training.ends):,}", self._length - 1),
+                    "%s: %s of %s examples are longer than data.sequence_length=%s and left out",
+                    *(key_of(name), f"{longer:,}", f"{len(training.ends):,}", self._length - 1),
                 )
+
+    def left_out(self, training: StoredExamples) -> int:
+        """How many examples of a domain do not fit a row."""
+        return int((training.lengths() > self._length).sum())
 
     def _stored(self, name: str) -> Stored:
         folder = self._cache_dir / "examples"
@@ -146,6 +149,9 @@ class ExampleModule(StepModule):
     def _examples(self, name: str) -> Iterator[Example]:
         for where, row in self.sources[name].rows():
             try:
+                refuse_mistyped(row)
+                for text in self.texts(row):
+                    text.encode()  # a lone surrogate, which JSON can write, is no Unicode
                 yield self.example(row)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
@@ -156,7 +162,7 @@ class ExampleModule(StepModule):
         try:
             yield
         except ValueError as error:
-            raise ValueError(f"data.{'path' if name == OWN else f'sources.{name}'}: {error}") from error
+            raise ValueError(f"{key_of(name)}: {error}") from error
 
     def _key(self, name: str) -> str:
         with self._naming(name):
@@ -259,6 +265,20 @@ class ExampleModule(StepModule):
             name: packed_in_order(stored, length=self._length, tokens=self._validation_tokens, pad=self.tokenizer.pad)
             for name, stored in self._kept().items()
         }
+
+
+def key_of(name: str) -> str:
+    """The key that a domain's examples come from."""
+    return "data.path" if name == OWN else f"data.sources.{name}"
+
+
+def refuse_mistyped(row: Mapping[str, Any]) -> None:
+    """Raise ValueError where what rows of every kind may have is of another type."""
+    held_out, family = row.get("held_out"), row.get("family")
+    if not isinstance(held_out, bool | None):
+        raise ValueError(f"held_out={held_out!r}: must be true or false")
+    if not isinstance(family, str | None):
+        raise ValueError(f"family={family!r}: must be text")
 
 
 class _Texts:

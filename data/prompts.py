@@ -9,14 +9,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from data.cache import digest
-from data.example_store import Example
-from data.examples import ExampleModule
+from data.example_store import TRAINED, Example, StoredExamples
+from data.examples import ExampleModule, key_of
 from data.layout import document_order, mixture
 from data.preferences import prompt_of, untrained
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Prompt, Step
-from dsv3.prompts.chat import Message, chat_prompt, conversation
+from dsv3.prompts.chat import Message, conversation
 
 
 class Prompts(ExampleModule):
@@ -56,18 +58,28 @@ class Prompts(ExampleModule):
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         if not self._items:
-            self._items = [self._prompts(name) for name in self.domains]
+            self._items = [self._prompts(name, training) for name, training in self._training.items()]
 
-    def _prompts(self, name: str) -> list[Prompt]:
-        found = []
-        for item in self._training[name].facts["items"]:
-            messages = prompt_of(item)
-            ids = chat_prompt(self.tokenizer, messages)
-            if len(ids) <= self._longest:
-                found.append(Prompt(ids, messages[-1].content, item, 0))
+    def left_out(self, training: StoredExamples) -> int:
+        return sum(len(ids) > self._longest for ids in _prompt_ids(training))
+
+    def _prompts(self, name: str, training: StoredExamples) -> list[Prompt]:
+        found = [
+            Prompt(ids.tolist(), prompt_of(item)[-1].content, item, 0)
+            for ids, item in zip(_prompt_ids(training), training.facts["items"], strict=True)
+            if len(ids) <= self._longest
+        ]
         if not found:
-            raise ValueError(f"data.sources.{name}: no prompt leaves room for data.max_answer_tokens in a row")
+            raise ValueError(
+                f"{key_of(name)}: no prompt leaves room for data.max_answer_tokens={self._length - self._longest} in "
+                f"data.sequence_length={self._length - 1}"
+            )
         return found
+
+    def prompts(self) -> list[Prompt]:
+        """All that training may ask."""
+        self.setup()
+        return [prompt for of_domain in self._items for prompt in of_domain]
 
     def stream_key(self) -> str:
         return digest([super().stream_key(), self._longest])
@@ -83,6 +95,11 @@ class Prompts(ExampleModule):
         orders: dict[tuple[int, int], Sequence[int]] = {}
         while True:
             count = self.rows_per_step(given)
+            if count < self._ranks:
+                raise ValueError(
+                    f"data.global_batch_size={count}: must be at least the number of ranks that share the prompts, "
+                    f"{self._ranks}"
+                )
             own = [self._prompt(given + i, table, orders) for i in range(self._rank, count, self._ranks)]
             given += count
             yield Step([], 0, {"stream": key, "prompts": given}, prompts=own)
@@ -98,3 +115,10 @@ class Prompts(ExampleModule):
                 len(self._items[domain]), seed=self._seed, domain=self.domains[domain], epoch=epoch
             ).tolist()
         return self._items[domain][orders[domain, epoch][index]]._replace(number=number)
+
+
+def _prompt_ids(training: StoredExamples) -> Iterator[np.ndarray]:
+    """Of each example the tokens before the reply, which alone is trained on."""
+    for index in range(len(training.ends)):
+        ids = training.example(index)
+        yield ids[ids < TRAINED]

@@ -70,6 +70,10 @@ class Prompt(NamedTuple):
     item: Mapping[str, Any]  # the row of the data: `answer`, `verifier` and whatever else it has
     number: int  # counts the prompts of the run: random numbers follow from it
 
+    def unanswered(self) -> "Answer":
+        """An answer of no words, which earns 0: a reward that cannot use the prompt's row says so when it is asked."""
+        return Answer(self.text, "", [], False, self.item)
+
 
 class Step(NamedTuple):
     """One optimiser step: what one Lightning batch is."""
@@ -268,6 +272,22 @@ class Objective(Protocol):
         """Return a micro-batch's share of the step's loss: shares add up to the loss of the global batch."""
 
 
+@runtime_checkable
+class ChecksPrompts(Protocol):
+    """What an objective may offer beside its contract: a look at all prompts before training."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError where the row of one cannot be used."""
+
+
+@runtime_checkable
+class HasPrompts(Protocol):
+    """What a datamodule may offer beside its contract."""
+
+    def prompts(self) -> Sequence[Prompt]:
+        """All prompts that training may ask; those of a step are among them, but for their numbers."""
+
+
 class Answer(NamedTuple):
     """What a policy wrote for a prompt, as a reward sees it."""
 
@@ -279,7 +299,9 @@ class Answer(NamedTuple):
 
 
 class Reward(Protocol):
-    """Judges answers, each by itself: its reward does not depend on the other answers or on their order."""
+    """Judges answers, each by itself: its reward does not depend on the other answers or on their order.
+
+    Before training it is asked about `Prompt.unanswered` of all prompts, so that a row at fault is found then."""
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         """A number for each, finite; 0: nothing is right. An answer that has not ended earns 0, and a blank one too.

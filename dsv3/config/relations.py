@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dsv3.config.facts import MODEL_EXPERTS, Facts, Relation
+from dsv3.config.objective_relations import OF_OBJECTIVES
 from dsv3.config.problems import NO_VALUE, Problem, one_of
 from dsv3.config.ranks import micro_batches_run, ranks_divide, several_devices
 from dsv3.config.view import View
@@ -241,6 +242,7 @@ RELATIONS: tuple[Relation, ...] = (
     schedules_end,
     resume_exists,
     weights_exist,
+    *OF_OBJECTIVES,
     run_folder_is_a_runs,
     run_folder_is_writable,
     cache_is_a_folder,

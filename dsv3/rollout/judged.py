@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
-from dsv3.contracts import Answer, Prompt, Reward, Rollout
+from dsv3.contracts import Answer, HasPrompts, Prompt, Reward, Rollout
 from dsv3.rollout.sampler import sample
 
 PROMPTS = 16
@@ -42,6 +42,8 @@ def judged_answers(
     data = part(config.data)(tokenizer=lambda **_: tokenizer)
     data.setup("fit")
     reward: Reward = part(config.reward)
+    if isinstance(data, HasPrompts):
+        reward([prompt.unanswered() for prompt in data.prompts()])
     prompts = islice(_distinct(prompt for step in data.train_dataloader() for prompt in step.prompts), count)
     while batch := list(islice(prompts, PROMPTS)):
         asked = [prompt for prompt in batch for _ in range(samples)]

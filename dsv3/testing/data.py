@@ -24,7 +24,8 @@ def check_data(factory: Callable[..., Any], *, tokenizer: Callable[..., Any]) ->
     steps = _steps(data, STEPS)
     require(len(steps) == STEPS, f"the token budget must allow {STEPS} steps; the data ended after {len(steps)}")
     for step in steps:
-        require(bool(step.micro_batches), "a step must have a micro-batch")
+        require(bool(step.micro_batches or step.prompts), "a step must have a micro-batch or a prompt")
+        _prompts(step, data)
         for micro in step.micro_batches:
             _micro_batch(micro, data, "a training step")
             _chained(micro)
@@ -106,6 +107,16 @@ def _micro_batch(micro: MicroBatch, data: Any, where: str) -> None:
     require(not (real_BT & ~of_documents_BT).any(), f"{where}: padding (document id 0) must have IGNORE for its target")
 
 
+def _prompts(step: Step, data: Any) -> None:
+    numbers = [prompt.number for prompt in step.prompts]
+    require(len(set(numbers)) == len(numbers), "the prompts of a step must have different numbers")
+    for prompt in step.prompts:
+        require(
+            bool(prompt.ids) and all(0 <= token < data.tokenizer.vocab_size for token in prompt.ids),
+            f"a prompt's ids must be tokens, at least one; not {prompt.ids}",
+        )
+
+
 def _chained(micro: MicroBatch) -> None:
     next_BT, targets_BT = micro.tokens_BT[:, 1:], micro.targets_BT[:, :-1]
     require(
@@ -132,9 +143,8 @@ def _resumes(factory: Callable[..., Any], tokenizer: Callable[..., Any], steps: 
 
 
 def _equal(step: Step, other: Step) -> bool:
-    return (step.tokens_before, step.state_after) == (other.tokens_before, other.state_after) and _same(
-        step.micro_batches, other.micro_batches
-    )
+    mine, theirs = ((each.tokens_before, each.state_after, each.prompts) for each in (step, other))
+    return mine == theirs and _same(step.micro_batches, other.micro_batches)
 
 
 def _same(batches: Iterable[MicroBatch], others: Iterable[MicroBatch]) -> bool:

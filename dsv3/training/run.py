@@ -14,7 +14,7 @@ from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
 from dsv3.config.micro_batches import Dealt, rows_of_steps
 from dsv3.config.part import part
-from dsv3.contracts import Data, KeepsHeldOut, SharesSteps
+from dsv3.contracts import ChecksPrompts, Data, HasPrompts, KeepsHeldOut, SharesSteps
 from dsv3.distributed.agree import first, of_rank_zero, rank
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
@@ -79,6 +79,9 @@ def build_run(config: DictConfig) -> Run:
         share_data(data, mesh, config)
     if checkpoint is not None:
         data.restore(load_checkpoint(checkpoint, mmap=True)["dsv3"]["data_state"])
+    objective = part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size))
+    if isinstance(objective, ChecksPrompts) and isinstance(data, HasPrompts):
+        objective.check_prompts(data.prompts())
     resume_from = of_rank_zero(prepare(config, folder) if is_writer else None)
     if resume_from != checkpoint:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
@@ -89,7 +92,7 @@ def build_run(config: DictConfig) -> Run:
         init_from(model, start)
     module = LanguageModel(
         model,
-        objective=part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size)),
+        objective=objective,
         models=RunModels(config, model, data.tokenizer, mesh),
         optimizer=part(config.optimizer),
         schedule=part(config.schedule),

@@ -9,22 +9,23 @@ For each prompt the policy samples a group of G answers, which a reward judges. 
     L    = - sum over answers and tokens of [ min(w_t A_i, clip(w_t, 1 - clip_low, 1 + clip_high) A_i)
                                               - kl w_t (r_t - ln r_t - 1) ] / denominator
 
-pi_old is the policy before the step, by the path that training takes, so that w_t begins at 1; the engine that sampled
-the answer differs from it by rounding, which `rollout_mismatch` records. The divergence is the unbiased estimate of
-DeepSeek-V3.2. The denominator is one that no micro-batch changes: answers times max_tokens (`constant`), all answers'
-tokens (`tokens`), or answers times the length of each (`sequence`).
+pi_old is the policy as it sampled the answer. A step makes one update, so w_t differs from 1 only as far as the sampler
+differs from training, which `rollout_mismatch` records; clipping and `off_policy_mask` bound the weight of such tokens
+and answers. The divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch
+changes: answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each
+(`sequence`).
 
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
 that are trained on are those that were sampled, EOS among them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dsv3.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from dsv3.bounds import AtLeast, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from dsv3.contracts import (
     IGNORE,
     Answer,
@@ -43,13 +44,7 @@ from dsv3.contracts import (
 from dsv3.model.losses import token_log_probs
 from plugins.objective.packing import Drawn, draw, pack
 
-ADVANTAGE, OLD, REFERENCE, ROLLOUT, WEIGHT = (
-    "grpo_advantage",
-    "grpo_old",
-    "grpo_reference",
-    "grpo_rollout",
-    "grpo_weight",
-)
+ADVANTAGE, OLD, REFERENCE, WEIGHT = "grpo_advantage", "grpo_old", "grpo_reference", "grpo_weight"
 """Names in `MicroBatch.extra`, float32 [B, T] at the positions of targets."""
 
 
@@ -81,7 +76,7 @@ class GRPO(nn.Module):
         seed: Seed,
         sequence_length: PositiveInt,
         micro_batch_size: PositiveInt,
-        group: PositiveInt,
+        group: Annotated[int, AtLeast(2)],
         max_tokens: PositiveInt,
         temperature: PositiveFloat,
         advantage: Literal["mean", "mean_std"],
@@ -122,6 +117,10 @@ class GRPO(nn.Module):
         self._sampled: list[Sampled] = []  # of the step that is being taken
         self._flat_steps = 0  # in a row
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError where the reward cannot use the row of a prompt."""
+        self.reward([prompt.unanswered() for prompt in prompts])
+
     def prepare(self, step: Step, models: Models) -> Step:
         """Sample, judge and pack the answers."""
         if not step.prompts:
@@ -133,15 +132,14 @@ class GRPO(nn.Module):
         kept = [self._drawn(one) for one in self._sampled if not (one.flat and self.drop_flat_groups)]
         packed = pack(
             kept,
-            (ADVANTAGE, ROLLOUT, WEIGHT),
+            (ADVANTAGE, OLD, WEIGHT),
             rows=self.micro_batch_size,
             length=self.sequence_length,
             device=next(models.policy.parameters()).device,
         )
-        return step._replace(
-            micro_batches=[self._with_log_probs(micro, models) for micro in packed],
-            rollouts=[self._row(one) for one in self._sampled],
-        )
+        if self.kl:
+            packed = [self._with_reference(micro, models) for micro in packed]
+        return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled])
 
     def denominators(self, step: Step) -> Denominators:
         """Of the answers that were sampled, and of the tokens that are trained on."""
@@ -181,7 +179,7 @@ class GRPO(nn.Module):
         sums |= {
             "loss": loss,
             "clipped": ((ratio_BT != clipped_BT) & real_BT).sum(),
-            "mismatch": (extra[OLD] - extra[ROLLOUT]).abs().where(real_BT, 0.0).sum(),
+            "mismatch": (new_BT - extra[OLD]).abs().where(real_BT, 0.0).sum(),
             "surprise": -new_BT.sum(),
         }
         return LossTerm(loss, {name: value.detach() for name, value in sums.items()})
@@ -208,11 +206,9 @@ class GRPO(nn.Module):
         values = zip(rewards.flatten().tolist(), advantages.flatten().tolist(), flat.flatten().tolist(), strict=True)
         return [Sampled(prompt, one, *each) for prompt, one, each in zip(asked, rollouts, values, strict=True)]
 
-    def _with_log_probs(self, micro: MicroBatch, models: Models) -> MicroBatch:
-        extra = {**micro.extra, OLD: models.log_probs(models.policy, micro, temperature=self.temperature)}
-        if self.kl:
-            extra[REFERENCE] = models.log_probs(models.reference(), micro, temperature=self.temperature)
-        return micro._replace(extra=extra)
+    def _with_reference(self, micro: MicroBatch, models: Models) -> MicroBatch:
+        log_probs_BT = models.log_probs(models.reference(), micro, temperature=self.temperature)
+        return micro._replace(extra={**micro.extra, REFERENCE: log_probs_BT})
 
     def _refuse_standstill(self) -> None:
         """Raise ValueError where nothing has been learnt for many steps, since every group earned one reward."""
@@ -230,7 +226,7 @@ class GRPO(nn.Module):
         return Drawn(
             one.prompt,
             one.rollout,
-            {ADVANTAGE: one.advantage, ROLLOUT: one.rollout.log_probs, WEIGHT: weight},
+            {ADVANTAGE: one.advantage, OLD: one.rollout.log_probs, WEIGHT: weight},
         )
 
     def _row(self, one: Sampled) -> Mapping[str, Any]:

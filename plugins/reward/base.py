@@ -10,7 +10,13 @@ from dsv3.contracts import Answer
 class Judge(ABC):
     """A reward of answers that ended and say something: all others earn 0, and `judge` is not asked about them."""
 
+    reads: Sequence[str] = ()
+    """Values that a row of the data must have."""
+
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        for answer in answers:
+            for name in self.reads:
+                field(answer, name)
         finished = [answer.ended and bool(answer.text.strip()) for answer in answers]
         judged = iter(self.judge([answer for answer, counts in zip(answers, finished, strict=True) if counts]))
         return [next(judged) if counts else 0.0 for counts in finished]

@@ -13,6 +13,8 @@ class BoxedInteger(Judge):
     `025` is 25; `25.0`, `x=25` and boxes with different content earn 0.
     """
 
+    reads = ("answer",)
+
     def judge(self, answers: Sequence[Answer]) -> list[float]:
         return [float(boxed_integer(answer.text) == _target(answer)) for answer in answers]
 

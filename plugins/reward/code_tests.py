@@ -20,6 +20,8 @@ class CodeTests(Judge):
     seconds: processor time of a program, its tests included.
     """
 
+    reads = ("tests",)
+
     def __init__(self, *, seconds: PositiveInt) -> None:
         self.limits = Limits(seconds=seconds)
 

@@ -9,5 +9,7 @@ from plugins.reward.base import Judge, field
 class Exact(Judge):
     """1 where the text is the row's `answer`."""
 
+    reads = ("answer",)
+
     def judge(self, answers: Sequence[Answer]) -> list[float]:
         return [float(answer.text.strip() == str(field(answer, "answer")).strip()) for answer in answers]

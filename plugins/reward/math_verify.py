@@ -14,6 +14,8 @@ class MathVerify(Judge):
     last number of any text, so that a list of numbers is right if it ends well.
     """
 
+    reads = ("answer",)
+
     def judge(self, answers: Sequence[Answer]) -> list[float]:
         return [self._value(answer) for answer in answers]
 

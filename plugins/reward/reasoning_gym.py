@@ -14,6 +14,8 @@ class ReasoningGym(Judge):
     would reward answers that list everything: many verifiers give len(answer) / len(text) where the text contains it.
     """
 
+    reads = ("family", "entry")
+
     def judge(self, answers: Sequence[Answer]) -> list[float]:
         return [float(self._score(answer) == 1.0) for answer in answers]
 

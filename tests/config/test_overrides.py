@@ -13,7 +13,8 @@ from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
 @pytest.fixture(scope="module")
 def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    (folder / "runs" / "default" / "seed1").mkdir(parents=True)  # experiment=context_extension begins with it
+    for run in ("default", "chat"):  # experiments begin with one and learn from the other
+        (folder / "runs" / run / "seed1").mkdir(parents=True)
     return folder
 
 
@@ -25,6 +26,18 @@ REQUIRED = {
 }
 """What an option leaves to the user."""
 
+BEGUN = "run.init_from=runs/default/seed1"
+FITTING = {
+    ("data", "conversations"): ["objective=sft"],
+    ("data", "preferences"): ["objective=dpo", BEGUN],
+    ("data", "prompts"): ["objective=grpo"],
+    ("objective", "sft"): ["data=conversations"],
+    ("objective", "dpo"): ["data=preferences", BEGUN],
+    ("objective", "grpo"): ["data=prompts"],
+    ("objective", "distill"): ["data=prompts", BEGUN],
+}
+"""What else must be chosen with it."""
+
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_is_sound(
@@ -32,10 +45,9 @@ def test_every_shipped_option_is_sound(
 ) -> None:
     monkeypatch.chdir(folder_with_a_run)
     if group in groups_of("train"):
-        given = REQUIRED.get((group, option), [])
-        assert keys_of(check("train", [f"{group}={option}"])) == [key.partition("=")[0] for key in given]
-        if given:
-            assert check("train", [f"{group}={option}", *given]) == []
+        given, chosen = REQUIRED.get((group, option), []), [f"{group}={option}", *FITTING.get((group, option), [])]
+        assert check("train", [*chosen, *given]) == []
+        assert keys_of(check("train", chosen)) == [key.partition("=")[0] for key in given]
     elif group in groups_of("evaluate"):
         assert check("evaluate", [f"{group}={option}", "checkpoint=conf"]) == []
     else:
