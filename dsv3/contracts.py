@@ -312,6 +312,23 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class JudgesHeldOut(Protocol):
+    """What an objective may offer beside its contract: figures that are also taken on held-out rows, which the data
+    must have (`HasHeldOutRows`)."""
+
+    held_out_figures: Sequence[str]
+    """Names among its `statistics`; they become columns of `metrics/held_out`."""
+
+
+@runtime_checkable
+class HasHeldOutRows(Protocol):
+    """What a datamodule may offer beside its contract."""
+
+    def held_out_rows(self) -> "Iterable[MicroBatch]":
+        """Held-out rows as training reads them, the same at every call."""
+
+
+@runtime_checkable
 class HasAuxiliaryLoss(Protocol):
     """What a part of the model (an nn.Module: MTP, attention, memory, router, experts) may offer beside its contract:
     a loss of its own and figures of it. Parts of one class share their statistics: their sums are added."""
