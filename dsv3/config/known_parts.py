@@ -23,6 +23,8 @@ TARGET = "_target_"
 def refuse_unknown_parts(config: Any, *, source: Path, allow: Collection[str] = ()) -> None:
     """Return if `config`, read from the file `source`, names only known parts; nothing has been imported or called.
 
+    A part within another is of the inner kind or of the outer one, such as `objective.reward`.
+
     Raises:
         ValueError: it names others; the message lists them.
     """
@@ -30,7 +32,7 @@ def refuse_unknown_parts(config: Any, *, source: Path, allow: Collection[str] = 
     unknown = {
         f"{key}={shown(target)}": target
         for key, target in targets(config)
-        if target not in allow and target not in known.get(key.partition(".")[0], ())
+        if target not in allow and not any(target in known.get(kind, ()) for kind in key.split("."))
     }
     if unknown:
         named = ", ".join(dict.fromkeys(map(shown, unknown.values())))
