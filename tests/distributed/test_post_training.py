@@ -135,7 +135,11 @@ def test_reinforcement_moves_weights_and_routing_bias_and_leaves_tables_and_a_re
     folder = run.folder
     last = load_checkpoint(folder.checkpoints()[-1])["state_dict"]
     start = load_checkpoint(RunFolder(runs.base).checkpoints()[-1])["state_dict"]
-    for name in ("layers.1.mlp.balancing.bias", "layers.1.mlp.router.weight", "lm_head.weight"):
+    for name in (
+        "model.layers.1.mlp.balancing.parts.loss_free.bias",
+        "model.layers.1.mlp.router.weight",
+        "model.lm_head.weight",
+    ):
         assert not torch.equal(last[name], start[name]), name
     train, rollouts = folder.read("metrics/train"), folder.read("metrics/rollouts")
     assert train.reward.between(0, 1).all()
@@ -161,8 +165,13 @@ def test_resume_never_starts_over_from_the_same_weights(runs: Runs, tmp_path: Pa
     "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo", "distill"))]
 )
 def test_two_ranks_are_one_process(runs: Runs, tmp_path: Path, workers: Workers, objective: str) -> None:
-    """One of them has only padding, or other numbers of answers. As long as rounding samples no other token."""
+    """One of them has only padding, or other numbers of answers. As long as rounding samples no other token.
+
+    Ranks pack their own answers, and MTP counts the load of the last position of a document by the token that follows
+    in its row: GRPO is compared without MTP.
+    """
     exact = ["optimizer=adamw", "optimizer.eps=1e-3", "trainer.max_steps=3"]
+    exact += ["mtp=none", "run.init_from=null", "objective.kl=0"] if objective == "grpo" else []
     one = finish(runs.config(objective, tmp_path / "one", *exact)).read("metrics/train")
     config = runs.config(objective, tmp_path / "two", *exact, "parallel=sharded", "trainer.devices=2")
     workers.run(fitted_there, config, ranks=2)
