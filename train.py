@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from dsv3.cli import user_errors
 from dsv3.config import preflight
+from dsv3.runtime import launched_rank
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -21,7 +22,9 @@ def train(config: DictConfig) -> None:
     from dsv3.training.launch import needs_ranks, start_ranks
 
     if needs_ranks(config):
-        sys.exit(start_ranks(config))
+        if status := start_ranks(config):
+            sys.exit(status)
+        return  # the first of them has shown the run
 
     from dsv3.training.fit import fit
     from dsv3.training.resume import is_finished
@@ -33,7 +36,8 @@ def train(config: DictConfig) -> None:
         conclude(run)
         if run.exit_status:
             sys.exit(run.exit_status)
-    show(folder)
+    if launched_rank() == 0:
+        show(folder)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,11 @@ class ExampleModule(StepModule):
         return made._replace(targets_BT=made.targets_BT.masked_fill(~trained_BT, IGNORE))
 
     def validation_batches(self) -> Iterator[MicroBatch]:
-        """The first held-out examples of each domain; a domain has rows of its own."""
+        """The text that bits per byte are counted over."""
+        return self.held_out_rows()
+
+    def held_out_rows(self) -> Iterator[MicroBatch]:
+        """The first held-out examples of each domain, as training reads them; a domain has rows of its own."""
         size = self.micro_batch_size
         for number, rows in enumerate(self._validation_rows().values()):
             for start in range(0, len(rows), size):
@@ -217,9 +221,11 @@ class ExampleModule(StepModule):
     def validation_bytes(self) -> Mapping[str, int]:
         """UTF-8 bytes of what is trained on in each domain's held-out examples. (An EOS has none.)"""
         sizes = np.array([len(each) for each in self.tokenizer.token_bytes()])
-        return {
-            name: int(sizes[rows[rows >= TRAINED] % TRAINED].sum()) for name, rows in self._validation_rows().items()
-        }
+        counts = dict.fromkeys(self.domains, 0)
+        for micro in self.validation_batches():
+            targets = micro.targets_BT[micro.targets_BT != IGNORE].numpy()
+            counts[self.domains[int(micro.domains_BT[0, 0])]] += int(sizes[targets].sum())
+        return counts
 
     def questions(self) -> list[Question]:
         """The fixed held-out questions with a short right answer, as many of each family as there can be."""

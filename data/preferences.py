@@ -11,6 +11,7 @@ from typing import Any
 from data.conversations import messages_of
 from data.example_store import Example
 from data.examples import ExampleModule
+from dsv3.contracts import IGNORE, MicroBatch
 from dsv3.prompts.chat import Message, conversation
 
 
@@ -31,6 +32,12 @@ class Preferences(ExampleModule):
             question |= {"family": row["family"]} if row.get("family") else {}
         content = json.dumps([prompt, chosen, rejected], ensure_ascii=False)
         return Example(documents, content, row.get("held_out"), question)
+
+    def validation_batches(self) -> Iterator[MicroBatch]:
+        """The chosen replies alone: the first, third, ... document of each row."""
+        for micro in self.held_out_rows():
+            is_rejected_BT = micro.document_ids_BT % 2 == 0
+            yield micro._replace(targets_BT=micro.targets_BT.masked_fill(is_rejected_BT, IGNORE))
 
     def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
         return iter([*(message.content for message in prompt_of(row)), *replies_of(row)])

@@ -242,13 +242,7 @@ class Models(Protocol):
         """
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[Rollout]:
         """A continuation of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that
         it depends neither on the prompts beside it nor on the number of ranks."""
@@ -315,6 +309,23 @@ class Reward(Protocol):
         Raises:
             ValueError: a row of the data lacks what the reward reads, or has a value that it cannot use.
         """
+
+
+@runtime_checkable
+class JudgesHeldOut(Protocol):
+    """What an objective may offer beside its contract: figures that are also taken on held-out rows, which the data
+    must have (`HasHeldOutRows`)."""
+
+    held_out_figures: Sequence[str]
+    """Names among its `statistics`; they become columns of `metrics/held_out`."""
+
+
+@runtime_checkable
+class HasHeldOutRows(Protocol):
+    """What a datamodule may offer beside its contract."""
+
+    def held_out_rows(self) -> "Iterable[MicroBatch]":
+        """Held-out rows as training reads them, the same at every call."""
 
 
 @runtime_checkable
@@ -527,6 +538,15 @@ class FollowsSteps(Protocol):
     """What a Precision may offer beside its contract: something that it does once after every optimiser step."""
 
     def end_step(self) -> None: ...
+
+
+@runtime_checkable
+class RemembersMaxima(Protocol):
+    """What a Precision that follows steps may offer too: maxima of a step, which are to be those of all ranks."""
+
+    def maxima(self) -> Sequence[Tensor]:
+        """As many, of the same shapes, on every rank, of one dtype. The core puts the largest values of all ranks into
+        them before `end_step`."""
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ fails leaves the others to run; an interruption ends them all. After the last on
 """
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.config.arms import expanded
-from dsv3.paths import CONF
+from dsv3.paths import CONF, ROOT
 from dsv3.runtime import device_named
 from dsv3.tools import report
 
@@ -62,6 +63,15 @@ def attempt(task: TaskFunction, config: DictConfig) -> int:
     return 1
 
 
+def share_imports(config: DictConfig) -> None:
+    """Let the processes of other launchers, on whatever machine, import what this one does: the project, and modules
+    next to the configurations in `--config-dir`."""
+    folders = [Path(s.path) for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
+    places = [ROOT, *(place for folder in folders for place in (folder, folder.parent))]
+    before = [place for place in [os.environ.get("PYTHONPATH")] if place]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, places), *before])
+
+
 def write_report(folder: Path, study: Mapping[str, Any]) -> None:
     """With the settings of `study` as they are now, whatever finished runs have recorded."""
     from dsv3.reporting.study_results import read_study  # pandas, which Hydra's start does not wait for
@@ -89,8 +99,9 @@ class StudySweeper(BasicSweeper):
         return [chunk for runs in stages for chunk in BasicSweeper.split_overrides_to_chunks(runs, max_batch_size)]
 
     def sweep(self, arguments: list[str]) -> Any:
-        returns = super().sweep(arguments)
         assert self.config is not None
+        share_imports(self.config)
+        returns = super().sweep(arguments)
         study = self.config.get("study") or {}
         if study.get("arms"):
             write_report(Path(self.config.hydra.sweep.dir), study)

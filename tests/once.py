@@ -2,36 +2,37 @@
 
 `configs_are_read_once`, in each process: the YAML files of conf/ and of Hydra, of which a composition reads thirty, and
     the text of interpolations; what a composition was told is written out for an interpolated default alone.
+`configs_are_merged_once`, in each process: what the chosen options are together, before keys are set.
 `configs_are_composed_once`, in each process: what the preflight composes, the same base under most mistakes.
-`lm_eval_is_indexed_once`, in a session: the 14,000 YAML files behind lm-eval's own tasks.
+`lm_eval_is_indexed_once`, in a checkout: the 14,000 YAML files behind lm-eval's own tasks.
 
 Each puts a memory in front of a library's function. What comes out is the same.
 """
 
-import copy
 import functools
-import os
 import pickle
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import omegaconf._utils
 import omegaconf.base
 from hydra._internal import defaults_list
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig
 
 import dsv3.config.compose
-from dsv3.paths import CONF
+from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.paths import CONF, ROOT
 
-PLACES = {"pkg://hydra.conf", str(CONF), "structured://"}
-"""Where Hydra looks for configs when it is not told to look elsewhere."""
-
-SHARED = "DSV3_TESTS_SHARED"
-"""The environment variable that names a folder for all processes of the session."""
+PLACES = {"pkg://hydra.conf", f"file://{CONF}", f"file://{ROOT}/tests/conf", "structured://"}
+"""Where configs lie that no test writes."""
 
 
 @functools.cache  # a conftest.py may be imported twice
@@ -40,16 +41,15 @@ def configs_are_read_once() -> None:
 
     def load_once(self: ConfigRepository, config_path: str) -> Any:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or (isinstance(source, FileConfigSource) and Path(source.path) != CONF):
+        if source is None or source.full_path() not in PLACES:
             return load(self, config_path)  # a test may have written it
-        key = (source.scheme(), source.path, config_path)
+        key = (source.full_path(), config_path)
         if key not in read:
-            read[key] = load(self, config_path)
-        result = copy.copy(read[key])
-        result.config = copy.deepcopy(result.config)  # its nodes become those of the composed config
-        return result
+            read[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(read[key])  # its nodes become those of the composed config
 
     ConfigRepository.load_config = load_once  # type: ignore[method-assign]
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # each composition copies it
     parse_once = functools.lru_cache(maxsize=4096)(omegaconf.base.parse)
     omegaconf.base.parse = omegaconf._utils.parse = parse_once
     written_out = defaults_list._create_interpolation_map
@@ -62,19 +62,35 @@ def configs_are_read_once() -> None:
 
 
 @functools.cache
+def configs_are_merged_once() -> None:
+    merge, merged = ConfigLoaderImpl._compose_config_from_defaults_list, {}
+
+    def merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        places = tuple(source.full_path() for source in repo.get_sources())
+        if not PLACES.issuperset(places):
+            return merge(self, defaults=defaults, repo=repo)  # a test may have written it
+        key = (places, *((default.config_path, default.package, default.primary) for default in defaults))
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults=defaults, repo=repo))
+        return pickle.loads(merged[key])
+
+    ConfigLoaderImpl._compose_config_from_defaults_list = merge_once  # type: ignore[method-assign]
+
+
+@functools.cache
 def configs_are_composed_once() -> None:
     compose = dsv3.config.compose.compose
 
     @functools.lru_cache(maxsize=32)
-    def composed(folder: Path, name: str, overrides: tuple[str, ...]) -> Any:
+    def composed(places: tuple[str, ...], folder: Path, name: str, overrides: tuple[str, ...]) -> Any:
         return compose(name, overrides=list(overrides), return_hydra_config=True)
 
     def compose_once(name: str, *, overrides: Sequence[str], return_hydra_config: bool) -> Any:
         assert return_hydra_config
-        places = {place.path for place in GlobalHydra.instance().config_loader().get_search_path().get_path()}
-        if places != PLACES or any("hydra.searchpath" in override for override in overrides):
+        places = tuple(source.full_path() for source in GlobalHydra.instance().config_loader().get_sources())
+        if not PLACES.issuperset(places) or any("hydra.searchpath" in override for override in overrides):
             return compose(name, overrides=list(overrides), return_hydra_config=True)  # a test may have written it
-        return composed(Path.cwd(), name, tuple(overrides))
+        return composed(places, Path.cwd(), name, tuple(overrides))
 
     dsv3.config.compose.compose = compose_once  # type: ignore[assignment]
 
@@ -89,11 +105,14 @@ def lm_eval_is_indexed_once() -> None:
 
     @functools.cache
     def index_of_own() -> dict[str, Any]:
-        file = Path(os.environ[SHARED], "lm_eval_index.pickle")
+        file = ROOT / ".cache" / "tests" / f"lm_eval-{version('lm-eval')}.pickle"
+        file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                file.write_bytes(pickle.dumps(build([own])))
-        return pickle.loads(file.read_bytes())
+            folder, index = pickle.loads(file.read_bytes()) if file.exists() else (None, {})
+            if folder != own:  # its files are named there
+                index = build([own])
+                write_atomically(file, lambda temporary: temporary.write_bytes(pickle.dumps((own, index))))
+        return index
 
     def build_once(paths: Iterable[Path], **settings: Any) -> dict[str, Any]:
         index: dict[str, Any] = {}

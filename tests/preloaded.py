@@ -8,7 +8,7 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from dsv3.paths import CONF
-from tests.once import configs_are_read_once, lm_eval_is_indexed_once
+from tests.once import configs_are_merged_once, configs_are_read_once, lm_eval_is_indexed_once
 
 PATH = [entry for entry in sys.path if entry]
 """Where a new interpreter looks for modules, its script's folder left out."""
@@ -28,6 +28,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 for name in MODULES:
     importlib.import_module(name)
 configs_are_read_once()
+configs_are_merged_once()
 lm_eval_is_indexed_once()
 with initialize_config_dir(str(CONF), version_base="1.3"):
     compose("train")

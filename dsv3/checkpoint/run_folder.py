@@ -3,7 +3,7 @@
     config.yaml         the resolved config             tokenizer/      what encodes and decodes its text
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
-    failure.txt         why training failed, until it is resumed
+    failure.txt         why training failed, until it is resumed; failure-rank0.txt, ...: stacks of ranks that hung
     run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed

@@ -12,7 +12,9 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +41,15 @@ def shows_only(arguments: Sequence[str]) -> bool:
     return bool(
         flags.cfg or flags.info or flags.hydra_help or flags.shell_completion or flags.experimental_rerun is not None
     )
+
+
+def job_of_sweep() -> list[str] | None:
+    """Arguments of `train.py` that give the job of a sweep which this process is at; None: it is at no sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    job = HydraConfig.get()
+    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    return [*(f"--config-dir={folder}" for folder in folders), *job.overrides.task, "hydra.mode=RUN"]
 
 
 class Composer:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsv3.config.facts import Facts, Relation
 from dsv3.config.problems import Problem
-from dsv3.config.relation import Facts, Relation
 
 DATA_OF = {
     "pretraining": ("default", "files", "hub", "large", "token_files"),

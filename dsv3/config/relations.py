@@ -10,12 +10,12 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from dsv3.config.facts import MODEL_EXPERTS, Facts, Relation
 from dsv3.config.objective_relations import OF_OBJECTIVES
 from dsv3.config.problems import NO_VALUE, Problem, one_of
-from dsv3.config.relation import Facts, Number, Relation
+from dsv3.config.ranks import micro_batches_run, ranks_divide, several_devices
 from dsv3.config.view import View
 
-MODEL_EXPERTS = "model.n_routed_experts"
 KINDS = (
     *("memory", "attention", "router", "balancing", "experts", "dispatch", "parallel", "mtp", "model", "precision"),
     *("tokenizer", "data", "reward", "objective", "optimizer", "schedule", "benchmarks"),
@@ -44,40 +44,17 @@ def accelerator(facts: Facts) -> Iterator[Problem]:
         yield Problem(facts.view.origin("trainer.accelerator"), chosen, one_of(ACCELERATORS, chosen))
 
 
+def precision_of_other_machines(facts: Facts) -> Iterator[Problem]:
+    """A study settles `precision=auto` once, on the machine that it is started on."""
+    is_open = facts.view.choices.get("precision") == "auto" and facts.value("precision.choice") is None
+    if facts.view.launcher == "submitit_slurm" and is_open:
+        message = "is chosen on this machine, and hydra/launcher=submitit_slurm trains on others: name one"
+        yield Problem("precision", "auto", message)
+
+
 def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
     if facts.value("compile") is True and facts.value("recompute"):
         yield Problem("compile", True, "cannot be combined with recomputation: set recompute=[]")
-
-
-def several_devices(facts: Facts) -> Iterator[Problem]:
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        if (number := facts.number(key)) and number.value < 1:
-            yield Problem(*number, "must be at least 1")
-        elif number and number.value > 1 and facts.view.choices.get("parallel") == "none":
-            yield Problem(*number, "must be 1 with parallel=none: choose parallel=sharded, experts or pipeline")
-
-
-def ranks_divide(facts: Facts) -> Iterator[Problem]:
-    """world = stages x replicas x experts; experts = nodes x local (dsv3.distributed.parallel)."""
-    world = 1.0
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        world *= number.value if (number := facts.number(key)) else 1
-    stages, experts = facts.number("parallel.stages"), facts.number("parallel.experts")
-    if world < 1 or (stages and stages.value < 1) or (experts and experts.value < 1):
-        return
-    if stages and world % stages.value:
-        yield Problem(*stages, f"must divide the number of devices, {world:.0f}")
-        return
-    data = world // (stages.value if stages else world)
-    if experts and data % experts.value:
-        yield Problem(*experts, f"must divide the {data:.0f} devices of a stage")
-        return
-    sharing = experts.value if experts else data
-    if (nodes := facts.number("parallel.nodes")) and nodes.value > 0 and sharing % nodes.value:
-        yield Problem(*nodes, f"must divide the {sharing:.0f} devices that share the experts")
-    if (count := facts.number(MODEL_EXPERTS)) and count.value % sharing:
-        share = f"must divide {count.key}={count.value} among the {sharing:.0f} devices that share the experts"
-        yield Problem(*(experts or Number("parallel.experts", sharing)), share)
 
 
 def max_steps(facts: Facts) -> Iterator[Problem]:
@@ -246,9 +223,11 @@ RELATIONS: tuple[Relation, ...] = (
     finite,
     every_kind_is_chosen,
     accelerator,
+    precision_of_other_machines,
     compiled_or_recomputed,
     several_devices,
     ranks_divide,
+    micro_batches_run,
     max_steps,
     groups_divide_experts,
     groups_kept,

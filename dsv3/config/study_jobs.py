@@ -45,9 +45,10 @@ def shared_folders(composer: Composer, runs: Sequence[Sequence[str]], *, multiru
     """
     writers: dict[str, list[Sequence[str]]] = {}
     for run in runs:
-        config = copy.deepcopy(composer.compose(run))
-        if not multirun and config.hydra.mode != RunMode.MULTIRUN:
+        composed = composer.compose(run)
+        if not multirun and composed.hydra.mode != RunMode.MULTIRUN:
             continue
+        config = copy.deepcopy(composed)
         study = study_of(config)
         every = bool(study and study["arms"]) and run[-1].startswith("seed=")  # put there by `expanded`
         for seed in study["seeds"] if study and every else [config.get("seed")]:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from omegaconf import DictConfig
-
 from dsv3.config import declared
 from dsv3.config.annotations import arguments_of, fits, literals, out_of_range, words
 from dsv3.config.moved import answer, todays_value
@@ -27,9 +25,8 @@ class _Node(NamedTuple):
     closed: bool  # whether a name that the signature lacks is a mistake that no other check tells
 
 
-def check_targets(view: View, reference_config: DictConfig, config_name: str) -> tuple[list[Problem], set[str]]:
+def check_targets(view: View, reference: View, config_name: str) -> tuple[list[Problem], set[str]]:
     """Problems of names, arguments, types and ranges; and the keys whose type a signature has decided."""
-    reference = View(reference_config)
     problems: dict[str, Problem] = {}
     governed: set[str] = set()
     for found in _nodes(view, config_name):

@@ -24,6 +24,7 @@ class View:
     mappings: key -> names under it.
     raw: key -> text of those that are interpolations.
     choices: group -> chosen option.
+    launcher: Hydra's option that a sweep's jobs go to.
     missing: keys of mandatory values that are not given.
     problems: interpolations that name no key, and mandatory values that are missing.
     """
@@ -31,6 +32,7 @@ class View:
     def __init__(self, config: DictConfig) -> None:
         self._config = config
         self.choices = choices(config)
+        self.launcher: str | None = config.hydra.runtime.choices.get("hydra/launcher")
         self.leaves: dict[str, Any] = {}
         self.mappings: dict[str, list[str]] = {}
         self.raw: dict[str, str] = {}
@@ -86,6 +88,8 @@ class View:
 
     def value(self, key: str) -> Any:
         """The resolved value under a key, mappings included; NO_VALUE where something in it does not resolve."""
+        if key in self.leaves:
+            return self.leaves[key]
         try:
             return self._select(key)
         except OmegaConfBaseException:
@@ -108,15 +112,12 @@ def _dotted(tree: Any, prefix: str) -> list[str]:
     ]
 
 
-def check_defaults(
-    view: View, reference_config: DictConfig, governed: set[str], overrides: Sequence[Override]
-) -> list[Problem]:
+def check_defaults(view: View, reference: View, governed: set[str], overrides: Sequence[Override]) -> list[Problem]:
     """Compare with the config in which nothing is overridden: types, and names that only an experiment file could set.
 
     governed: keys whose type a signature has decided. What a plugin makes of null only its signature could tell; the
     core's own keys, which are of no group, take null only where that is the default.
     """
-    reference = View(reference_config)
     added = {o.key_or_group for o in overrides if o.type in (OverrideType.ADD, OverrideType.FORCE_ADD)}
     problems = []
     for key in (view.leaves.keys() | view.mappings.keys()) - governed:

@@ -1,9 +1,10 @@
-"""Agreement between the ranks of a run: sums, objects of rank 0, an order of turns. In one process, nothing is sent."""
+"""Agreement of ranks: sums, maxima, objects of rank 0, an order of turns. In one process nothing is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -25,6 +26,15 @@ def sum_over_ranks(values: Tensor, group: "dist.ProcessGroup | None" = None) -> 
     if several():
         dist.all_reduce(values, group=group)
     return values
+
+
+def max_over_ranks(values: Sequence[Tensor], device: torch.device) -> None:
+    """In place: the largest of every rank's `values`, element by element, by one reduction on `device`."""
+    if several() and values:
+        largest = torch.cat([value.flatten().to(device) for value in values])
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        for value, part in zip(values, largest.split([value.numel() for value in values]), strict=True):
+            value.copy_(part.view_as(value))
 
 
 def of_rank_zero(value: T) -> T:

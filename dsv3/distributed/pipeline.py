@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage, schedules
 
+from dsv3.config.micro_batches import unfit
 from dsv3.contracts import Forward, HasAuxiliaryLoss, MicroBatch, Routing
 from dsv3.distributed.parallel import ScheduleName
 from dsv3.distributed.stage import BalanceLoss, Loss, Stage, Work, cut_off, layers_of_stages
@@ -70,22 +71,6 @@ def ranks_of_stages(schedule: ScheduleName, ranks: int, chunks: int) -> list[int
     if KINDS[schedule].is_v:
         return [*range(ranks), *reversed(range(ranks))]
     return list(range(ranks)) * chunks
-
-
-def check_micro_batches(schedule: ScheduleName, ranks: int, chunks: int, number: int) -> None:
-    """Raises ValueError where the schedule cannot run so many micro-batches a step."""
-    stages = ranks * chunks
-    if schedule in ("1f1b", "dualpipev") and number < stages:
-        raise ValueError(
-            f"parallel.schedule={schedule}: needs at least {stages} micro-batches per step on {ranks} ranks, and there "
-            f"are {number}; lower data.micro_batch_size"
-        )
-    rounds = max(1, number // ranks)
-    if KINDS[schedule].interleaved and number % rounds:
-        raise ValueError(
-            f"parallel.schedule={schedule}: {number} micro-batches per step cannot be divided into {rounds} rounds of "
-            f"{ranks} ranks; choose data.micro_batch_size so that their number is a multiple of {ranks}"
-        )
 
 
 class Pipeline:
@@ -139,7 +124,8 @@ class Pipeline:
         Raises:
             ValueError: the schedule cannot run so many micro-batches, or they differ in shape.
         """
-        check_micro_batches(self.schedule, self.ranks, self.chunks, len(micro_batches))
+        if why := unfit(self.schedule, self.ranks, len(micro_batches)):
+            raise ValueError(f"parallel.schedule={self.schedule}: {why}; choose data.micro_batch_size accordingly")
         shape = micro_batches[0].tokens_BT.shape
         if any(micro.tokens_BT.shape != shape for micro in micro_batches):
             raise ValueError("the micro-batches of a step must have one shape in a pipeline")

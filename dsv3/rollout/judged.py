@@ -1,6 +1,6 @@
 """Answers of a trained model to prompts, each with its reward: what pairs and conversations are made of."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, NamedTuple
@@ -33,7 +33,8 @@ def judged_answers(
     temperature: float,
     seed: int,
 ) -> Iterator[tuple[Prompt, list[Judged]]]:
-    """Each of the first `count` training prompts of `config.data` with its answers, as `config.reward` judges them.
+    """Each of the first `count` training prompts of `config.data` with its answers, as `config.reward` judges them;
+    fewer where a prompt comes a second time before.
 
     Raises:
         ValueError: the data has no prompts, or a row of it lacks what its reward needs.
@@ -44,7 +45,7 @@ def judged_answers(
     reward: Reward = part(config.reward)
     if isinstance(data, HasPrompts):
         reward([prompt.unanswered() for prompt in data.prompts()])
-    prompts = islice((prompt for step in data.train_dataloader() for prompt in step.prompts), count)
+    prompts = islice(_distinct(prompt for step in data.train_dataloader() for prompt in step.prompts), count)
     while batch := list(islice(prompts, PROMPTS)):
         asked = [prompt for prompt in batch for _ in range(samples)]
         # torch's generators on the CPU take 32 bits of a seed
@@ -58,6 +59,16 @@ def judged_answers(
         judged = [Judged(one, value) for one, value in zip(rollouts, reward(answers), strict=True)]
         for place, prompt in enumerate(batch):
             yield prompt, judged[place * samples : (place + 1) * samples]
+
+
+def _distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Prompts up to the first that has come before."""
+    seen: set[tuple[int, ...]] = set()
+    for prompt in prompts:
+        if tuple(prompt.ids) in seen:
+            return
+        seen.add(tuple(prompt.ids))
+        yield prompt
 
 
 def pair_of(prompt: Prompt, answers: Sequence[Judged]) -> dict[str, Any] | None:

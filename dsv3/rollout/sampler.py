@@ -47,7 +47,6 @@ def sample(
     *,
     max_tokens: int,
     temperature: float,
-    top_p: float = 1.0,
 ) -> list[Rollout]:
     """A continuation of each prompt, ended by EOS or after `max_tokens`, drawn by its own seed.
 
@@ -57,11 +56,10 @@ def sample(
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be above 0, since rollouts are drawn")
     settings = [
-        Settings(max_tokens=max_tokens, temperature=temperature, top_p=top_p, eos=(tokenizer.eos,), seed=seed)
-        for seed in seeds
+        Settings(max_tokens=max_tokens, temperature=temperature, eos=(tokenizer.eos,), seed=seed) for seed in seeds
     ]
     choices = [
-        Recorded(Sampled(temperature=temperature, top_p=top_p, chance=Chance(torch.Generator().manual_seed(one.seed))))
+        Recorded(Sampled(temperature=temperature, chance=Chance(torch.Generator().manual_seed(one.seed))))
         for one in settings
     ]
     was_training = model.training

@@ -29,13 +29,7 @@ class SmallModels:
         return self.policy
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[Rollout]:
         """Random bytes, of which every other text ends by itself."""
         found = []

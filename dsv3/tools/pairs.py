@@ -3,24 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3.bounds import PositiveFloat, PositiveInt, Seed
-from dsv3.cli import REQUIRED, option
+from dsv3.tools._sampled import Sampling, write_rows
 
 
 @dataclass
-class Options:
-    checkpoint: str = option(REQUIRED, "a run folder, or one of its checkpoint files: the policy")
-    out: str = option(REQUIRED, "the JSON lines to write")
-    prompts: str | None = option(None, "a file or folder of prompts (data/prompts.py); null: generated questions")
-    count: PositiveInt = option(1000, "number of prompts")
-    samples: PositiveInt = option(8, "answers sampled for each prompt")
-    max_tokens: PositiveInt = option(32, "of an answer")
-    temperature: PositiveFloat = option(1.0, "of sampling")
-    weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
-    seed: Seed = option(0, "sampling seed")
-    allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
-    device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
-    overrides: list[str] = option([], "keys of conf/train.yaml, such as reward=math_verify")
+class Options(Sampling):
+    """As `Sampling`."""
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -31,6 +19,5 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: `checkpoint` is not a run's.
     """
     from dsv3.rollout.judged import pair_of
-    from dsv3.tools._sampled import write_rows
 
     return write_rows(options, pair_of)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from dsv3.config.compose import job_of_sweep
 from dsv3.config.part import part
 from dsv3.distributed.parallel import Sizes
+from dsv3.paths import ROOT
 from dsv3.runtime import device_named
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def environment() -> "ClusterEnvironment":
 
 
 def start_ranks(config: DictConfig) -> int:
-    """Run this program once for each device of one node, and return the exit status.
+    """Run this program, or the job of a sweep that it is at, once for each device of one node; return the exit status.
 
     Raises:
         ValueError: the run needs several nodes, whose processes only a launcher on each of them can start.
@@ -67,6 +69,8 @@ def start_ranks(config: DictConfig) -> int:
             f"--nnodes={config.trainer.num_nodes} --nproc-per-node={config.trainer.devices} ... train.py` on every "
             "node, or by srun"
         )
+    job = job_of_sweep()
+    program = sys.argv if job is None else [str(ROOT / "train.py"), *job]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.trainer.devices)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # `told` says how it ended
     launch = LaunchConfig(
@@ -80,7 +84,7 @@ def start_ranks(config: DictConfig) -> int:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(launch, sys.executable)("-u", *sys.argv)
+        elastic_launch(launch, sys.executable)("-u", *program)
     except ChildFailedError as error:
         return told(error)
     except Exception as error:  # the agent's, of a signal that it was sent and has passed on

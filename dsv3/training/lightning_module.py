@@ -17,12 +17,13 @@ from dsv3.contracts import (
     Models,
     Objective,
     OptimizerFactory,
+    RemembersMaxima,
     Routing,
     Schedule,
     Step,
     StepsMatrices,
 )
-from dsv3.distributed.agree import sum_over_ranks
+from dsv3.distributed.agree import max_over_ranks, sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import evaluating
@@ -58,6 +59,7 @@ class LanguageModel(lightning.LightningModule):
     folder: RunFolder  # of the run; callbacks write tables there
     mesh: Mesh | None = None  # the ranks that train together; None: one process
     pipeline: Pipeline | None = None  # None: every rank has all layers
+    at: str = ""  # where in training this process is, for who looks on from a thread; empty while callbacks work
 
     def __init__(
         self,
@@ -117,7 +119,12 @@ class LanguageModel(lightning.LightningModule):
         return -1 if self.finished else None
 
     def training_step(self, step: Step, batch_idx: int) -> None:
+        self.at = f"in step {self.steps + 1}"
         self.record = self.take_step(step)
+        self.at = ""
+
+    def on_train_batch_end(self, outputs: Any, batch: Step, batch_idx: int) -> None:
+        self._await_data()  # Lightning calls this after the callbacks
 
     def take_step(self, step: Step) -> StepRecord:
         """Train on one step of the data.
@@ -163,6 +170,8 @@ class LanguageModel(lightning.LightningModule):
         optimizer.zero_grad()
         if self.pipeline is not None:
             self.pipeline.refresh()
+        if isinstance(self.model.precision, RemembersMaxima):
+            max_over_ranks(self.model.precision.maxima(), self.device)
         if isinstance(self.model.precision, FollowsSteps):
             self.model.precision.end_step()
         self.data_state = step.state_after
@@ -213,6 +222,10 @@ class LanguageModel(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self.pipeline is not None:  # weights may have been loaded
             self.pipeline.refresh()
+        self._await_data()
+
+    def _await_data(self) -> None:
+        self.at = f"waiting for the data of step {self.steps + 1}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]

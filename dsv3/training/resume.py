@@ -40,7 +40,8 @@ FREE = (
     "data.processes",
     "callbacks.guard.max_rollbacks",
     "callbacks.guard.max_nonfinite",
-    *(f"callbacks.{name}" for name in ("interruption", "record", "benchmarks", "save", "expert_plots", "progress")),
+    *(f"callbacks.{name}" for name in ("interruption", "watchdog", "record", "benchmarks")),
+    *(f"callbacks.{name}" for name in ("save", "expert_plots", "progress")),
 )
 """Keys that may change when a run resumes: none affects what is computed, but for rounding."""
 
@@ -78,7 +79,7 @@ def prepare(config: DictConfig, folder: RunFolder) -> Path | None:
         folder.hold()
     checkpoint = checkpoint_of(config, folder)
     folder.drop_after(tokens_of(checkpoint) if checkpoint else -1)
-    for ending in (folder.summary_path, folder.failure_path):
+    for ending in (folder.summary_path, folder.failure_path, *folder.path.glob("failure-rank*.txt")):
         ending.unlink(missing_ok=True)
     write_atomically(folder.config_path, lambda path: OmegaConf.save(config, path, resolve=True))
     return checkpoint

@@ -12,6 +12,7 @@ from dsv3.build import build_data, build_model, token_bytes
 from dsv3.checkpoint.loading import init_from, load_run
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
+from dsv3.config.micro_batches import Dealt, rows_of_steps
 from dsv3.config.part import part
 from dsv3.contracts import ChecksPrompts, Data, HasPrompts, KeepsHeldOut, SharesSteps
 from dsv3.distributed.agree import first, of_rank_zero, rank
@@ -75,7 +76,7 @@ def build_run(config: DictConfig) -> Run:
     with first(is_first_of_node()):
         data = build_data(config, tokenizer=start.tokenizer() if start else None)
     if mesh is not None:
-        share_data(data, mesh)
+        share_data(data, mesh, config)
     if checkpoint is not None:
         data.restore(load_checkpoint(checkpoint, mmap=True)["dsv3"]["data_state"])
     objective = part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size))
@@ -142,8 +143,8 @@ def share_model(module: LanguageModel, mesh: Mesh) -> SeveralRanks:
     return strategy
 
 
-def share_data(data: Data, mesh: Mesh) -> None:
-    """Give this rank its share of every step.
+def share_data(data: Data, mesh: Mesh, config: DictConfig) -> None:
+    """Give this rank its share of every step, and say where much of it is padding.
 
     Raises:
         ValueError: the datamodule does not share its steps.
@@ -154,6 +155,10 @@ def share_data(data: Data, mesh: Mesh) -> None:
             "`share` (dsv3.contracts.SharesSteps)"
         )
     data.share(mesh.data_rank, mesh.sizes.data)
+    rows = rows_of_steps(config.data.get("global_batch_size"))
+    dealt = Dealt(rows, mesh.sizes.data, mesh.sizes.stages, config.parallel.get("schedule"))
+    if padding := dealt.padding(config.data.get("micro_batch_size")):
+        log.warning(padding)
 
 
 def build_callbacks(config: DictConfig) -> list[lightning.Callback]:

@@ -53,24 +53,11 @@ class RunModels:
         return self._loaded(run, key="objective.teachers")
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float = 1.0,
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[Rollout]:
         """See `dsv3.rollout.sampler.sample`. All ranks call this together."""
-        return sample(
-            self._whole_policy(),
-            self.tokenizer,
-            prompts,
-            seeds,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-        )
+        policy = self._whole_policy()
+        return sample(policy, self.tokenizer, prompts, seeds, max_tokens=max_tokens, temperature=temperature)
 
     @torch.no_grad()
     def log_probs(self, model: nn.Module, micro: MicroBatch, *, temperature: float = 1.0) -> Tensor:

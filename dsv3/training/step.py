@@ -11,7 +11,7 @@ Ranks speak three times: they sum the denominators before the first micro-batch,
 that was added up, in FP64, and the load, in int64. All that a step decides follows from these sums.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from dsv3.contracts import (
     HasAuxiliaryLoss,
     Head,
     MicroBatch,
+    Models,
     Objective,
     Routing,
     Statistic,
@@ -152,6 +153,25 @@ class Losses:
             mask_BS = real_tokens(micro, routings[name])
             loss = loss + moe.balancing.loss(routings[name], (mask_BS.shape[0], mask_BS.shape[1]), mask_BS, tokens_seen)
         return loss
+
+
+@torch.no_grad()
+def held_out_figures(
+    losses: Losses, models: Models, rows: Iterable[MicroBatch], names: Collection[str], tokens_seen: int
+) -> dict[str, float]:
+    """The objective's figures of these names over held-out rows; nothing is trained on."""
+    objective, model = losses.objective, losses.model
+    given = [micro.map(lambda tensor: tensor.to(model.device)) for micro in rows]
+    step = objective.prepare(Step(given, tokens_seen, {}), models)
+    denominators = {name: value.double() for name, value in objective.denominators(step).items()}
+    sums = dict(denominators)
+    head = model.head()
+    for micro in step.micro_batches:
+        term = objective.loss(model(micro, with_mtp=False), head, micro, denominators)
+        for name, value in term.sums.items():
+            sums[name] = sums.get(name, 0.0) + value.double()
+    by_name = {name: float(value) for name, value in sums.items()}
+    return {figure.name: value_of(figure, by_name) for figure in objective.statistics if figure.name in names}
 
 
 def evened(step: Step, given: Step) -> Step:

@@ -46,6 +46,7 @@ class DPO(nn.Module):
         Statistic("chosen_length", "tokens per reply", "chosen_tokens", over="pairs"),
         Statistic("rejected_length", "tokens per reply", "rejected_tokens", over="pairs"),
     )
+    held_out_figures = ("loss", "reward_margin", "reward_accuracy", "chosen_log_ratio", "rejected_log_ratio")
 
     def __init__(
         self,

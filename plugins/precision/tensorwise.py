@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from torch import Tensor
+
 from dsv3.bounds import NonNegativeFloat, NonNegativeInt
 from dsv3.contracts import Role
 from plugins.precision.emulated import EmulatedFP8
@@ -39,6 +41,10 @@ class FP8Tensorwise(EmulatedFP8):
     def scales(self) -> TensorScales:
         self.layers.append(TensorScales(history=self.amax_history))
         return self.layers[-1]
+
+    def maxima(self) -> list[Tensor]:
+        """amax of the step, by layer; zeros where a layer is on another rank."""
+        return [scales.precision_amax for scales in self.layers] if self.amax_history else []
 
     def end_step(self) -> None:
         """A step of training is done: its amax joins the history."""

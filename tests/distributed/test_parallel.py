@@ -88,7 +88,7 @@ def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
     """Newton-Schulz in FP32, and an epsilon above the rounding of a gradient that is zero."""
     return composed(
         "precision=fp32", "optimizer.newton_schulz_dtype=float32", "optimizer.eps=1e-6", "data.micro_batches=4",
-        "run.tokens=10240", "run.checkpoint_every_tokens=2048", "run.keep_checkpoints=9",
+        "run.tokens=10240", "run.checkpoint_every_tokens=5120", "run.keep_checkpoints=9",
         "callbacks.monitor.every_tokens=2048",
         f"run.dir={path}", *overrides,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Results of a study: which runs count, which layers are compared, and known values of its figures."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
-from dsv3.reporting.study_results import common_budget, metrics, read_study, specialisation
+from dsv3.reporting.study_results import common_budget, curve, metrics, read_study, specialisation
 from dsv3.study.report import sections
 
 LOADS = {"layers.1": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
@@ -23,7 +24,9 @@ def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | 
     folder.path.mkdir(parents=True)
     study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
     study |= {"question": None, "finding": None, "metric": None}
-    OmegaConf.save({"seed": seed, "study": study, "run": {"experiment": "made_up"}}, folder.config_path)
+    run = {"experiment": "made_up", "init_from": changed.get("init_from")}
+    study |= {"stage": changed["stage"]} if "stage" in changed else {}
+    OmegaConf.save({"seed": seed, "study": study, "run": run}, folder.config_path)
     tokens, bpb = changed.get("tokens", 100), changed.get("bpb", 2.0)
     for at, value in ((0, 8.0), (tokens, bpb)):
         row = {"tokens": at, "weights": "live", "domain": "all", "loss": value, "bpb": value}
@@ -67,6 +70,17 @@ def test_runs_are_read_where_the_shortest_ends(tmp_path: Path) -> None:
     made(tmp_path, "a", 1, tokens=100)
     made(tmp_path, "b", 1, tokens=80)
     assert common_budget(read_study(tmp_path), "tokens") == 80
+
+
+def test_budgets_count_all_stages_of_an_arm(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1, tokens=100, stage=1)
+    made(tmp_path, "b", 1, tokens=30, stage=2, init_from=str(tmp_path / "a" / "seed1"))
+    runs = read_study(tmp_path).runs
+    assert [curve(runs[arm][1], "tokens")[0].tolist() for arm in "ab"] == [[0, 100], [100, 130]]
+    assert [curve(runs[arm][1], "seconds")[0].tolist() for arm in "ab"] == [[0, 1], [1, 2]]
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"the stage before .* is not there any more"):
+        curve(runs["b"][1], "tokens")
 
 
 def test_an_arm_that_was_added_later_counts(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 SMALL = [
     "--config-dir", str(ROOT / "tests" / "conf"), "experiment=table5_balancing", "model=tiny", "data=synthetic",
     "precision=fp32", "model.n_layers=2",
-    "tokenizer=bytes", "logger=none", "run.tokens=5120", "run.checkpoint_every_tokens=1280",
+    "tokenizer=bytes", "logger=none", "run.tokens=5120", "run.checkpoint_every_tokens=2560",
     "run.validate_every_tokens=2560", "callbacks.monitor.every_tokens=2560",
     "study.only=[sequence_aux,loss_free]", "study.seeds=[1,2]",
-    "benchmarks.tasks.rg_arithmetic.limit=8", "~benchmarks.tasks.gsm8k_100_answers",
+    "benchmarks.tasks.rg_arithmetic.limit=4", "~benchmarks.tasks.gsm8k_100_answers",
 ]  # fmt: skip
 
 

@@ -1,18 +1,23 @@
 """Validation before the first step, at intervals and after the last step."""
 
+import logging
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning
 
 from dsv3.bounds import PositiveInt
-from dsv3.contracts import Step
+from dsv3.contracts import HasHeldOutRows, JudgesHeldOut, Step
 from dsv3.evaluation.held_out import dealt, domain_scores
+from dsv3.model.layers import cached_weight_casts
 from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed
 from dsv3.training.callbacks.phases import Phase, find
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.step import held_out_figures
+
+log = logging.getLogger(__name__)
 
 
 class Validate(lightning.Callback):
@@ -71,7 +76,20 @@ class Validate(lightning.Callback):
         for domain, score in scores.items():
             table.append({"tokens": tokens, "weights": weights, "domain": domain, **score._asdict()})
         if weights == "live":
+            self._judge(trainer.datamodule, pl_module)
             self.latest_bpb = {domain: score.bpb for domain, score in scores.items()}
         for logger in trainer.loggers:
             values = {f"validation_{weights}/{k}/{d}": v for d, s in scores.items() for k, v in s._asdict().items()}
             logger.log_metrics(values | {"tokens": tokens})
+
+    def _judge(self, data: Any, pl_module: LanguageModel) -> None:
+        """`metrics/held_out`: the objective's own figures on held-out rows; of one process, where all weights are."""
+        objective = pl_module.objective
+        if not isinstance(objective, JudgesHeldOut) or not isinstance(data, HasHeldOutRows) or pl_module.mesh:
+            return
+        names, models = objective.held_out_figures, pl_module.models
+        assert models is not None
+        with pl_module.evaluating(), cached_weight_casts(pl_module.model):
+            found = held_out_figures(pl_module.losses, models, data.held_out_rows(), names, pl_module.tokens_seen)
+        pl_module.folder.table("metrics/held_out").append({"tokens": pl_module.tokens_seen, **found})
+        log.info("held out: %s", "  ".join(f"{name} {value:.3f}" for name, value in found.items()))

@@ -22,7 +22,7 @@ from dsv3.training.run import Run
 from dsv3.training.step import StepRecord
 
 Compose = Callable[..., DictConfig]
-PLANTED_AT = 5120  # tokens before the step that holds the planted row
+PLANTED_AT = 3072  # tokens before the step that holds the planted row
 
 
 def planted(data: Any) -> Any:
@@ -44,9 +44,9 @@ def planted(data: Any) -> Any:
 @pytest.fixture(scope="module")
 def config(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DictConfig]]:
     keys = (
-        "run.tokens=7680",
-        "run.checkpoint_every_tokens=2048",
-        "run.validate_every_tokens=7680",
+        "run.tokens=4096",
+        "run.checkpoint_every_tokens=1280",
+        "run.validate_every_tokens=4096",
         "schedule.peak=0.005",
     )
     keys += ("callbacks.guard.min_rise=0.7", "callbacks.guard.window=8")
@@ -87,14 +87,14 @@ def test_record_names_the_documents_and_goes_on(config: Callable[..., DictConfig
 
 def test_skip_skips_the_update(skipped: Run) -> None:
     assert [spike["policy"] for spike in spikes(skipped.folder)] == ["skip"]
-    assert skipped.module.tokens_seen == 7680, "the data moves on"
-    assert skipped.trainer.global_step == 29, "one update fewer than steps"
+    assert skipped.module.tokens_seen == 4096, "the data moves on"
+    assert skipped.trainer.global_step == 15, "one update fewer than steps"
     steps = skipped.folder.read("metrics/train").step.tolist()
-    assert steps == list(range(1, 31)), "every step has a number of its own"
+    assert steps == list(range(1, 17)), "every step has a number of its own"
 
 
 def test_roll_back_equals_a_run_that_skips_the_update(config: Callable[..., DictConfig], skipped: Run) -> None:
-    """From the checkpoint at 4096 tokens on; the spike is in no metric, the update left out is."""
+    """From the checkpoint at 2560 tokens on; the spike is in no metric, the update left out is."""
     rolled = fit(config("rolled", "callbacks.guard.on_spike=roll_back", "resume=never"))
     ours, theirs = weights(rolled.folder), weights(skipped.folder)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

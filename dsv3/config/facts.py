@@ -1,10 +1,12 @@
-"""What a relation between values is, and what it looks up."""
+"""What relations between values look up in a composed config."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from dsv3.config.problems import Problem
 from dsv3.config.view import View
+
+MODEL_EXPERTS = "model.n_routed_experts"
 
 
 class Number(NamedTuple):
