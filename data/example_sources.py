@@ -4,7 +4,9 @@ A row is a mapping, as its kind of data describes it (`data.conversations`, `dat
 also have `held_out`, true or false, where the source itself decides.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any, NamedTuple
@@ -15,7 +17,10 @@ import pyarrow.parquet
 from data.documents import BadTextError
 from data.formats import decompressed, text_parts
 from data.json_rows import CHUNK, TOO_LONG, elements, lines
-from data.sources import LONGEST, VERSION, listed, matching, opened, printable
+from data.sources import VERSION, listed, matching, opened, printable
+
+LONGEST = 2_000_000
+"""Bytes of a row, or twice as many, several times what the longest contexts hold: the tokenizer needs 250 times as much memory."""
 
 BATCH = 1000
 """Rows of a Parquet file that are read at a time."""
@@ -62,7 +67,7 @@ def example_files(
     def files() -> list[Any]:
         found = [file for file in listed(path) if matching(file.name, include, exclude)]
         if not found:
-            raise ValueError(f"data.path={path}: holds no files")
+            raise ValueError(f"{path} holds no files")
         return found
 
     def identity() -> Mapping[str, Any]:
@@ -95,7 +100,7 @@ def read_rows(open_file: Callable[[], IO[bytes]], *, path: str) -> Iterator[Exam
                 if not isinstance(row, Mapping):
                     raise BadTextError(f"{where}: must be a JSON object, not {type(row).__name__}")
                 yield ExampleRow(where, row)
-        except (UnicodeDecodeError, EOFError, pyarrow.ArrowException) as error:
+        except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, pyarrow.ArrowException) as error:
             raise BadTextError(f"{path}: damaged, or no UTF-8 text ({' '.join(str(error).split())[:200]})") from error
 
 

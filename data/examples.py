@@ -142,8 +142,9 @@ class ExampleModule(StepModule):
         def build(building: Path) -> None:
             write_examples(building, self._examples(name), share=self._held_out_fraction)
 
+        key = self._key(name)
         with self._naming(name):
-            kept = cached(folder, self._key(name), f"the {self.kind} of {name}", build)
+            kept = cached(folder, key, f"the {self.kind} of {name}", build)
         return Stored(read_examples(kept / "training"), read_examples(kept / "held_out"))
 
     def _examples(self, name: str) -> Iterator[Example]:

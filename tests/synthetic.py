@@ -1,15 +1,15 @@
 """A tiny stand-in for the datamodule: text of a repeating pattern, one step a function of its number."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from dsv3.contracts import MicroBatch, Question, Sample, Step
+from dsv3.contracts import Answer, MicroBatch, Question, Sample, Step
 
-TARGETS = ("tests.synthetic.byte_tokenizer", "tests.synthetic.SyntheticData")
+TARGETS = tuple(f"tests.synthetic.{name}" for name in ("byte_tokenizer", "SyntheticData", "Sevenths"))
 """What a run on this data names besides the options of conf/: to be allowed where it is read."""
 
 
@@ -34,6 +34,13 @@ class ByteTokenizer:
 
 def byte_tokenizer(*, vocab_size: int, **_: Any) -> ByteTokenizer:
     return ByteTokenizer()
+
+
+class Sevenths:
+    """A reward that the answers of an untrained model earn unlike amounts of."""
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return [sum(token % 7 == 0 for token in answer.ids) / max(1, len(answer.ids)) for answer in answers]
 
 
 class SyntheticData(lightning.LightningDataModule):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from random import Random
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -47,7 +48,8 @@ def judged_answers(
     prompts = islice(_distinct(prompt for step in data.train_dataloader() for prompt in step.prompts), count)
     while batch := list(islice(prompts, PROMPTS)):
         asked = [prompt for prompt in batch for _ in range(samples)]
-        seeds = [seed * 2**32 + prompt.number * samples + i for prompt in batch for i in range(samples)]
+        # torch's generators on the CPU take 32 bits of a seed
+        seeds = [Random(f"{seed}/{prompt.number}/{i}").getrandbits(32) for prompt in batch for i in range(samples)]
         ids = [prompt.ids for prompt in asked]
         rollouts = sample(loaded.model, tokenizer, ids, seeds, max_tokens=max_tokens, temperature=temperature)
         answers = [

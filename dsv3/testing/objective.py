@@ -106,6 +106,12 @@ def _denominators(objective: Any, step: Step) -> None:
             isinstance(value, Tensor) and value.shape == () and not value.requires_grad,
             f"denominators()[{name!r}] must be a scalar tensor without a gradient, not {value!r}",
         )
+    nothing = objective.denominators(step._replace(micro_batches=[step.micro_batches[0].padding()]))["mtp"]
+    require(
+        float(nothing) == 0,
+        f"denominators()['mtp'] of padding alone must be 0, not {float(nothing):g}: ranks add up their shares, "
+        "and one may have nothing; the loss may divide by the sum's clamp(min=1)",
+    )
 
 
 def _outcome(objective: Any, parts: list[MicroBatch], hidden_BTD: Tensor, weight_VD: Tensor) -> _Outcome:

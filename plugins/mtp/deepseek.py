@@ -126,7 +126,7 @@ class DeepSeekMTP(nn.Module):
         for k, prediction in enumerate(forward.predictions, start=1):
             hidden_ND, targets_N = prediction.hidden_BSD.flatten(0, 1), prediction.targets_BS.flatten()
             loss = linear_cross_entropy(hidden_ND, head.weight_VD, targets_N, copy_VD=head.copy_VD)
-            losses.append(scale * loss.total / denominators["mtp"])
+            losses.append(scale * loss.total / denominators["mtp"].clamp(min=1))  # nothing to train on: 0
             sums |= {
                 f"mtp{k}_nll": loss.total.detach(),
                 f"mtp{k}_correct": loss.correct,

@@ -81,7 +81,7 @@ class Distill(nn.Module):
     def denominators(self, step: Step) -> Denominators:
         targets = torch.stack([(micro.targets_BT != IGNORE).sum() for micro in step.micro_batches]).sum()
         counts = {name: torch.tensor(float(count), device=targets.device) for name, count in self._counts.items()}
-        return {**counts, "targets": targets, "mtp": targets.clamp(min=1)}
+        return {**counts, "targets": targets, "mtp": targets}
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
         hidden_ND, targets_N = forward.hidden_BTD.flatten(0, 1), micro.targets_BT.flatten()

@@ -78,7 +78,7 @@ class DPO(nn.Module):
             "pairs": pairs,
             "chosen_tokens": chosen,
             "rejected_tokens": answers - chosen,
-            "mtp": chosen.clamp(min=1),
+            "mtp": chosen,
         }
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:

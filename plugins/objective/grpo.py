@@ -153,7 +153,7 @@ class GRPO(nn.Module):
             "flat_answers": sum(one.flat for one in sampled),
         }
         found = {name: torch.tensor(float(count), device=trained.device) for name, count in counts.items()}
-        return {**found, "trained_tokens": trained, "mtp": trained.clamp(min=1)}
+        return {**found, "trained_tokens": trained, "mtp": trained}
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
         targets_BT, extra = micro.targets_BT, micro.extra

@@ -51,7 +51,7 @@ class SFT(nn.Module):
             "targets": n_targets,
             "bytes": (self.token_bytes_V[targets_N.clamp(min=0)] * real_N).sum(),
             "conversations": torch.stack([(targets_of(micro) > 0).sum() for micro in step.micro_batches]).sum(),
-            "mtp": at_least_one(n_targets),
+            "mtp": n_targets,
         }
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:

@@ -238,3 +238,22 @@ def test_a_text_that_spells_special_tokens_stays_text(make: Make, tokenizer: Byt
     for tokens, targets in documents(step.micro_batches[0]):
         assert tokens.count(tokenizer.user) == tokens.count(tokenizer.assistant) == 1
         assert [target for target in targets if target != IGNORE] == [*tokenizer.encode(hostile), tokenizer.eos]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("deep.jsonl", b'{"messages": ' + b"[" * 200_000, "row 1 of .*no JSON"),
+        ("latin.jsonl", '{"messages": "é"}'.encode("latin1"), "row 1 of .*no JSON"),
+        ("wide.jsonl", json.dumps(conversation_row("x", "y")).encode("utf-16"), "must be JSON lines"),
+        ("broken.parquet", b"PAR1" + b"x" * 99 + b"PAR1", "damaged"),
+        ("broken.jsonl.gz", b"\x1f\x8b" + b"x" * 99, "damaged"),
+        ("long.jsonl", json.dumps(conversation_row("x", "y" * 6_000_000)).encode(), "row 1 of .*over 2,000,000 bytes"),
+        ("empty.jsonl", b"", "nothing to train on"),
+    ],
+)
+def test_files_of_strangers_are_named(make: Make, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words) as raised:
+        make(path=str(tmp_path / name)).setup()
+    assert str(raised.value).count("data.path") == 1

@@ -88,6 +88,13 @@ class NoMTPShare(Pretraining):
         return {name: value for name, value in super().denominators(step).items() if name != "mtp"}
 
 
+class AtLeastOne(Pretraining):
+    """Two ranks, of which one has only padding, would divide by one too many."""
+
+    def denominators(self, step):
+        return {name: value.clamp(min=1) for name, value in super().denominators(step).items()}
+
+
 class Numbers(Pretraining):
     def denominators(self, step):
         return {name: value.item() for name, value in super().denominators(step).items()}
@@ -153,6 +160,7 @@ class LooksAtPadding(Pretraining):
         (Renamed, "must be called loss"),
         (Twice, "different names"),
         (Forgets, "the Step to train on, not NoneType"),
+        (AtLeastOne, "of padding alone must be 0"),
         (NoMTPShare, "must give `mtp`"),
         (Numbers, "scalar tensor without a gradient"),
         (CountsTokens, "must not give `tokens`"),
