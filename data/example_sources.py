@@ -20,8 +20,7 @@ from data.json_rows import CHUNK, TOO_LONG, elements, lines
 from data.sources import VERSION, listed, matching, opened, printable
 
 LONGEST = 2_000_000
-"""Bytes of a row from which on it is refused, at the latest at twice as many: several times what the longest contexts
-hold. The tokenizer needs 250 times as much memory."""
+"""Bytes of a row, or twice as many: more than the longest contexts hold. Tokenizing takes 250 times the memory."""
 
 BATCH = 1000
 """Rows of a Parquet file that are read at a time."""
