@@ -57,9 +57,10 @@ class MicroBatch(NamedTuple):
         return MicroBatch(tokens, targets, positions, documents, domains, extra)
 
     def padding(self) -> "MicroBatch":
-        """One of this shape that has no tokens."""
+        """One of this shape that has no tokens. Integers in `extra` are targets that only the objective reads."""
         empty = self.map(torch.zeros_like)
-        return empty._replace(targets_BT=torch.full_like(self.targets_BT, IGNORE))
+        extra = {name: value if value.is_floating_point() else value + IGNORE for name, value in empty.extra.items()}
+        return empty._replace(targets_BT=empty.targets_BT + IGNORE, extra=extra)
 
 
 class Prompt(NamedTuple):

@@ -15,6 +15,8 @@ and answers. The divergence is the unbiased estimate of DeepSeek-V3.2. The denom
 changes: answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each
 (`sequence`).
 
+MTP learns the answers that are better than their group's mean, and none of the others.
+
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
 that are trained on are those that were sampled, EOS among them.
 """
@@ -46,6 +48,9 @@ from plugins.objective.packing import Drawn, draw, pack
 
 ADVANTAGE, OLD, REFERENCE, WEIGHT = "grpo_advantage", "grpo_old", "grpo_reference", "grpo_weight"
 """Names in `MicroBatch.extra`, float32 [B, T] at the positions of targets."""
+
+ANSWERS = "grpo_answers"
+"""In `MicroBatch.extra`: targets of all answers, int64 [B, T]."""
 
 
 STANDSTILL = 50
@@ -139,11 +144,13 @@ class GRPO(nn.Module):
         )
         if self.kl:
             packed = [self._with_reference(micro, models) for micro in packed]
+        packed = [_better_for_mtp(micro) for micro in packed]
         return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled])
 
     def denominators(self, step: Step) -> Denominators:
         """Of the answers that were sampled, and of the tokens that are trained on."""
-        trained = torch.stack([(micro.targets_BT != IGNORE).sum() for micro in step.micro_batches]).sum()
+        trained = torch.stack([(micro.extra[ANSWERS] != IGNORE).sum() for micro in step.micro_batches]).sum()
+        better = torch.stack([(micro.targets_BT != IGNORE).sum() for micro in step.micro_batches]).sum()
         sampled = self._sampled
         counts = {
             "answers": len(sampled),
@@ -153,10 +160,10 @@ class GRPO(nn.Module):
             "flat_answers": sum(one.flat for one in sampled),
         }
         found = {name: torch.tensor(float(count), device=trained.device) for name, count in counts.items()}
-        return {**found, "trained_tokens": trained, "mtp": trained}
+        return {**found, "trained_tokens": trained, "mtp": better}
 
     def loss(self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators) -> LossTerm:
-        targets_BT, extra = micro.targets_BT, micro.extra
+        targets_BT, extra = micro.extra[ANSWERS], micro.extra
         hidden_ND = forward.hidden_BTD.flatten(0, 1) / self.temperature  # logits are linear in it
         new_BT = token_log_probs(hidden_ND, head.weight_VD, targets_BT.flatten(), copy_VD=head.copy_VD).view_as(
             targets_BT
@@ -245,6 +252,12 @@ def _is_near(micro: MicroBatch, new_BT: Tensor, largest: float) -> Tensor:
     ids_BT = micro.document_ids_BT
     sums = new_BT.new_zeros(ids_BT.shape[0], ids_BT.shape[1] + 1)
     away = sums.scatter_add(1, ids_BT, (micro.extra[OLD] - new_BT).detach())
-    counts = sums.scatter_add(1, ids_BT, (micro.targets_BT != IGNORE).to(sums.dtype)).clamp(min=1)
+    counts = sums.scatter_add(1, ids_BT, (micro.extra[ANSWERS] != IGNORE).to(sums.dtype)).clamp(min=1)
     far_BT = (away / counts).gather(1, ids_BT) > largest
     return ~(far_BT & (micro.extra[ADVANTAGE] < 0))
+
+
+def _better_for_mtp(micro: MicroBatch) -> MicroBatch:
+    """Only the targets of answers with a positive advantage, all of them under `ANSWERS`."""
+    better_BT = micro.targets_BT.masked_fill(micro.extra[ADVANTAGE] <= 0, IGNORE)
+    return micro._replace(targets_BT=better_BT, extra={**micro.extra, ANSWERS: micro.targets_BT})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, Answer, Forward, Head, LossTerm, MicroBatch, Prompt, Rollout, Step
 from plugins.objective.grpo import ADVANTAGE, GRPO, OLD, REFERENCE, STANDSTILL
+from plugins.objective.grpo import ANSWERS as TARGETS
 from plugins.objective.packing import Drawn, pack
 
 V, EOS, PAD, LENGTH = 11, 1, 0, 16
@@ -86,7 +87,7 @@ def answers_in(step: Step) -> list[list[int]]:
     """The targets of each document, in order."""
     found = []
     for micro in step.micro_batches:
-        for targets, ids in zip(micro.targets_BT, micro.document_ids_BT, strict=True):
+        for targets, ids in zip(micro.extra[TARGETS], micro.document_ids_BT, strict=True):
             for number in range(1, int(ids.max()) + 1):
                 own = targets[ids == number]
                 found.append(own[own != IGNORE].tolist())
@@ -99,7 +100,7 @@ def test_the_ids_trained_on_are_those_sampled_with_eos_and_after_their_prompt() 
     asked = [prompt.ids for prompt in PROMPTS for _ in range(GROUP)]
     found = []
     for micro in step.micro_batches:
-        for tokens, targets, ids in zip(micro.tokens_BT, micro.targets_BT, micro.document_ids_BT, strict=True):
+        for tokens, targets, ids in zip(micro.tokens_BT, micro.extra[TARGETS], micro.document_ids_BT, strict=True):
             for number in range(1, int(ids.max()) + 1):
                 own, first = tokens[ids == number], int((targets[ids == number] != IGNORE).nonzero()[0])
                 found.append(own[: first + 1].tolist())
@@ -151,14 +152,14 @@ def test_gradients_are_those_of_the_closed_form(denominator: str, divisor: list[
     ]
     loss = 0.0
     for (m, b, own), advantage, over in zip(places, advantages, divisor, strict=True):
-        targets_T = step.micro_batches[m].targets_BT[b].masked_fill(~own, IGNORE)
+        targets_T = step.micro_batches[m].extra[TARGETS][b].masked_fill(~own, IGNORE)
         real_T = targets_T != IGNORE
         onehot = nn.functional.one_hot(targets_T[real_T], V).float()
         torch.testing.assert_close(found.gradients[m][b, real_T], -advantage * (onehot - 1 / V) / over)
         loss -= advantage * int(real_T.sum()) / over
     assert float(found.loss) == pytest.approx(loss, abs=1e-6)
     for gradient, micro in zip(found.gradients, step.micro_batches, strict=True):
-        assert not gradient[micro.targets_BT == IGNORE].any()
+        assert not gradient[micro.extra[TARGETS] == IGNORE].any()
 
 
 @pytest.mark.parametrize("drop", [True, False])
@@ -194,7 +195,7 @@ def test_clipping_takes_away_the_gradient_on_the_side_where_it_would_go_on(
     """One token whose probability is `factor` times the old one; clip_low=0.2, clip_high=0.28."""
     objective = grpo()
     step = prepared(objective)
-    micro, real_BT = step.micro_batches[0], step.micro_batches[0].targets_BT != IGNORE
+    micro, real_BT = step.micro_batches[0], step.micro_batches[0].extra[TARGETS] != IGNORE
     micro.extra[OLD][real_BT] = -math.log(V) - math.log(factor)
     micro.extra[ADVANTAGE][real_BT] = advantage
     outcome = Outcome(objective, step._replace(micro_batches=[micro]))
@@ -217,11 +218,11 @@ def test_the_divergence_of_two_tokens() -> None:
     assert outcome.sums["kl"] == pytest.approx(n * estimate, rel=1e-4)
     assert float(outcome.loss) == pytest.approx(0.5 * n * estimate / (8 * MAX_TOKENS), rel=1e-4)
     micro = step.micro_batches[0]
-    b, t = (micro.targets_BT != IGNORE).nonzero()[0].tolist()
-    onehot = nn.functional.one_hot(micro.targets_BT[b, t], V).float()
+    b, t = (micro.extra[TARGETS] != IGNORE).nonzero()[0].tolist()
+    onehot = nn.functional.one_hot(micro.extra[TARGETS][b, t], V).float()
     # d/dz of w (r - ln r - 1) = [w (r - ln r - 1) + w (1 - r)] (onehot - p) = -w ln r (onehot - p)
     torch.testing.assert_close(outcome.gradients[0][b, t], 0.5 * -ln_r * (onehot - 1 / V) / (8 * MAX_TOKENS))
-    assert (micro.extra[REFERENCE] != 0).sum() == (micro.targets_BT != IGNORE).sum()
+    assert (micro.extra[REFERENCE] != 0).sum() == (micro.extra[TARGETS] != IGNORE).sum()
 
 
 def test_answers_far_from_the_policy_with_a_negative_advantage_are_left_out() -> None:
@@ -236,7 +237,7 @@ def test_answers_far_from_the_policy_with_a_negative_advantage_are_left_out() ->
             for b, ids in enumerate(micro.document_ids_BT):
                 for number in range(1, int(ids.max()) + 1):
                     if answer in far:
-                        micro.extra[OLD][b, (ids == number) & (micro.targets_BT[b] != IGNORE)] += 3.0
+                        micro.extra[OLD][b, (ids == number) & (micro.extra[TARGETS][b] != IGNORE)] += 3.0
                     answer += 1
         gradients[largest] = Outcome(objective, step).gradients
     step, answer = prepared(grpo()), 0
@@ -290,8 +291,8 @@ def test_a_temperature_divides_the_logits() -> None:
     expected = 0.0
     for z_BTV, micro in zip(outcome.logits, step.micro_batches, strict=True):
         log_probs = (z_BTV.detach() / 2).log_softmax(-1)
-        found = log_probs.gather(2, micro.targets_BT.clamp(min=0).unsqueeze(2)).squeeze(2)
-        expected += float(found[micro.targets_BT != IGNORE].sum())
+        found = log_probs.gather(2, micro.extra[TARGETS].clamp(min=0).unsqueeze(2)).squeeze(2)
+        expected += float(found[micro.extra[TARGETS] != IGNORE].sum())
     assert outcome.sums["surprise"] == pytest.approx(-expected, rel=1e-5)
 
 
