@@ -34,7 +34,6 @@ KINDS = (
     "precision",
     "optimizer",
     "schedule",
-    "objective",
     "logger",
 )
 ELSEWHERE = {
@@ -44,6 +43,7 @@ ELSEWHERE = {
     "tokenizer": "here and below",
     "trainer": "here",
     "parallel": "tests/distributed",
+    "objective": "pretraining here; the others need data of their own: tests/distributed/test_post_training.py",
     "reward": "tests/plugins/reward; objectives of pretraining have none",
     "hydra": "tests/study: the sweeper of studies",
     "benchmarks": "tests/evaluation/benchmarks",
