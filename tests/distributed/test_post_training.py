@@ -89,7 +89,9 @@ def kill(config: DictConfig, place: tuple[type, str], *, after: int) -> None:
             fit(config)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo", "distill"))]
+)
 def test_a_run_that_was_killed_and_resumed_is_the_whole_one(runs: Runs, tmp_path: Path, objective: str) -> None:
     """Those that sample are killed in a rollout; each is resumed from a checkpoint some steps before."""
     whole = finish(runs.config(objective, tmp_path / "whole"))

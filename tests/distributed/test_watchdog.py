@@ -100,6 +100,7 @@ def test_a_rank_that_hangs_in_a_step_is_named(composed: Compose, workers: Worker
     assert not list(folder.path.glob("failure*"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_its_data_is_named(composed: Compose, workers: Workers, tmp_path: Path) -> None:
     waiting, hung = ended(workers, hang_in_the_data, run_of(composed, tmp_path / "run"))
     assert hung.startswith("rank 1 has been waiting for the data of step 3 ")
