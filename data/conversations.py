@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.example_store import Example
-from data.examples import ExampleModule
+from data.examples import ExampleModule, question_of
 from dsv3.prompts.chat import Message, conversation
 
 ROLES = ("system", "user", "assistant")
@@ -23,12 +23,9 @@ class Conversations(ExampleModule):
 
     def example(self, row: Mapping[str, Any]) -> Example:
         messages = messages_of(row)
-        question: dict[str, str] = {}
-        if len(messages) == 2:
-            question = {"prompt": messages[0].content, "answer": messages[1].content}
-            question |= {"family": row["family"]} if row.get("family") else {}
-        content = json.dumps(messages, ensure_ascii=False)
-        return Example([conversation(self.tokenizer, messages)], content, row.get("held_out"), question)
+        rendered = conversation(self.tokenizer, messages)  # refuses a conversation without a reply
+        question = question_of(messages[:-1], messages[-1].content, row)
+        return Example([rendered], json.dumps(messages, ensure_ascii=False), row.get("held_out"), question)
 
     def texts(self, row: Mapping[str, Any]) -> Iterator[str]:
         return (message.content for message in messages_of(row))

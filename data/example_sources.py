@@ -7,7 +7,7 @@ also have `held_out`, true or false, where the source itself decides.
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import IO, Any, NamedTuple
 
@@ -17,7 +17,7 @@ import pyarrow.parquet
 from data.documents import BadTextError
 from data.formats import decompressed, text_parts
 from data.json_rows import CHUNK, TOO_LONG, elements, lines
-from data.sources import VERSION, listed, matching, opened, printable
+from data.sources import VERSION, File, listed, opened, printable
 
 LONGEST = 2_000_000
 """Bytes of a row, or twice as many: more than the longest contexts hold. Tokenizing takes 250 times the memory."""
@@ -52,20 +52,18 @@ class ExampleSource:
         self.weight, self.identity, self.rows = weight, identity, rows
 
 
-def example_files(
-    path: str, *, weight: float = 1.0, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> ExampleSource:
+def example_files(path: str) -> ExampleSource:
     """A file, or the files of a folder and the folders in it: JSON lines, a JSON array or Parquet, the first two also
     compressed; on this machine or where fsspec reads (`s3://bucket/folder`, `hf://datasets/name`).
 
-    Hidden files are passed over. include, exclude: patterns of file names.
+    Hidden files are passed over.
 
     Raises:
         ValueError: a path is missing or holds no such files, or a file cannot be read; the message says which row.
     """
 
-    def files() -> list[Any]:
-        found = [file for file in listed(path) if matching(file.name, include, exclude)]
+    def files() -> list[File]:
+        found = listed(path)
         if not found:
             raise ValueError(f"{path} holds no files")
         return found
@@ -80,7 +78,7 @@ def example_files(
         for file in files():
             yield from read_rows(partial(opened, file.path), path=printable(file.path))
 
-    return ExampleSource(weight=weight, identity=identity, rows=rows)
+    return ExampleSource(weight=1.0, identity=identity, rows=rows)
 
 
 def read_rows(open_file: Callable[[], IO[bytes]], *, path: str) -> Iterator[ExampleRow]:

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from data.batches import micro_batch
 from data.cache import cached, digest
-from data.example_sources import ExampleRow, ExampleSource, example_files
+from data.example_sources import ExampleSource, example_files
 from data.example_store import (
     TRAINED,
     Example,
@@ -30,6 +30,7 @@ from data.preparation import TokenizerFactory
 from data.stepping import StepModule
 from dsv3.bounds import Fraction, NonNegativeInt, PositiveInt, Seed
 from dsv3.contracts import IGNORE, MicroBatch, Question, Sample, Schedule, Tokenizer
+from dsv3.prompts.chat import Message
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +280,14 @@ def key_of(name: str) -> str:
     return "data.path" if name == OWN else f"data.sources.{name}"
 
 
+def question_of(prompt: Sequence[Message], answer: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """The question of a row whose prompt is one message of the user's, with the row's family if it has one; else {}."""
+    if len(prompt) != 1:
+        return {}
+    question = {"prompt": prompt[0].content, "answer": answer}
+    return question | ({"family": row["family"]} if row.get("family") else {})
+
+
 def refuse_mistyped(row: Mapping[str, Any]) -> None:
     """Raise ValueError where what rows of every kind may have is of another type."""
     held_out, family = row.get("held_out"), row.get("family")
@@ -297,6 +306,3 @@ class _Texts:
     def __iter__(self) -> Iterator[str]:
         for row in self._source.rows():
             yield from self._data.texts(row.row)
-
-
-__all__ = ["Example", "ExampleModule", "ExampleRow"]

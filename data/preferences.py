@@ -10,7 +10,7 @@ from typing import Any
 
 from data.conversations import messages_of
 from data.example_store import Example
-from data.examples import ExampleModule
+from data.examples import ExampleModule, question_of
 from dsv3.contracts import IGNORE, MicroBatch
 from dsv3.prompts.chat import Message, conversation
 
@@ -26,10 +26,7 @@ class Preferences(ExampleModule):
             conversation(self.tokenizer, [*untrained(prompt), Message("assistant", reply)])
             for reply in (chosen, rejected)
         ]
-        question: dict[str, str] = {}
-        if len(prompt) == 1:
-            question = {"prompt": prompt[0].content, "answer": chosen}
-            question |= {"family": row["family"]} if row.get("family") else {}
+        question = question_of(prompt, chosen, row)
         content = json.dumps([prompt, chosen, rejected], ensure_ascii=False)
         return Example(documents, content, row.get("held_out"), question)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.cache import digest
 from data.example_store import TRAINED, Example, StoredExamples
-from data.examples import ExampleModule, key_of
+from data.examples import ExampleModule, key_of, question_of
 from data.layout import document_order, mixture
 from data.preferences import prompt_of, untrained
 from dsv3.bounds import PositiveInt
@@ -46,8 +46,7 @@ class Prompts(ExampleModule):
         prompt, answer = prompt_of(row), row.get("answer")
         reply = answer if isinstance(answer, str) else ""
         document = conversation(self.tokenizer, [*untrained(prompt), Message("assistant", reply)])
-        question = {"prompt": prompt[-1].content, "answer": reply} if len(prompt) == 1 and reply else {}
-        question |= {"family": row["family"]} if row.get("family") and question else {}
+        question = question_of(prompt, reply, row) if reply else {}
         item = {key: value for key, value in row.items() if key != "held_out"}
         content = json.dumps(item, ensure_ascii=False, sort_keys=True, default=str)
         return Example([document], content, row.get("held_out"), question, json.loads(content))

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -35,17 +36,17 @@ class StepModule(lightning.LightningDataModule):
         self._restored: Mapping[str, Any] | None = None
         self._rank, self._ranks = 0, 1
 
+    @abstractmethod
     def rows(self) -> Rows:
         """The endless stream of rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream_key(self) -> str:
         """Equal for configurations that give the same endless stream of rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, rows: list[Row]) -> MicroBatch:
         """Rows as a micro-batch; if they are too few for one, rows of padding follow, so that all have one shape."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> "Steps":
         """Steps from the restored state (or the beginning) until the token budget is spent; can be iterated anew."""

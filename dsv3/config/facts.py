@@ -1,4 +1,4 @@
-"""What relations between values look up in a composed config."""
+"""Lookups in a composed config, for relations between its values."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What the tools that sample answers have in common: prompts in, rows of JSON out."""
+"""Options and output of the tools that sample answers: prompts in, rows of JSON out."""
 
 import json
 from collections.abc import Callable

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dsv3.bounds import Fraction, NonNegativeFloat, PositiveFloat
 from dsv3.contracts import IGNORE, Denominators, Forward, Head, LossTerm, MicroBatch, Models, Statistic, Step
 from dsv3.model.losses import token_log_probs
+from plugins.objective.documents import of_documents, targets_of
 
 LOSSES = ("sigmoid", "ipo", "length_normalised")
 ANSWERS, REFERENCE = "dpo_answers", "dpo_reference"
@@ -88,7 +89,7 @@ class DPO(nn.Module):
         ).view_as(answers_BT)
         is_pair_BP, ids_BT = _pairs(micro), micro.document_ids_BT
         ratios = of_documents(log_probs_BT, ids_BT) - of_documents(micro.extra[REFERENCE], ids_BT)
-        lengths = of_documents((answers_BT != IGNORE).long(), ids_BT).clamp(min=1)
+        lengths = targets_of(answers_BT, ids_BT).clamp(min=1)
         chosen_BP, rejected_BP = _sides(ratios)
         h_BP = chosen_BP - rejected_BP
         if self.kind != "sigmoid":
@@ -137,12 +138,6 @@ class DPO(nn.Module):
         return self._reference[key]
 
 
-def of_documents(values_BT: Tensor, ids_BT: Tensor) -> Tensor:
-    """Sums over the positions of each document, [B, T + 2] by document id; an even number of ids from 1 on."""
-    sums = values_BT.new_zeros(ids_BT.shape[0], 2 * (ids_BT.shape[1] // 2) + 3)
-    return sums.scatter_add(1, ids_BT, values_BT)
-
-
 def _sides(values: Tensor) -> tuple[Tensor, Tensor]:
     """Of each pair, [B, P] each: the values of the chosen document, 2 p + 1, and of the rejected one, 2 p + 2."""
     return values[:, 1::2], values[:, 2::2]
@@ -150,6 +145,6 @@ def _sides(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pairs(micro: MicroBatch) -> Tensor:
     """Which of the P pairs that a row may have are there, bool [B, P]."""
-    answers = of_documents((micro.extra[ANSWERS] != IGNORE).long(), micro.document_ids_BT)
+    answers = targets_of(micro.extra[ANSWERS], micro.document_ids_BT)
     chosen, rejected = _sides(answers)
     return (chosen > 0) & (rejected > 0)

@@ -44,6 +44,7 @@ from dsv3.contracts import (
     Step,
 )
 from dsv3.model.losses import token_log_probs
+from plugins.objective.documents import of_documents, targets_of
 from plugins.objective.packing import Drawn, draw, pack
 
 ADVANTAGE, OLD, REFERENCE, WEIGHT = "grpo_advantage", "grpo_old", "grpo_reference", "grpo_weight"
@@ -250,9 +251,8 @@ class GRPO(nn.Module):
 def _is_near(micro: MicroBatch, new_BT: Tensor, largest: float) -> Tensor:
     """Of each position, whether its answer is at most `largest` nats per token away, or has no negative advantage."""
     ids_BT = micro.document_ids_BT
-    sums = new_BT.new_zeros(ids_BT.shape[0], ids_BT.shape[1] + 1)
-    away = sums.scatter_add(1, ids_BT, (micro.extra[OLD] - new_BT).detach())
-    counts = sums.scatter_add(1, ids_BT, (micro.extra[ANSWERS] != IGNORE).to(sums.dtype)).clamp(min=1)
+    away = of_documents((micro.extra[OLD] - new_BT).detach(), ids_BT)
+    counts = targets_of(micro.extra[ANSWERS], ids_BT).clamp(min=1)
     far_BT = (away / counts).gather(1, ids_BT) > largest
     return ~(far_BT & (micro.extra[ADVANTAGE] < 0))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dsv3.contracts import IGNORE, Denominators, Forward, Head, LossTerm, MicroBatch, Models, Statistic, Step
 from dsv3.model.losses import linear_cross_entropy, token_log_probs
+from plugins.objective.documents import targets_of
 
 
 class SFT(nn.Module):
@@ -50,7 +51,7 @@ class SFT(nn.Module):
         return {
             "targets": n_targets,
             "bytes": (self.token_bytes_V[targets_N.clamp(min=0)] * real_N).sum(),
-            "conversations": torch.stack([(targets_of(micro) > 0).sum() for micro in step.micro_batches]).sum(),
+            "conversations": torch.stack([_conversations(micro) for micro in step.micro_batches]).sum(),
             "mtp": n_targets,
         }
 
@@ -60,8 +61,8 @@ class SFT(nn.Module):
             nll_BT = -token_log_probs(hidden_ND, head.weight_VD, targets_N, copy_VD=head.copy_VD).view_as(
                 micro.targets_BT
             )
-            of_conversation_BT = targets_of(micro).gather(1, micro.document_ids_BT).clamp(min=1)
-            loss = (nll_BT / of_conversation_BT).sum() / at_least_one(denominators["conversations"])
+            of_conversation_BT = targets_of(micro.targets_BT, micro.document_ids_BT).gather(1, micro.document_ids_BT)
+            loss = (nll_BT / at_least_one(of_conversation_BT)).sum() / at_least_one(denominators["conversations"])
             nll = nll_BT.detach().sum()
         else:
             nll = linear_cross_entropy(hidden_ND, head.weight_VD, targets_N, copy_VD=head.copy_VD).total
@@ -70,11 +71,9 @@ class SFT(nn.Module):
         return LossTerm(loss, {"loss": loss.detach(), "nll": nll.detach(), "trained": trained})
 
 
-def targets_of(micro: MicroBatch) -> Tensor:
-    """The number of targets of each document, int64 [B, T + 1] by document id; that of padding, 0, has none."""
-    rows, length = micro.targets_BT.shape
-    counts = micro.targets_BT.new_zeros(rows, length + 1)
-    return counts.scatter_add_(1, micro.document_ids_BT, (micro.targets_BT != IGNORE).long())
+def _conversations(micro: MicroBatch) -> Tensor:
+    """The number of those that have a target."""
+    return (targets_of(micro.targets_BT, micro.document_ids_BT) > 0).sum()
 
 
 def at_least_one(count: Tensor) -> Tensor:

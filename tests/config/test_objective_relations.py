@@ -1,4 +1,4 @@
-"""Which data and models an objective needs: refused before any work, by the key that is wrong."""
+"""Data and models that an objective lacks are refused before any work, by the key that is wrong."""
 
 from pathlib import Path
 

@@ -16,7 +16,8 @@ from dsv3.build import build_model
 from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Step
 from dsv3.model.decoder import Decoder
 from dsv3.training.run_models import RunModels
-from plugins.objective.dpo import ANSWERS, DPO, REFERENCE, of_documents
+from plugins.objective.documents import of_documents
+from plugins.objective.dpo import ANSWERS, DPO, REFERENCE
 from tests.synthetic import ByteTokenizer
 
 T, PROMPT, V = 40, 2, 262

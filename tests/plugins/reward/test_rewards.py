@@ -1,4 +1,4 @@
-"""What each shipped reward pays for, and what it says about rows that it cannot use."""
+"""Shipped rewards: the answers that each pays for, and its message about rows that it cannot use."""
 
 from typing import Any
 
