@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Stages = list[list[str]]
+Stages = tuple[tuple[str, ...], ...]
+"""Overrides of each stage of an arm."""
 
 
 def expanded(job: Sequence[str], study: Mapping[str, Any] | None) -> list[list[list[str]]]:
@@ -42,21 +43,21 @@ def expanded(job: Sequence[str], study: Mapping[str, Any] | None) -> list[list[l
     ]
 
 
-def stages_of(arm: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+def stages_of(arm: Sequence[Any]) -> Stages:
     """An arm as its stages: overrides of each."""
     return tuple(map(tuple, arm)) if arm and not isinstance(arm[0], str) else (tuple(arm),)
 
 
-def _stages(arms: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[tuple[tuple[str, ...], ...], str | None]:
+def _stages(arms: Mapping[str, Stages]) -> dict[Stages, str | None]:
     """Every run that is needed, by its stages up to it, and the arm that it is; None: it only leads to others."""
-    runs: dict[tuple[tuple[str, ...], ...], str | None] = {}
+    runs: dict[Stages, str | None] = {}
     for stages in arms.values():
         for depth in range(1, len(stages) + 1):
             runs.setdefault(stages[:depth], None)
     return runs | {stages: name for name, stages in arms.items()}
 
 
-def _names(runs: Mapping[tuple[tuple[str, ...], ...], str | None], stages: tuple[tuple[str, ...], ...]) -> list[str]:
+def _names(runs: Mapping[Stages, str | None], stages: Stages) -> list[str]:
     """Overrides that tell where a run lies, and where the one lies whose weights it begins with."""
     own = [f"study.arm={runs[stages] or 'null'}", f"study.stage={len(stages)}", f"run.name={_name(runs, stages)}"]
     if len(stages) == 1:
@@ -64,6 +65,6 @@ def _names(runs: Mapping[tuple[tuple[str, ...], ...], str | None], stages: tuple
     return [*own, f"run.init_from=runs/${{run.experiment}}/{_name(runs, stages[:-1])}"]
 
 
-def _name(runs: Mapping[tuple[tuple[str, ...], ...], str | None], stages: tuple[tuple[str, ...], ...]) -> str:
+def _name(runs: Mapping[Stages, str | None], stages: Stages) -> str:
     digest = hashlib.blake2b(json.dumps(stages).encode(), digest_size=4).hexdigest()
     return f"{runs[stages] or f'stages/{digest}'}/seed${{seed}}"

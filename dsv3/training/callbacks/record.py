@@ -46,7 +46,7 @@ class Record(lightning.Callback):
     ) -> None:
         seconds = time.perf_counter() - self.started
         record, folder = pl_module.record, pl_module.folder
-        self.tokens_per_second = (record.tokens - pl_module.record.tokens_before) / seconds
+        self.tokens_per_second = (record.tokens - record.tokens_before) / seconds
         folder.table("metrics/train").append(record.row())
         folder.table("timing/train").append({"tokens": record.tokens, "seconds": seconds})
         experts = folder.table("metrics/experts")
