@@ -59,6 +59,10 @@ def descendants(ancestor: int) -> set[int]:
     return found - {ancestor}
 
 
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def judged(names: Set[str], limits: Limits) -> dict[str, Verdict]:
     """Verdicts on hostile programs; many at once, for most of them wait."""
     return dict(zip(names, Sandbox(limits, workers=8).run([program(PROGRAMS[name]) for name in names]), strict=True))
@@ -84,18 +88,20 @@ def test_hostile_programs_fail_leave_nothing_behind_and_never_hang(tmp_path: Pat
 @needs_jail
 @pytest.mark.parametrize(("name", "end"), GREEDY.items())
 def test_program_tests_and_page_tables_together_hold_no_more_than_the_limit(name: str, end: str) -> None:
-    before = descendants(os.getpid())
+    before, own = descendants(os.getpid()), command_line(os.getpid())
+    limits = LIMITS._replace(seconds=10, deadline=60.0)  # memory ends them, also on a busy machine
     peak, jailed = 0, set()
     with ThreadPoolExecutor(1) as pool:
-        judging = pool.submit(Sandbox(LIMITS).run, [program(PROGRAMS[name])])
+        judging = pool.submit(Sandbox(limits).run, [program(PROGRAMS[name])])
         while not judging.done():
             jailed |= (running := descendants(os.getpid()) - before)
             with contextlib.suppress(OSError):
-                peak = max(peak, sum(held_by(str(pid)) for pid in running))
+                # A child shares this process's memory until it executes another program.
+                peak = max(peak, sum(held_by(str(pid)) for pid in running if command_line(pid) != own))
             time.sleep(0.02)
     assert [pid for pid in jailed if Path(f"/proc/{pid}/exe").exists()] == []  # not even one that is being ended
     assert end in judging.result()[0].detail
-    assert peak <= 1.1 * LIMITS.memory  # a look at them comes every twentieth of a second
+    assert 0 < peak <= 1.1 * LIMITS.memory  # a look at them comes every twentieth of a second
 
 
 @needs_jail
