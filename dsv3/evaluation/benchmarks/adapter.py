@@ -3,6 +3,7 @@
     loglikelihood           log p(continuation | context), and whether it is what greedy decoding gives
     loglikelihood_rolling   log p(text), in windows of the model's length, each conditioned on one token before it
     generate_until          text after a prompt, up to a stop sequence
+    play                    episodes of an agent (see `dsv3.evaluation.agents`)
 
 Requests are sorted by length; so many are scored or continued at once as a batch holds. Requests that lead to the same
 row of tokens (one-token choices) are scored once, and rows that begin alike share the computation of their beginning
@@ -22,6 +23,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from dsv3.evaluation.agents.journal import Journal
+from dsv3.evaluation.agents.play import Game, play
+from dsv3.evaluation.agents.player import ModelPlayer
 from dsv3.inference.engine import complete
 from dsv3.inference.prefixes import group_by_prefix
 from dsv3.inference.sampling import Settings
@@ -40,6 +44,7 @@ class Adapter(TemplateLM):
         super().__init__()
         self.model, self.batch_size, self.seed = model, batch_size, seed
         self.max_length = model.max_length
+        self.journal: Journal | None = None  # of episodes
 
     @property
     def eot_token_id(self) -> int:
@@ -152,6 +157,10 @@ class Adapter(TemplateLM):
             at_once=self.batch_size,
         )
         return [completion.text for completion in completions]
+
+    def play(self, requests: list[Instance]) -> list[dict[str, Any]]:
+        games = [Game(name, seed, **how, draws=self.seed) for name, seed, how in (r.args for r in requests)]
+        return play(games, ModelPlayer(self.model, at_once=self.batch_size), journal=self.journal)
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -59,6 +59,7 @@ class ResultsFolder:
             "seconds": round(outcome.seconds, 2),
         }
         write_atomically(self._file(name), lambda path: path.write_text(text_of(content) + "\n"))
+        self.journal_path(name, key).unlink(missing_ok=True)
 
     def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
         """All tasks' results as lm-eval writes them, also into results.json."""
@@ -77,6 +78,10 @@ class ResultsFolder:
         }
         write_atomically(self.path / "results.json", lambda path: path.write_text(text_of(combined) + "\n"))
         return combined
+
+    def journal_path(self, name: str, key: str) -> Path:
+        """Where finished episodes of a task are kept until it has results."""
+        return self.path / "tasks" / f"{name}-{key}.jsonl"
 
     def tasks(self, name: str) -> list[str]:
         """The tasks of which this task or group has samples."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval.api.task
 import numpy as np
@@ -24,6 +24,7 @@ from dsv3.config.moved import answer
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.answers import AnswerBits, answer_bits
 from dsv3.evaluation.benchmarks.code import runs_code, sandbox_in_use
+from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 from dsv3.evaluation.benchmarks.shots import FittingShots
 from dsv3.evaluation.benchmarks.statistics import ratio_estimate
 from dsv3.evaluation.benchmarks.tasks import TaskFinder, UnavailableError
@@ -44,6 +45,9 @@ class Entry:
     num_samples: PositiveInt | None = None  # generations for each document, of tasks that run programs
     temperature: NonNegativeFloat | None = None  # of sampling; with more than one sample 0.8 where nothing is said
     answer: str | None = None  # template of the right answer in words, where the task's own target is none
+    actions: Literal["likelihood", "text"] | None = None  # how an agent's action is taken from the model
+    history: NonNegativeInt | None = None  # earlier steps in an agent's prompt
+    steps: PositiveInt | None = None  # of an agent's episode, at most
 
     def changed(self, **settings: Any) -> "Entry":
         """A copy in which the settings that are not None replace this one's."""
@@ -80,7 +84,7 @@ class Outcome:
 class Suite:
     """Runs tasks on one model."""
 
-    def __init__(self, adapter: Adapter, finder: TaskFinder, sandbox: Sandbox, *, seed: int) -> None:
+    def __init__(self, adapter: Adapter | RemoteAdapter, finder: TaskFinder, sandbox: Sandbox, *, seed: int) -> None:
         self.adapter, self.finder, self.sandbox, self.seed = adapter, finder, sandbox, seed
 
     def run(self, name: str, entry: Entry) -> Outcome:
@@ -106,6 +110,9 @@ class Suite:
                 bits = {key: self._answer_bits(task, samples[key], entry) for key, task in tasks.items()}
             except Exception as error:  # what a task's own code raises is up to it
                 raise UnavailableError(f"{type(error).__name__}: {error}") from error
+        for sample in (sample for of_task in samples.values() for sample in of_task):
+            if isinstance(sample["filtered_resps"][0], dict):  # an episode, which `resps` has already
+                sample["filtered_resps"] = []
         add_answer_bits(results, bits)
         used = {key: float(np.mean(fitting.used)) for key, fitting in shots.items()}
         return Outcome(results, samples, used, time.perf_counter() - started)
@@ -119,6 +126,10 @@ class Suite:
         if task.OUTPUT_TYPE == "generate_until" and (entry.temperature or (entry.num_samples or 1) > 1):
             sampling = {"do_sample": True, "temperature": entry.temperature or 0.8}
             task.set_config(key="generation_kwargs", value=sampling, update=True)
+        if task.OUTPUT_TYPE == "play":
+            wanted = {key: getattr(entry, key) for key in ("actions", "history", "steps", "temperature")}
+            changed = {key: value for key, value in wanted.items() if value is not None}
+            task.set_config(key="generation_kwargs", value=changed, update=True)
         fitting = FittingShots(task, self.adapter)
         task.fewshot_context = fitting
         return fitting
