@@ -37,6 +37,17 @@ DEFAULT_TOKENS = 256
 Scored = tuple[float, bool]
 
 
+class Written(str):
+    """A generated text that knows whether the room for it ended first."""
+
+    truncated: bool
+
+    def __new__(cls, text: str, *, truncated: bool) -> "Written":
+        written = super().__new__(cls, text)
+        written.truncated = truncated
+        return written
+
+
 class Adapter(TemplateLM):
     """`model` behind lm-eval's interface; draws of sampled generations follow from `seed` and the request's number."""
 
@@ -156,7 +167,7 @@ class Adapter(TemplateLM):
             decode=self.model.decode,
             at_once=self.batch_size,
         )
-        return [completion.text for completion in completions]
+        return [Written(completion.text, truncated=completion.finished == "length") for completion in completions]
 
     def play(self, requests: list[Instance]) -> list[dict[str, Any]]:
         games = [Game(name, seed, **how, draws=self.seed) for name, seed, how in (r.args for r in requests)]

@@ -22,8 +22,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from dsv3.evaluation.agents.journal import Journal
 from dsv3.evaluation.agents.play import REPLY_TOKENS, Game, play
-from dsv3.evaluation.benchmarks.adapter import DEFAULT_TOKENS, Scored, seed_of
+from dsv3.evaluation.benchmarks.adapter import DEFAULT_TOKENS, Scored, Written, seed_of
 from dsv3.evaluation.benchmarks.tasks import UnavailableError
+from dsv3.inference.text import cut_at
 
 SECONDS = 120
 """That an answer may take."""
@@ -139,8 +140,11 @@ class RemoteAdapter(LM):
             reply = self.server.post("/chat/completions", {**common, "messages": messages})
             text = reply["choices"][0]["message"]["content"] or ""
         else:
-            text = self.server.post("/completions", {**common, "prompt": prompt})["choices"][0]["text"]
-        return text[: min((at for one in stop if one and (at := text.find(one)) >= 0), default=len(text))]
+            reply = self.server.post("/completions", {**common, "prompt": prompt})
+            text = reply["choices"][0]["text"]
+        shown = cut_at(stop, text)
+        truncated = shown == text and reply["choices"][0].get("finish_reason") == "length"
+        return Written(shown, truncated=truncated)
 
     def _score(self, context: str, continuation: str) -> Scored:
         """Of the tokens that begin in the continuation."""

@@ -42,7 +42,7 @@ class Entry:
 
     limit: PositiveInt | None = None  # documents, from the first
     num_fewshot: NonNegativeInt | None = None  # few-shot examples
-    num_samples: PositiveInt | None = None  # generations for each document, of tasks that run programs
+    num_samples: PositiveInt | None = None  # generations for each document, of tasks that give pass@k
     temperature: NonNegativeFloat | None = None  # of sampling; with more than one sample 0.8 where nothing is said
     answer: str | None = None  # template of the right answer in words, where the task's own target is none
     actions: Literal["likelihood", "text"] | None = None  # how an agent's action is taken from the model
@@ -121,7 +121,8 @@ class Suite:
         count = entry.num_fewshot if entry.num_fewshot is not None else task.get_config("num_fewshot") or 0
         task.set_config(key="num_fewshot", value=count)
         task.set_fewshot_seed(seed=self.seed)
-        if runs_code(task) and entry.num_samples is not None:
+        takes_samples = runs_code(task) or task.config.metadata.get("samples")
+        if takes_samples and entry.num_samples is not None:
             task.set_config(key="repeats", value=entry.num_samples)
         if task.OUTPUT_TYPE == "generate_until" and (entry.temperature or (entry.num_samples or 1) > 1):
             sampling = {"do_sample": True, "temperature": entry.temperature or 0.8}
