@@ -9,6 +9,9 @@ from dsv3.inference.engine import complete
 from dsv3.inference.sampling import Settings
 from dsv3.inference.scored_model import ScoredModel
 
+UNBOUNDED = 1_000_000
+"""Room in which no prompt is cut."""
+
 
 class ModelPlayer:
     """`at_once`: prompts that are read together."""
@@ -30,9 +33,11 @@ class ModelPlayer:
         return [completion.text for completion in written]
 
     def fits(self, prompt: str) -> bool:
-        framed = self.model.encode_framed(prompt, 1_000_000)
-        ids = framed if framed is not None else self.model.encode(prompt, bos=True)
-        return len(ids) + REPLY_TOKENS <= self.model.max_length
+        return len(self._prompt(prompt, self.model.max_length - UNBOUNDED)) + REPLY_TOKENS <= self.model.max_length
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """As it is read before a reply."""
+        return self._prompt(text, REPLY_TOKENS)
 
     def _prompt(self, text: str, reply: int) -> list[int]:
         room = self.model.max_length - reply

@@ -26,6 +26,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from dsv3.evaluation.agents.journal import Journal
 from dsv3.evaluation.agents.play import Game, play
 from dsv3.evaluation.agents.player import ModelPlayer
+from dsv3.evaluation.agents.shown import with_experts
 from dsv3.inference.engine import complete
 from dsv3.inference.prefixes import group_by_prefix
 from dsv3.inference.sampling import Settings
@@ -171,7 +172,14 @@ class Adapter(TemplateLM):
 
     def play(self, requests: list[Instance]) -> list[dict[str, Any]]:
         games = [Game(name, seed, **how, draws=self.seed) for name, seed, how in (r.args for r in requests)]
-        return play(games, ModelPlayer(self.model, at_once=self.batch_size), journal=self.journal)
+        return play(games, self._player(), journal=self.journal)
+
+    def explained(self, result: dict[str, Any]) -> dict[str, Any]:
+        """An episode with the experts that its prompts used."""
+        return with_experts(result, self._player())
+
+    def _player(self) -> ModelPlayer:
+        return ModelPlayer(self.model, at_once=self.batch_size)
 
 
 def seed_of(seed: int, number: int) -> int:

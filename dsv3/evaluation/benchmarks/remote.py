@@ -115,6 +115,10 @@ class RemoteAdapter(LM):
         games = [Game(name, seed, **how, draws=self.seed) for name, seed, how in (r.args for r in requests)]
         return play(games, self, journal=self.journal)
 
+    def explained(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Experts are not told over a URL."""
+        return result
+
     def action_scores(self, prompts: Sequence[str], actions: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `dsv3.evaluation.agents.play.Player`."""
         pairs = [(prompt, f" {action}") for prompt, legal in zip(prompts, actions, strict=True) for action in legal]

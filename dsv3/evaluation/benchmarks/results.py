@@ -3,6 +3,7 @@
     results.json                lm-eval's results of all tasks together, and under "dsv3" what is ours
     tasks/<task>.json           the same of one task, with the key of the settings it was run with
     samples_<task>.jsonl        every document with prompt, generations, scores
+    episodes/<task>.json        of agents, the first won and the first lost episode
 
 A task whose file carries the same key is not run again: an interrupted evaluation goes on where it stopped.
 """
@@ -52,6 +53,7 @@ class ResultsFolder:
         for task, samples in outcome.samples.items():
             lines = "".join(text_of(sample, indent=None) + "\n" for sample in samples)
             write_atomically(self.samples_path(task), lambda path, lines=lines: path.write_text(lines))
+        write_episodes(self.path, outcome.episodes)
         content = {
             "key": key,
             "results": outcome.results,
@@ -96,6 +98,13 @@ class ResultsFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.json"
+
+
+def write_episodes(folder: Path, episodes: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Into episodes/<task>.json, for reports."""
+    for task, shown in episodes.items():
+        text = text_of(shown, indent=None) + "\n"
+        write_atomically(folder / "episodes" / f"{task}.json", lambda path, text=text: path.write_text(text))
 
 
 def settings_key(*parts: Any) -> str:

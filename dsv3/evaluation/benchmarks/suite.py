@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dsv3.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from dsv3.config.moved import answer
+from dsv3.evaluation.agents.shown import won_and_lost
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.answers import AnswerBits, answer_bits
 from dsv3.evaluation.benchmarks.code import runs_code, sandbox_in_use
@@ -79,6 +80,7 @@ class Outcome:
     samples: dict[str, list[dict[str, Any]]]  # by task
     shots_used: dict[str, float]  # mean over the documents, by task
     seconds: float
+    episodes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # to look at, by task of agents
 
 
 class Suite:
@@ -107,15 +109,13 @@ class Suite:
                     confirm_run_unsafe_code=True,
                 )
                 samples = results.pop("samples")
+                episodes = {key: self._episodes(samples[key]) for key, t in tasks.items() if t.OUTPUT_TYPE == "play"}
                 bits = {key: self._answer_bits(task, samples[key], entry) for key, task in tasks.items()}
             except Exception as error:  # what a task's own code raises is up to it
                 raise UnavailableError(f"{type(error).__name__}: {error}") from error
-        for sample in (sample for of_task in samples.values() for sample in of_task):
-            if isinstance(sample["filtered_resps"][0], dict):  # an episode, which `resps` has already
-                sample["filtered_resps"] = []
         add_answer_bits(results, bits)
         used = {key: float(np.mean(fitting.used)) for key, fitting in shots.items()}
-        return Outcome(results, samples, used, time.perf_counter() - started)
+        return Outcome(results, samples, used, time.perf_counter() - started, episodes)
 
     def _prepare(self, task: Any, entry: Entry) -> FittingShots:
         count = entry.num_fewshot if entry.num_fewshot is not None else task.get_config("num_fewshot") or 0
@@ -134,6 +134,14 @@ class Suite:
         fitting = FittingShots(task, self.adapter)
         task.fewshot_context = fitting
         return fitting
+
+    def _episodes(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those to look at. In the samples a line stands for the filtered response, a second copy of the episode."""
+        played = [sample["resps"][0][0] for sample in samples]
+        for sample, one in zip(samples, played, strict=True):
+            actions = ", ".join(str(step["action"]) for step in one["trajectory"])
+            sample["filtered_resps"] = [f"progress {one['progress']:.2f}: {actions}"]
+        return [self.adapter.explained(one) for one in won_and_lost(played)]
 
     def _answer_bits(self, task: Any, samples: list[dict[str, Any]], entry: Entry) -> list[AnswerBits]:
         """Of each document; also written into its samples (one for each of the task's filters)."""
