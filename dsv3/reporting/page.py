@@ -46,11 +46,13 @@ def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
     """Parts one below the other; plots in a list share a grid of columns as wide as the screen allows."""
     from plotly.offline import get_plotlyjs
 
+    parts = list(parts)
     body = "\n".join(_grid(part) if isinstance(part, list) else _part(part, "wide") for part in parts)
+    script = "" if all(isinstance(part, str) for part in parts) else f"<script>{get_plotlyjs()}</script>"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><link rel="icon" href="data:,"><style>{CSS}</style>
-<script>{get_plotlyjs()}</script></head>
+{script}</head>
 <body><h1>{escape(title)}</h1>
 {body}
 </body></html>
