@@ -23,6 +23,8 @@ Actions = Literal["likelihood", "text"]
 
 AT_ONCE = 128
 """Episodes that are held open together."""
+KEEP_EVERY = 8
+"""Steps of an episode after which they are written into the journal."""
 REPLY_TOKENS = 12
 """Room for a reply; the longest action has five tokens."""
 DIGITS = 4
@@ -67,17 +69,30 @@ class Seat:
     record: list[dict[str, Any]] = field(default_factory=list)
     hash: Any = field(default_factory=hashlib.sha256)
     prompt: str = ""
+    kept: int = 0  # steps that the journal holds
 
     def observe(self, player: Player) -> None:
         """Make the prompt, with as many of the last steps as the game wants and the context holds."""
-        seen = self.episode.observation()
-        self.hash.update(self.episode.state() + seen.encode())
+        seen = self._see()
         earlier = [(step["observation"], step["action"] or step["reply"]) for step in self.record]
         for held in range(min(self.game.history, len(earlier)), -1, -1):
             self.prompt = ask(self.episode.rules, earlier[len(earlier) - held :], seen)
             if not held or player.fits(self.prompt):
                 break
         self.record.append({"observation": seen, "history": held})
+
+    def replay(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Take steps that were taken before."""
+        for step in steps:
+            self._see()
+            self.record.append({"observation": step["observation"], "history": step["history"]})
+            self.act(**{key: value for key, value in step.items() if key not in ("observation", "history")})
+        self.kept = len(steps)
+
+    def _see(self) -> str:
+        seen = self.episode.observation()
+        self.hash.update(self.episode.state() + seen.encode())
+        return seen
 
     @property
     def draw_seed(self) -> int:
@@ -109,19 +124,20 @@ class Seat:
 
 
 def play(games: Sequence[Game], player: Player, *, journal: Journal | None = None) -> list[dict[str, Any]]:
-    """The result of every game, in their order. Games that the journal holds are not played again.
+    """The result of every game, in their order. What the journal holds is not played again.
 
     Raises:
         ValueError: there is no environment of some name.
     """
     journal = journal or Journal(None)
-    results = {number: found for number, game in enumerate(games) if (found := journal.find(game)) is not None}
+    results = {number: found for number, game in enumerate(games) if (found := journal.result(game)) is not None}
     waiting = iter([number for number in range(len(games)) if number not in results])
     seats: list[Seat] = []
     while len(results) < len(games):
         while len(seats) < AT_ONCE and (number := next(waiting, None)) is not None:
             game = games[number]
             seats.append(Seat(number, game, opened(game.name, seed=game.seed, steps=game.steps)))
+            seats[-1].replay(journal.steps(game))
         for seat in seats:
             seat.observe(player)
         for together in _batches(seats, player.at_once):
@@ -129,7 +145,10 @@ def play(games: Sequence[Game], player: Player, *, journal: Journal | None = Non
         for seat in seats:
             if seat.episode.over:
                 results[seat.number] = seat.result()
-                journal.add(seat.game, results[seat.number])
+                journal.finish(seat.game, results[seat.number])
+            elif len(seat.record) - seat.kept >= KEEP_EVERY:
+                journal.keep(seat.game, seat.record, first=seat.kept)
+                seat.kept = len(seat.record)
         seats = [seat for seat in seats if not seat.episode.over]
     return [results[number] for number in range(len(games))]
 

@@ -98,33 +98,38 @@ def test_sampled_actions_follow_from_the_seed() -> None:
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Killed amid a line of its journal, it plays what is missing alone, and comes to the same results."""
+    """Killed amid its steps, and with a torn line, it asks for what is missing alone, and comes to the same results."""
     path = tmp_path / "tasks" / "journal.jsonl"
-    whole = play(games(6), Scripted(" turn left"))
+    asked = games(3, "babyai/open", steps=40, history=2)
+    uninterrupted = Scripted(" turn left", " go forward")
+    whole = play(asked, uninterrupted)
 
     class Killed(Scripted):
         def replies(self, *arguments: Any) -> list[str]:
-            if len(self.asked) == 3 * 6:
+            if len(self.asked) == 30:
                 raise KeyboardInterrupt
             return super().replies(*arguments)
 
     with pytest.raises(KeyboardInterrupt):
-        play([game for game in games(6) for _ in range(1)], Killed(" turn left", at_once=1), journal=Journal(path))
-    play(games(3), Scripted(" turn left"), journal=Journal(path))
-    path.write_bytes(path.read_bytes()[:-40])  # the last line is torn
-    assert len(path.read_text().splitlines()) == 3
-    player = Scripted(" turn left")
-    found = play(games(6), player, journal=Journal(path))
-    assert len(player.asked[0]) == 4
+        play(asked, Killed(" turn left", " go forward"), journal=Journal(path))
+    assert [len(Journal(path).steps(game)) for game in asked] == [24, 24, 24]
+    path.write_bytes(path.read_bytes()[:-40])  # the last game's last steps are torn
+    assert [len(Journal(path).steps(game)) for game in asked] == [24, 24, 16]
+    player = Scripted(" turn left", " go forward")
+    found = play(asked, player, journal=Journal(path))
+    assert [len(call) for call in player.asked] == [3] * 16 + [1] * 8
+    assert found == [
+        json.loads(json.dumps(one)) | {"trajectory": found[i]["trajectory"]} for i, one in enumerate(whole)
+    ]
     assert [one["trajectory_hash"] for one in found] == [one["trajectory_hash"] for one in whole]
-    assert json.dumps([one["progress"] for one in found]) == json.dumps([one["progress"] for one in whole])
-    assert len(Journal(path)._found) == 6
-    assert play(games(6), Scripted(), journal=Journal(path)) == json.loads(json.dumps(found))
+    idle = Scripted()
+    assert play(asked, idle, journal=Journal(path)) == json.loads(json.dumps(found))
+    assert not idle.asked
 
 
 def test_games_with_other_settings_are_not_taken_from_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     play(games(1), Scripted(" turn left"), journal=Journal(path))
-    assert Journal(path).find(games(1)[0]) is not None
-    assert Journal(path).find(games(1, history=1)[0]) is None
-    assert Journal(path).find(games(1, steps=7)[0]) is None
+    assert Journal(path).result(games(1)[0]) is not None
+    assert Journal(path).result(games(1, history=1)[0]) is None
+    assert Journal(path).result(games(1, steps=7)[0]) is None
