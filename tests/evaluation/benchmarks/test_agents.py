@@ -5,10 +5,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 
 from dsv3.evaluation.benchmarks import chance
 from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
@@ -18,6 +21,7 @@ from dsv3.evaluation.benchmarks.suite import Entry, Suite
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.inference.endings import score_endings
 from dsv3.sandbox import Sandbox
+from dsv3.training.callbacks.run_benchmarks import Benchmarks
 from tests.evaluation.benchmarks.conftest import suite_of
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9], list(range(3, 200)) * 2]
@@ -149,3 +153,22 @@ def test_likelihoods_that_a_server_does_not_give_are_refused_by_name(url: str) -
 def test_a_url_without_a_server_is_named() -> None:
     with pytest.raises(ValueError, match=r"checkpoint=http://127\.0\.0\.1:9: must be the /v1 of an OpenAI-compatible"):
         RemoteAdapter("http://127.0.0.1:9", served_model=None, at_once=1, seed=1, chat=False)
+
+
+def test_wandb_gets_scores_pages_and_gifs(
+    own_model: NativeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_model.max_length = 1024
+    outcome = suite_of(own_model).run("babyai_goto", Entry(limit=1, steps=2))
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics: logged.update(metrics))
+    trainer = SimpleNamespace(loggers=[WandbLogger.__new__(WandbLogger)])
+    rows = list(scores(outcome.results, outcome.shots_used))
+    Benchmarks(every_tokens=None, before=False)._log(trainer, tmp_path, 10, rows, outcome)
+    assert logged["benchmarks/babyai_goto/progress"] == 0
+    assert isinstance(logged["benchmarks/babyai_goto/best"], wandb.Html)
+    assert isinstance(logged["benchmarks/babyai_goto/best_gif"], wandb.Video)
+    assert "Mission: go to" in next(tmp_path.glob("episodes/*.html")).read_text()
+    (step, _) = outcome.episodes["babyai_goto"][0]["trajectory"]
+    for used in step["experts"].values():
+        assert 0 < sum(share for _, share in used) <= 1.001
