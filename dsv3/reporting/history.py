@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
@@ -28,6 +28,7 @@ class History:
         self.name = name
         self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
+        self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -51,6 +52,13 @@ class History:
     @property
     def summary(self) -> dict[str, Any] | None:
         return self.folder.summary()
+
+    @property
+    def config(self) -> DictConfig:
+        """See `RunFolder.config`."""
+        if (changed := self.folder.config_path.stat().st_mtime_ns) != self._config[0]:
+            self._config = (changed, self.folder.config())
+        return self._config[1]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -109,7 +117,7 @@ class History:
 
     def before(self, budget: str) -> float:
         """What the earlier stages of this run's arm took of a budget: tokens, flops or seconds; 0 where it has none."""
-        config = self.folder.config()
+        config = self.config
         if (OmegaConf.select(config, "study.stage") or 1) == 1:
             return 0.0
         earlier = History(Path(config.run.init_from), config.run.init_from)
