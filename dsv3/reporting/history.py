@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from dsv3.checkpoint.holding import is_held
 from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
+QUIET_SECONDS = 900  # without a new part, an unfinished run of another machine counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
 MOST_SPIKES = 10  # that are shown
 
@@ -79,11 +80,16 @@ class History:
 
     @property
     def state(self) -> str:
-        """finished, failed, training, or stopped (as a run looks, too, whose next part is long in coming)."""
+        """finished, failed, training, or stopped: interrupted or killed.
+
+        A run of another machine counts as stopped where its next part is long in coming.
+        """
         if self.folder.summary_path.exists():
             return "finished"
         if self.folder.failure_path.exists():
             return "failed"
+        if (held := is_held(self.folder.path)) is not None:
+            return "training" if held else "stopped"
         parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"
