@@ -31,10 +31,13 @@ def conversations(
 
 
 def prompts(*, levels: Sequence[int], each: PositiveInt, seed: NonNegativeInt, weight: PositiveFloat) -> ExampleSource:
-    """The same problems as prompts for the reward `boxed_integer`."""
+    """The same problems as prompts for the reward `boxed_integer`.
+
+    Their answers are integers, not texts: held-out rows are not scored by exact match, which no boxed answer passes.
+    """
 
     def row(problem: str, answer: int, family: str) -> dict[str, Any]:
-        return {"prompt": problem, "answer": str(answer), "family": family, "verifier": "boxed_integer"}
+        return {"prompt": problem, "answer": answer, "family": family, "verifier": "boxed_integer"}
 
     return _source(row, levels=levels, each=each, seed=seed, weight=weight)
 

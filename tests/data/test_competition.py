@@ -35,6 +35,6 @@ Lenient.add_constructor("!function", lambda loader, node: str(node.value))
 def test_prompts_are_the_same_problems_with_their_answers() -> None:
     told = {row["messages"][0]["content"]: row["messages"][1]["content"] for _, row in conversations(**SETTINGS).rows()}
     asked = {row["prompt"]: row["answer"] for _, row in prompts(**SETTINGS).rows()}
-    assert {question: str(final_integer(reply)) for question, reply in told.items()} == asked
+    assert {question: final_integer(reply) for question, reply in told.items()} == asked
     with pytest.raises(ValueError, match=r"levels=\[4\]: must be among 1, 2, 3"):
         prompts(**SETTINGS | {"levels": [4]})

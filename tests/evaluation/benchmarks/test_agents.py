@@ -53,8 +53,9 @@ def test_a_group_of_task_types_is_a_benchmark(own_model: NativeModel, tmp_path: 
     (first, *_) = outcome.samples["babyai_goto"]
     assert first["resps"][0][0]["trajectory"][0]["rows"] == 8
     assert first["filtered_resps"][0].startswith("progress 0.00: ")
-    again = suite_of(own_model, batch_size=8).run("babyai", entry)
-    assert outcome.samples == again.samples
+    again = suite_of(own_model, batch_size=8).run("babyai_goto", entry)
+    hashes = [[one["resps"][0][0]["trajectory_hash"] for one in o.samples["babyai_goto"]] for o in (outcome, again)]
+    assert hashes[0] == hashes[1]
     folder = ResultsFolder(tmp_path)
     folder.write("babyai", "key", outcome)
     said = chance.line("babyai_goto", folder.samples("babyai_goto"))
