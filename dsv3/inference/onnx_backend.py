@@ -4,11 +4,13 @@ Shape legend: D model width, K experts per token.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dsv3.checkpoint.families import Parts
+from dsv3.checkpoint.onnx.exported import read_manifest
 from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
@@ -30,15 +32,32 @@ class OnnxBackend:
         self._latest: tuple[Outputs, list[int]] | None = None
 
     @classmethod
-    def of(cls, model: Decoder, parts: Parts) -> "OnnxBackend":
-        """The model as it is now. parts: of its configuration, which `expressible` found nothing in."""
+    def of(cls, model: Decoder, parts: Parts, *, drafts: bool) -> "OnnxBackend":
+        """The model as it is now. parts: of its configuration, which `expressible` found nothing in. drafts: with MTP's
+        modules, where it has some."""
         from dsv3.checkpoint.onnx.step_graph import StepGraph
 
         graph = StepGraph(model, parts)
-        depth = parts.mtp_layers
+        depth = parts.mtp_layers if drafts else 0
         graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
         steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
         return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed)
+
+    @classmethod
+    def opened(cls, folder: Path, *, drafts: bool) -> "OnnxBackend":
+        """The graphs of an exported folder. drafts: with MTP's modules, where it has some.
+
+        Raises:
+            ValueError: its manifest is of another format, or onnxruntime cannot open a graph.
+        """
+        manifest = read_manifest(folder)
+        modules = [name for name in manifest["graphs"] if name != "model"] if drafts else []
+        try:
+            steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
+        normed = bool(manifest["mtp_takes_normed_states"])
+        return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:

@@ -46,6 +46,8 @@ class OnnxStep:
             {name.removeprefix("cache_"): shape[-1] for name, shape in inputs.items() if name.startswith("cache_")}
         )
         self._bound: tuple[Any, ...] = ()
+        self._buffers: dict[str, Array] = {}
+        self._binding: Any = None
 
     def run(
         self,

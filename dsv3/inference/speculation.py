@@ -54,11 +54,14 @@ class RowCache(Protocol):
 class DraftModules(Protocol):
     """MTP's modules and their caches."""
 
-    caches: Sequence[RowCache]  # of each module
     width: int  # D
     dtype: torch.dtype  # of states
     device: torch.device
     normed: bool  # whether the first module takes the main model's states after the final norm
+
+    @property
+    def caches(self) -> Sequence[RowCache]:
+        """One for each module."""
 
     def extend(
         self, k: int, rows: Sequence[int], pieces: Sequence[Tensor], tokens: Sequence[Sequence[int]]
@@ -96,9 +99,7 @@ class Drafter:
     def __init__(self, modules: DraftModules) -> None:
         self.modules, self.caches = modules, modules.caches
         # h^k of the positions read, k from 0: module k + 1 may have to read one again when a draft is not kept.
-        self.states = [
-            PositionCache(modules.width, dtype=modules.dtype, device=modules.device) for _ in modules.caches
-        ]
+        self.states = [PositionCache(modules.width, dtype=modules.dtype, device=modules.device) for _ in modules.caches]
 
     def holds(self, row: int) -> bool:
         return any(row in states.rows for states in self.states[:1])

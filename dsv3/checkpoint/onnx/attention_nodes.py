@@ -60,9 +60,7 @@ class LatentAttention:
 
     def __init__(self, g: Nodes, arguments: dict[str, Any]) -> None:
         self.g, self.eps, self.q_rank = g, arguments["norm_eps"], arguments["q_lora_rank"]
-        self.heads, self.rank, self.rope = (
-            arguments[key] for key in ("n_heads", "kv_lora_rank", "qk_rope_head_dim")
-        )
+        self.heads, self.rank, self.rope = (arguments[key] for key in ("n_heads", "kv_lora_rank", "qk_rope_head_dim"))
         self.nope, self.v = arguments["qk_nope_head_dim"], arguments["v_head_dim"]
         self.width = self.rope + self.rank
         self.mask_repeats = self.heads
@@ -78,7 +76,9 @@ class LatentAttention:
         key_latent = torch.cat((down[self.rank :], down[: self.rank]))
         first = w["q_a_proj.weight"] if self.q_rank else w_q
         cut = g.const([len(first), self.rope, self.rank])
-        q, k_rope, latent = g.ops("Split", g.linear(x, f"{name}.in", torch.cat((first, key_latent))), cut, outs=3, axis=-1)
+        q, k_rope, latent = g.ops(
+            "Split", g.linear(x, f"{name}.in", torch.cat((first, key_latent))), cut, outs=3, axis=-1
+        )
         if self.q_rank:
             normed = g.norm(q, f"{name}.q_norm", w["q_a_layernorm.weight"], self.eps)
             q = g.linear(normed, f"{name}.q", w_q)

@@ -17,7 +17,12 @@ NEVER = -1e4
 """Logarithm of the gate of an expert that is not chosen."""
 TINY = 1e-30
 """Gates have a logarithm: no smaller one is told from it."""
-SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+SWIGLU: dict[str, Any] = {
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.0,
+    "activation_beta": 0.0,
+}
 
 
 class RoutedExperts:

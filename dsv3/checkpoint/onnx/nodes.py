@@ -80,14 +80,16 @@ class Nodes:
         out, width = weight_NK.shape
         codes, scales = quantised(weight_NK, self.block)
         given = self.weight(f"{name}.codes", codes.view(out, -1, self.block)), self.weight(f"{name}.scales", scales)
-        sizes = {"K": width, "N": out, "bits": 8, "block_size": self.block, "accuracy_level": 4}
+        sizes: dict[str, Any] = {"K": width, "N": out, "bits": 8, "block_size": self.block, "accuracy_level": 4}
         return self.op("MatMulNBits", x, *given, domain=MICROSOFT, **sizes)
 
     def norm(self, x: str, name: str, weight_D: Tensor, eps: float) -> str:
         """RMSNorm."""
         return self.op("RMSNormalization", x, self.weight(name, weight_D), axis=-1, epsilon=eps)
 
-    def add_norm(self, x: str, y: str, name: str, weight_D: Tensor, eps: float, *, total: bool = True) -> tuple[str, str]:
+    def add_norm(
+        self, x: str, y: str, name: str, weight_D: Tensor, eps: float, *, total: bool = True
+    ) -> tuple[str, str]:
         """RMSNorm of x + y, and x + y (where `total`, else no name)."""
         kind = "SkipSimplifiedLayerNormalization"
         normed, added = f"{kind}_{len(self.nodes)}", f"added_{len(self.nodes)}" if total else ""
@@ -102,10 +104,8 @@ class Nodes:
         return self.linear(self.op("Mul", silu, up), f"{name}.down", down)
 
     def model(self, name: str, places: Mapping[str, tuple[int, int]] | None = None) -> onnx.ModelProto:
-        """The graph with its weights outside it: in `WEIGHTS_FILE`, each at (offset, length) of `places` where given."""
-        held = [
-            external(name, array, None if places is None else places[name]) for name, array in self.weights.items()
-        ]
+        """The graph, weights outside it: in `WEIGHTS_FILE`, each at its (offset, length) where `places` are given."""
+        held = [external(name, array, None if places is None else places[name]) for name, array in self.weights.items()]
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, [*self._constants.values(), *held])
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="dsv3")

@@ -55,8 +55,8 @@ class StepGraph:
             x, y = self._block(block, x, y, i, f"layers.{i}", at)
         norm = model.norm.weight
         if not states:
-            picked = (g.op("Gather", part, "picked") for part in (x, y))
-            hidden, _ = g.add_norm(*picked, "norm", norm, self.eps, total=False)
+            x, y = (g.op("Gather", part, "picked") for part in (x, y))
+            hidden, _ = g.add_norm(x, y, "norm", norm, self.eps, total=False)
         else:
             normed, last = g.add_norm(x, y, "norm", norm, self.eps, total=not model.mtp.after_final_norm)
             g.op("Identity", last or normed, out=g.output("states", "N", self.shapes["dim"]))

@@ -5,7 +5,7 @@ There are two kinds: a `Decoder` of ours with its tokenizer, and any causal mode
 Shape legend: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
-from dsv3.inference.backend import DecoderBackend
+from dsv3.inference.backend import Backend
 from dsv3.inference.engine import PREFILL
+from dsv3.inference.engines import Source, backend_of
 from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.prefixes import common_prefix, padded
 from dsv3.model.decoder import Caches, Decoder
@@ -40,9 +41,11 @@ class NativeModel:
         max_length: int,
         fim_order: Order = "psm",
         chat: bool = False,
+        source: Callable[[], Source] | None = None,
     ) -> None:
         """`max_length`: the length of the rows that the model was trained on. `fim_order`: as it was trained.
-        `chat`: prompts are a user's messages in the chat template.
+        `chat`: prompts are a user's messages in the chat template. `source`: makes what writes text, of the weights as
+        they are then; None: the model does.
 
         Raises ValueError where the tokenizer has no tokens for turns.
         """
@@ -51,7 +54,7 @@ class NativeModel:
         self.model, self.tokenizer = model, tokenizer
         self.name, self.max_length, self.fim_order, self.chat = name, max_length, fim_order, chat
         self.prefix_token, self.eos = tokenizer.bos, {tokenizer.eos}
-        self.device = model.device
+        self.device, self.source = model.device, source or (lambda: model)
         self._prefix: list[int] = []
         self._prefix_caches: Caches | None = None
 
@@ -89,8 +92,8 @@ class NativeModel:
         ends = [len(row) - shared for row in rows]
         return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]
 
-    def backend(self) -> DecoderBackend:
-        return DecoderBackend(self.model)
+    def backend(self) -> Backend:
+        return backend_of(self.source())
 
     def _hidden(self, tokens_BT: Tensor) -> Tensor:
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)

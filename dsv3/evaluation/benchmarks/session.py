@@ -20,6 +20,7 @@ from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, score
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.evaluation.held_out import held_out_data
+from dsv3.inference.engines import chosen_engine, source_of
 from dsv3.inference.scored_model import ScoredModel
 from dsv3.runtime import device_named
 from dsv3.sandbox import Sandbox
@@ -42,7 +43,7 @@ class Session:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
         chat = self.config.chat
         model = (
-            native_model(loaded, self.config.weights, chat=chat)
+            native_model(loaded, self.config.weights, engine=self.config.engine, chat=chat)
             if loaded
             else HFModel(checkpoint, device=self.device, chat=chat)
         )
@@ -105,9 +106,13 @@ class Session:
         return run / "benchmarks" / f"{stem}-{self.config.weights}"
 
 
-def native_model(loaded: Loaded, weights: str, *, chat: bool = False) -> NativeModel:
-    """The run's model with its current or its EMA weights, asked in its chat template or not."""
+def native_model(loaded: Loaded, weights: str, *, engine: str, chat: bool = False) -> NativeModel:
+    """The run's model with its current or its EMA weights, asked in its chat template or not.
+
+    Raises ValueError as `chosen_engine`.
+    """
     loaded.use(weights)
+    chosen = chosen_engine(engine, loaded.config, loaded.model.device)
     data = loaded.config.data
     return NativeModel(
         loaded.model,
@@ -116,6 +121,7 @@ def native_model(loaded: Loaded, weights: str, *, chat: bool = False) -> NativeM
         max_length=data.sequence_length,
         fim_order=data.fim.order,
         chat=chat,
+        source=lambda: source_of(loaded.model, loaded.config, chosen),
     )
 
 

@@ -110,6 +110,7 @@ class Benchmarks(lightning.Callback):
         from dsv3.evaluation.benchmarks.models import NativeModel
         from dsv3.evaluation.benchmarks.suite import Suite
         from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
+        from dsv3.inference.engines import source_of
         from dsv3.sandbox import Sandbox
 
         settings, data = self.config.benchmarks, trainer.datamodule
@@ -120,6 +121,7 @@ class Benchmarks(lightning.Callback):
             max_length=self.config.data.sequence_length,
             fim_order=self.config.data.fim.order,
             chat=settings.chat,
+            source=lambda: source_of(weights, self.config, self.config.engine),
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
