@@ -10,9 +10,9 @@ A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyw
 Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
 with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
 the option that the first argument sets where it is not of the form key=value; a constant FORMATS holds further values
-of `format`. Every tool takes `--config-dir DIR`, a folder of configurations of one's own: modules that lie in it or next
-to it can then be imported. A tool that reads run folders has a field `allow: list[str]`; it also holds the `_target_`s
-that the files in `--config-dir` name.
+of `format`. Every tool takes `--config-dir DIR`, a folder of configurations of one's own: modules that lie in it or
+next to it can then be imported. A tool that reads run folders has a field `allow: list[str]`; it also holds the
+`_target_`s that the files in `--config-dir` name.
 
 Exit status: 0 done; 2 a user's mistake, in the options or found while running (ValueError or OSError: its message); 130
 interrupted; 1 a defect: one line, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks instead.

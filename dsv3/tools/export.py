@@ -32,7 +32,7 @@ def run(options: Options) -> dict[str, Any]:
         ValueError: the format cannot hold the model, or an option has no such value.
         FileNotFoundError: `checkpoint` is not a run's. FileExistsError: `out` holds something.
     """
-    if options.format == "onnx":
+    if getattr(options, "format", "") == "onnx":
         return run_onnx(options)
     if options.quantise != "none":
         raise ValueError(f"quantise={options.quantise}: is for format=onnx")

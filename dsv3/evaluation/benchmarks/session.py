@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run
+from dsv3.checkpoint.onnx.exported import is_onnx_export
 from dsv3.checkpoint.parts import is_run
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
-from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
+from dsv3.evaluation.benchmarks.models import HFModel, NativeModel, OnnxModel
 from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, scores, settings_key
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
@@ -42,11 +43,13 @@ class Session:
     def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
         """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
         chat = self.config.chat
-        model = (
-            native_model(loaded, self.config.weights, engine=self.config.engine, chat=chat)
-            if loaded
-            else HFModel(checkpoint, device=self.device, chat=chat)
-        )
+        model: ScoredModel
+        if loaded is not None:
+            model = native_model(loaded, self.config.weights, engine=self.config.engine, chat=chat)
+        elif is_onnx_export(checkpoint):
+            model = OnnxModel(checkpoint, chat=chat)
+        else:
+            model = HFModel(checkpoint, device=self.device, chat=chat)
         identity = identity_of(Path(checkpoint) if loaded is None else loaded.file)
         folder = ResultsFolder(self.folder(checkpoint))
         adapter = Adapter(model, batch_size=self.config.benchmarks.batch_size, seed=self.config.seed)
@@ -83,7 +86,7 @@ class Session:
 
     def compare(self, checkpoint: str, other: str) -> list[dict[str, Any]]:
         """Run the same tasks on the other checkpoint; every metric's paired difference, other minus this one."""
-        if is_hf_checkpoint(other):
+        if has_no_run(other):
             self.run(other, None, None)
         else:
             loaded = load_run(other, device=self.device, allow=allowed(self.config))
@@ -99,7 +102,7 @@ class Session:
         name = Path(checkpoint).absolute()
         if self.config.output_path:
             return Path(self.config.output_path) / "-".join(name.parts[-2:])
-        if is_hf_checkpoint(checkpoint):
+        if has_no_run(checkpoint):
             return Path("runs", "benchmarks", name.name).absolute()
         run = name if is_run(name) else name.parent.parent
         stem = "newest" if is_run(name) else name.stem
@@ -123,6 +126,11 @@ def native_model(loaded: Loaded, weights: str, *, engine: str, chat: bool = Fals
         chat=chat,
         source=lambda: source_of(loaded.model, loaded.config, chosen),
     )
+
+
+def has_no_run(checkpoint: str) -> bool:
+    """Whether this is a model alone, without the data of a run: a Hugging Face checkpoint, or ONNX graphs."""
+    return is_hf_checkpoint(checkpoint) or is_onnx_export(checkpoint)
 
 
 def identity_of(checkpoint: Path) -> str:
