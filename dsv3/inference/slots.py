@@ -68,7 +68,7 @@ class SlotCaches:
                 self._swap(to, at)  # slots are in order: none that was moved is moved again
         needed = max(max(self.lengths[row] for row in rows) + count, *self.lengths.values())
         needed = -(-needed // CACHE_BLOCK) * CACHE_BLOCK
-        if needed > self.room or 2 * needed < self.room:
+        if needed > self.room or 2 * needed <= self.room:
             self._resize(self.slots, needed)
         return first
 
