@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run, set_weights
-from dsv3.checkpoint.onnx.exported import is_onnx_export
+from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data

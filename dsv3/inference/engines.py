@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from dsv3.build import load_tokenizer
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.loading import load_run
-from dsv3.checkpoint.onnx.exported import is_onnx_export, read_manifest
 from dsv3.checkpoint.onnx.expressible import inexpressible
+from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export, read_manifest
 from dsv3.contracts import Tokenizer
 from dsv3.inference.backend import Backend, DecoderBackend
 from dsv3.model.decoder import Decoder

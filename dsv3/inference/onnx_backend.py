@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv3.checkpoint.families import Parts
-from dsv3.checkpoint.onnx.exported import read_manifest
+from dsv3.checkpoint.onnx.onnx_manifest import read_manifest
 from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter

@@ -1,4 +1,4 @@
-"""`export format=onnx`: plain onnxruntime gets transformers' logits from the graphs, and our commands take the folder."""
+"""`export format=onnx`: plain onnxruntime gets the logits of transformers; our commands take the folder."""
 
 import hashlib
 import json
@@ -91,7 +91,8 @@ def test_the_mtp_graph_drafts_what_the_model_drafts(run, folder):
     with torch.no_grad():
         h_BTD = model.norm(model.decode_states(ids[:, :-1], model.new_caches([0])))
         after, hidden = model.mtp.extend(1, h_BTD, ids[:, 1:], model.embed, model.mtp.new_caches([0])[0])
-    for name, expected in (("states", after), ("hidden", hidden), ("logits", model.logits(hidden))):
+        expected_of = {"states": after, "hidden": hidden, "logits": model.logits(hidden)}
+    for name, expected in expected_of.items():
         assert np.abs(drafted[name] - expected[0].numpy()).max() < 1e-4
 
 

@@ -9,7 +9,6 @@ The folder is written beside its place and renamed into it, so that a folder of 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +20,9 @@ from dsv3.checkpoint.huggingface import check_free, copy_tokenizer, special_ids,
 from dsv3.checkpoint.loading import Loaded
 from dsv3.checkpoint.onnx.expressible import inexpressible
 from dsv3.checkpoint.onnx.nodes import BLOCKS, OPSETS, WEIGHTS_FILE, Array, Nodes
+from dsv3.checkpoint.onnx.onnx_manifest import FORMAT, MANIFEST, read_manifest
 from dsv3.checkpoint.onnx.step_graph import StepGraph
 
-MANIFEST = "manifest.json"
-FORMAT = "dsv3-onnx-1"
 ALIGNMENT = 64  # bytes; of every weight in the file
 
 Quantise = Literal["none", "int8"]
@@ -119,19 +117,3 @@ def described(value: onnx.ValueInfoProto) -> dict[str, Any]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_onnx_export(checkpoint: str | Path) -> bool:
-    """Whether this is a folder that `export_onnx` wrote."""
-    return (Path(checkpoint) / MANIFEST).is_file() and (Path(checkpoint) / "model.onnx").is_file()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises ValueError where the folder's manifest is not one of this format."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is not JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{folder / MANIFEST}: must have the format {FORMAT}; export the run again")
-    return manifest

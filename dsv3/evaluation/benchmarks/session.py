@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run
-from dsv3.checkpoint.onnx.exported import is_onnx_export
+from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
 from dsv3.checkpoint.parts import is_run
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
