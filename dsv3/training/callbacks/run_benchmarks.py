@@ -11,7 +11,7 @@ from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.interruption import interrupted
-from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.intervals import crossed, ends_early
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.whole_model import whole_model
@@ -40,13 +40,18 @@ class Benchmarks(lightning.Callback):
 
     def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
         self.config = pl_module.config
+        self.wanted = bool(self.config.benchmarks.tasks)
+        if self.wanted and ends_early(self.config):
+            self.wanted = False
+            steps, every = self.config.trainer.max_steps, self.config.run.checkpoint_every_tokens
+            log.info(
+                "no benchmarks: trainer.max_steps=%s ends before run.checkpoint_every_tokens=%s", steps, f"{every:,}"
+            )
         self.table = pl_module.folder.table("metrics/benchmarks")
         self.timing = pl_module.folder.table("timing/benchmarks")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if (
-            self.config.benchmarks.tasks and pl_module.folder.writes
-        ):  # a task that there is not stops the run before its first step
+        if self.wanted and pl_module.folder.writes:  # a task that there is not stops the run before its first step
             self._suite = self._build(trainer, pl_module.model)
             self._suite.finder.require(self.config.benchmarks.tasks)
         if self.before and pl_module.tokens_seen == 0:
@@ -71,7 +76,7 @@ class Benchmarks(lightning.Callback):
         self.run_at = state_dict["run_at"]
 
     def run(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
+        if not self.wanted or self.run_at == pl_module.tokens_seen:
             return
         self.run_at = pl_module.tokens_seen
         model = whole_model(pl_module)
