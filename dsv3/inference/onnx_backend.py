@@ -54,7 +54,7 @@ class OnnxBackend:
         modules = [name for name in manifest["graphs"] if name != "model"] if drafts else []
         try:
             steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
-        except RuntimeError as error:
+        except Exception as error:  # onnxruntime has no class of its own errors
             raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
         normed = bool(manifest["mtp_takes_normed_states"])
         return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])

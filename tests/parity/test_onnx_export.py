@@ -150,6 +150,17 @@ def test_what_a_folder_cannot(run, options, message, tmp_path, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("damaged", ["model.onnx", "weights.bin", "manifest.json"])
+def test_a_damaged_folder_is_told_in_a_line(folder, damaged, tmp_path, capsys):
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name).write_bytes(content[:500] if file.name == damaged else content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", f"checkpoint={tmp_path}", "prompt=a"])
+    assert stopped.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -77,3 +77,27 @@ def test_a_task_that_cannot_run_is_named_once_and_left_out(
     named = [record for record in caplog.records if "skipping benchmark stdlib_infilling" in record.getMessage()]
     assert len(named) == 1
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "early"),
+    [
+        ((), False),
+        (("trainer.max_steps=4",), True),
+        (("trainer.max_steps=4", "run.checkpoint_every_tokens=1024"), False),
+        (("trainer.max_steps=20",), False),  # the whole run
+    ],
+)
+def test_a_run_that_ends_before_its_first_checkpoint_is_a_quick_try(
+    composed: Callable[..., DictConfig], options: tuple[str, ...], early: bool
+) -> None:
+    assert ends_early(composed(*options)) == early
+
+
+def test_a_quick_try_runs_no_benchmarks(
+    composed: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        _, folder = train(composed, tmp_path / "run", *SUITE, "benchmarks.before=true", "trainer.max_steps=1")
+    assert folder.read("metrics/benchmarks").empty
+    assert any(record.message.startswith("no benchmarks: trainer.max_steps=1 ends before") for record in caplog.records)
