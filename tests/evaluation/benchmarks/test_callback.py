@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.training.callbacks.intervals import ends_early
 from dsv3.training.run import build_run
 from dsv3.training.summary import benchmark_scores
 from tests.smoke.test_resume import differences
