@@ -5,7 +5,7 @@ The default model with random weights, in FP32 on both sides; what INT8 loses is
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ SIZES = ((1, 128, 4.5), (1, 4064, 2.8), (8, 128, 2.6), (32, 128, 1.9), (8, 4064,
 """Rows, positions held, and how much faster the graph should be."""
 TEXTS, TEXT_TOKENS = 50, 64
 ROLLOUTS, PROMPT_TOKENS, ROLLOUT_TOKENS, ROLLOUT_GOAL = 32, 64, 128, 2.2
-INT8_ROWS, MOST_KL, LEAST_AGREEMENT = 4, 0.002, 0.97
+INT8_SIZES = ((128, 8.0), (4064, 3.5))
+"""Positions held by the one row, and the goal."""
+INT8_ROWS, MOST_KL, LEAST_AGREEMENT = 64, 0.002, 0.97
+VOCABULARY = 4096
 
 
 def onnx_decoding(repeats: int, device: torch.device) -> Iterator[Figure]:
@@ -44,7 +47,9 @@ def onnx_decoding(repeats: int, device: torch.device) -> Iterator[Figure]:
     torch.set_num_threads(1)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", ["model=small", "tokenizer.vocab_size=4096", "precision=fp32", "logger=none"])
+            config = compose(
+                "train", ["model=small", f"tokenizer.vocab_size={VOCABULARY}", "precision=fp32", "logger=none"]
+            )
         model = build_model(config).eval()
         with cached_weight_casts(model), torch.inference_mode():
             for rows, context, goal in SIZES:
@@ -58,7 +63,7 @@ def onnx_decoding(repeats: int, device: torch.device) -> Iterator[Figure]:
         torch.set_num_threads(threads)
 
 
-def cpu_ms(programs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def cpu_ms(programs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     seconds = interleaved(programs, repeats=repeats, clock=time.process_time)
     return {name: 1000 * value for name, value in seconds.items()}
 
@@ -82,12 +87,12 @@ def decoding(backend: Any, rows: int, context: int, calls: int) -> Callable[[], 
     """Reads a token of every row, `calls` times, after as many positions each time."""
     generator = torch.Generator().manual_seed(0)
     names = list(range(rows))
-    texts = torch.randint(0, 4096, (rows, context), generator=generator).tolist()
+    texts = torch.randint(0, VOCABULARY, (rows, context), generator=generator).tolist()
     for row, text in zip(names, texts, strict=True):
         backend.add(row, drafts=False)
         for start in range(0, context, 254):
             backend.read([row], [text[start : start + 254]], [0])
-    tokens = torch.randint(0, 4096, (calls, rows, 1), generator=generator).tolist()
+    tokens = torch.randint(0, VOCABULARY, (calls, rows, 1), generator=generator).tolist()
 
     def program() -> None:
         for column in tokens:
@@ -101,11 +106,12 @@ def decoding(backend: Any, rows: int, context: int, calls: int) -> Callable[[], 
 def rollouts(config: DictConfig, model: Decoder, repeats: int) -> Figure:
     """Sampled continuations, prompts and a new graph included."""
     generator = torch.Generator().manual_seed(1)
-    asked = torch.randint(0, 4096, (ROLLOUTS, PROMPT_TOKENS), generator=generator).tolist()
+    asked = torch.randint(0, VOCABULARY, (ROLLOUTS, PROMPT_TOKENS), generator=generator).tolist()
 
     def drawn(source: Any) -> list[Rollout]:
         seeds = list(range(ROLLOUTS))
-        return sample(source, NoText(), asked, seeds, max_tokens=ROLLOUT_TOKENS, temperature=1.0)
+        tokenizer: Any = NoText()
+        return sample(source, tokenizer, asked, seeds, max_tokens=ROLLOUT_TOKENS, temperature=1.0)
 
     programs: dict[str, Callable[[], object]] = {
         "eager": lambda: drawn(model),
@@ -129,7 +135,7 @@ class NoText:
 def same_ids(config: DictConfig, model: Decoder) -> Figure:
     """Greedy text of both after prompts of unequal length, eight rows at a time."""
     generator = torch.Generator().manual_seed(2)
-    asked = [torch.randint(0, 4096, (1 + 4 * i,), generator=generator).tolist() for i in range(TEXTS)]
+    asked = [torch.randint(0, VOCABULARY, (1 + 4 * i,), generator=generator).tolist() for i in range(TEXTS)]
     settings = [Settings(max_tokens=TEXT_TOKENS)] * TEXTS
     eager, onnx = (
         complete(backend, asked, settings, decode=str, at_once=8)
@@ -147,7 +153,7 @@ def new_weights(config: DictConfig, model: Decoder, repeats: int) -> Figure:
 def quantised(loaded: Loaded, eager: Decoder, repeats: int) -> Iterator[Figure]:
     """What INT8 loses, teacher-forced on held-out rows, over all positions; and its speed against `eager`, a model in
     FP32 of the same sizes."""
-    parts, rows = Parts.of(loaded.config), prompts(held_out_data(loaded))[: 16 * INT8_ROWS]
+    parts, rows = Parts.of(loaded.config), prompts(held_out_data(loaded))[:INT8_ROWS]
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         export_onnx(loaded, Path(folder, "none"), mtp=True, quantise="none", weights="live")
@@ -163,7 +169,7 @@ def quantised(loaded: Loaded, eager: Decoder, repeats: int) -> Iterator[Figure]:
     note = f"{len(p):,} positions"
     yield Figure("onnx", "INT8: mean KL to FP32, trained run", kl, "", MOST_KL, at_most=True, note=note)
     yield Figure("onnx", "INT8: equal likeliest tokens", agree, "", LEAST_AGREEMENT)
-    for context, goal in ((128, 8.0), (4064, 3.5)):
+    for context, goal in INT8_SIZES:
         programs = {
             "eager": decoding(DecoderBackend(eager), 1, context, 32),
             "onnx": decoding(int8, 1, context, 32),
