@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import runpy
 import sys
@@ -16,11 +17,14 @@ from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.onnx.exported import block_of
 from dsv3.cli import main
+from dsv3.evaluation.benchmarks.models import OnnxModel
+from dsv3.evaluation.benchmarks.session import native_model
+from dsv3.inference.engine import PREFILL
 from dsv3.inference.generation import generate
 from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.sampling import Settings
 from dsv3.paths import ROOT
-from tests.parity.runs import write_run
+from tests.parity.runs import VOCABULARY, write_run
 from tests.parity.test_export import SMALL
 from tests.parity.twins import configured, load_twin, random_model, write_twin
 
@@ -133,6 +137,21 @@ def test_generate_takes_the_folder(run, folder, options, capsys):
         assert main(["generate", *given, *options]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("shared", [0, 1, PREFILL + 9])
+def test_benchmarks_score_the_folder_as_the_run(run, folder, shared):
+    """Logits of rows of unequal length, at their last positions; some reach back over what is read at once."""
+    draw = random.Random(0)
+    beginning = [draw.randrange(VOCABULARY) for _ in range(shared)]
+    rows = [beginning + [draw.randrange(VOCABULARY) for _ in range(n)] for n in (5, PREFILL + 40, 90)]
+    keep = [2, PREFILL + 30, 90]
+    models = native_model(load_run(run), "live", engine="eager"), OnnxModel(str(folder), chat=False)
+    ours, graph = (model.logits(rows, keep, shared) for model in models)
+    assert [tuple(logits.shape) for logits in graph] == [(n, VOCABULARY) for n in keep]
+    assert max(float((a - b).abs().max()) for a, b in zip(ours, graph, strict=True)) < 1e-4
+    assert models[0].encode_framed("x", 9) == models[1].encode_framed("x", 9)
+    assert not models[1].backend().main.caches.lengths
 
 
 @pytest.mark.parametrize(
