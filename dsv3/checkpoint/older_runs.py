@@ -1,12 +1,12 @@
 """Run folders of older versions, read by today's names: tables, columns, files, keys of JSON."""
 
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import pyarrow
+from typing import TYPE_CHECKING, Any
 
 from dsv3.checkpoint.parts import numbered, tokens_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = {"metrics/alerts": "metrics/findings"}
 COLUMNS = {
@@ -28,12 +28,15 @@ def table_parts(run: Path, name: str) -> list[Path]:
     return sorted((part for each in names for part in numbered(run / each, "part-*.parquet")), key=tokens_of)
 
 
-def read_part(part: Path) -> pd.DataFrame:
+def read_part(part: Path) -> "pd.DataFrame":
     """The rows of one part of a table.
 
     Raises:
         ValueError: the file is damaged.
     """
+    import pandas as pd
+    import pyarrow
+
     try:
         return pd.read_parquet(part).rename(columns=COLUMNS.get(part.parent.name, {}))
     except (pyarrow.ArrowException, OSError) as error:

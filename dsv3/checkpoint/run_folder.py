@@ -17,9 +17,8 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig
 
@@ -30,6 +29,9 @@ from dsv3.checkpoint.parts import is_run, numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.config.moved import upgraded
 from dsv3.strict_json import text_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ class Table:
     def flush(self, tokens: int) -> None:
         """Write the rows so far as the part that ends at `tokens`."""
         if self.rows:
+            import pandas as pd
+
             frame = pd.DataFrame(self.rows)
             part = self.folder / f"part-{tokens:015d}.parquet"
             if part.exists():  # rows came after an earlier flush at these tokens, such as the last evaluation's
@@ -136,8 +140,10 @@ class RunFolder:
             else:
                 self.tables[name].rows = []
 
-    def read(self, name: str) -> pd.DataFrame:
+    def read(self, name: str) -> "pd.DataFrame":
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
+        import pandas as pd
+
         parts = table_parts(self.path, name)
         return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 CheckpointFormat = Literal["file", "folder"]
+Engine = Literal["auto", "eager", "onnx"]
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Train:
     resume: str
     allow: Sequence[str]
     grad_clip: PositiveFloat
+    engine: Engine
     compile: bool
     recompute: Sequence[Literal["norm", "attention_up", "swiglu"]]
 
@@ -76,6 +78,7 @@ class Evaluate:
     served_model: str | None
     allow: Sequence[str]
     device: Literal["auto", "cpu", "cuda"]
+    engine: Engine
     format: Literal["text", "json"]
     out: str | None
     held_out: bool

@@ -145,7 +145,12 @@ class Chance:
     def draw(self, weights_V: Tensor) -> int:
         """An index, each as likely as its share of the weights' sum."""
         # In the vocabulary's order, not in that of the probabilities, which rounding may change where two are near.
-        return int(torch.multinomial(weights_V.cpu(), 1, generator=self.generator))
+        # torch.multinomial would draw a number for every token.
+        sums_V = weights_V.cpu().double().cumsum(-1)
+        drawn = torch.rand((), dtype=torch.float64, generator=self.generator) * sums_V[-1]
+        # The product may round up to the whole sum.
+        below = torch.minimum(drawn, torch.nextafter(sums_V[-1], sums_V.new_zeros(())))
+        return int(torch.searchsorted(sums_V, below, right=True))
 
 
 class Sampled:
@@ -168,7 +173,8 @@ class Sampled:
         for kept, token in enumerate(drafts):
             p_V, q_V = p_SV[kept], q_SV[kept]
             if not self.chance.happens(float(p_V[token] / q_V[token])):
-                return kept, self.chance.draw((p_V - q_V).clamp(min=0))
+                rest_V = (p_V - q_V).clamp(min=0)
+                return kept, self.chance.draw(rest_V if rest_V.any() else p_V)  # nothing is left where they round alike
         return len(drafts), self.chance.draw(p_SV[len(drafts)])
 
     def distribution(self, logits: Tensor) -> Tensor:

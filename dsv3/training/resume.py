@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FREE = (
     "resume",
     "allow",
+    "engine",
     "run.dir",
     "run.name",
     "run.experiment",

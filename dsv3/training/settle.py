@@ -1,4 +1,4 @@
-"""Choices made once when training begins: device and numeric format.
+"""Choices made once when training begins: device, numeric format, and the engine that decodes text.
 
 What they are is written into config.yaml. A resumed run keeps them, and a study gives them to every job, so that all of
 its arms are computed alike.
@@ -12,6 +12,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.config.known_parts import refuse_unknown_parts, targets
 from dsv3.config.part import part
 from dsv3.contracts import Settles
+from dsv3.inference.engines import chosen_engine
 from dsv3.runtime import device_named
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ def settled(config: DictConfig) -> DictConfig:
     """The config with its device resolved and every open choice made; says which and why.
 
     Raises:
-        ValueError: `trainer.accelerator=cuda` and torch sees no GPU.
+        ValueError: `trainer.accelerator=cuda` and torch sees no GPU, or `engine=onnx` and its graph lacks a part.
     """
     device = device_named(config.trainer.accelerator, key="trainer.accelerator")
-    config = with_choices(config, {"trainer.accelerator": device.type})
+    engine = chosen_engine(config.engine, config, device)
+    config = with_choices(config, {"trainer.accelerator": device.type, "engine": engine})
     chooser = part(config[SETTLED])
     if isinstance(chooser, Settles) and open_choices(config):
         choices, why = chooser.settle(device)

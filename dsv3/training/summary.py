@@ -17,6 +17,7 @@ from dsv3.contracts import Sample, Tokenizer
 from dsv3.distributed.agree import wait_for_all
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.held_out import answer_questions
+from dsv3.inference.engines import source_of
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
 from dsv3.model.decoder import Decoder
@@ -131,7 +132,8 @@ def completed(run: Run, model: Decoder, tokenizer: Tokenizer, sample: Sample) ->
         prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
         prompt = prompt_ids(tokenizer, sample.prefix, chat=sample.chat)
-    ids = generate(model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
+    source = source_of(model, run.config, run.config.engine)
+    ids = generate(source, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
     return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 
 

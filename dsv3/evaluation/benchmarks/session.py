@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, is_url, load_run
+from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
 from dsv3.checkpoint.parts import is_run
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
@@ -18,12 +19,13 @@ from dsv3.evaluation.agents.journal import Journal
 from dsv3.evaluation.benchmarks import chance
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.compare import comparison, comparison_table
-from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
+from dsv3.evaluation.benchmarks.models import HFModel, NativeModel, OnnxModel
 from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 from dsv3.evaluation.benchmarks.results import ResultsFolder, score_table, scores, settings_key
 from dsv3.evaluation.benchmarks.suite import Entry, Suite, entries
 from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder, UnavailableError
 from dsv3.evaluation.held_out import held_out_data
+from dsv3.inference.engines import chosen_engine, source_of
 from dsv3.inference.scored_model import ScoredModel
 from dsv3.runtime import device_named
 from dsv3.sandbox import Sandbox
@@ -74,7 +76,9 @@ class Session:
             served = self.config.served_model
             return RemoteAdapter(checkpoint, served_model=served, at_once=at_once, seed=seed, chat=chat)
         if loaded is not None:
-            model: ScoredModel = native_model(loaded, self.config.weights, chat=chat)
+            model: ScoredModel = native_model(loaded, self.config.weights, engine=self.config.engine, chat=chat)
+        elif is_onnx_export(checkpoint):
+            model = OnnxModel(checkpoint, chat=chat)
         else:
             model = HFModel(checkpoint, device=self.device, chat=chat)
         return Adapter(model, batch_size=at_once, seed=seed)
@@ -102,7 +106,7 @@ class Session:
 
     def compare(self, checkpoint: str, other: str) -> list[dict[str, Any]]:
         """Run the same tasks on the other checkpoint; every metric's paired difference, other minus this one."""
-        if is_url(other) or is_hf_checkpoint(other):
+        if has_no_run(other):
             self.run(other, None, None)
         else:
             loaded = load_run(other, device=self.device, allow=allowed(self.config))
@@ -120,16 +124,20 @@ class Session:
             return Path(self.config.output_path) / "-".join(name.parts[-2:])
         if is_url(checkpoint):
             return Path("runs", "benchmarks", re.sub(r"\W+", "-", checkpoint.partition("://")[2]).strip("-")).absolute()
-        if is_hf_checkpoint(checkpoint):
+        if has_no_run(checkpoint):
             return Path("runs", "benchmarks", name.name).absolute()
         run = name if is_run(name) else name.parent.parent
         stem = "newest" if is_run(name) else name.stem
         return run / "benchmarks" / f"{stem}-{self.config.weights}"
 
 
-def native_model(loaded: Loaded, weights: str, *, chat: bool = False) -> NativeModel:
-    """The run's model with its current or its EMA weights, asked in its chat template or not."""
+def native_model(loaded: Loaded, weights: str, *, engine: str, chat: bool = False) -> NativeModel:
+    """The run's model with its current or its EMA weights, asked in its chat template or not.
+
+    Raises ValueError as `chosen_engine`.
+    """
     loaded.use(weights)
+    chosen = chosen_engine(engine, loaded.config, loaded.model.device)
     data = loaded.config.data
     return NativeModel(
         loaded.model,
@@ -138,7 +146,13 @@ def native_model(loaded: Loaded, weights: str, *, chat: bool = False) -> NativeM
         max_length=data.sequence_length,
         fim_order=data.fim.order,
         chat=chat,
+        source=lambda: source_of(loaded.model, loaded.config, chosen),
     )
+
+
+def has_no_run(checkpoint: str) -> bool:
+    """Whether this is a model without the data of a run: a Hugging Face checkpoint, ONNX graphs, or one at a URL."""
+    return is_url(checkpoint) or is_hf_checkpoint(checkpoint) or is_onnx_export(checkpoint)
 
 
 def identity_of(checkpoint: Path) -> str:

@@ -12,7 +12,7 @@ from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.interruption import interrupted
-from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.intervals import crossed, ends_early
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.whole_model import whole_model
@@ -41,13 +41,18 @@ class Benchmarks(lightning.Callback):
 
     def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
         self.config = pl_module.config
+        self.wanted = bool(self.config.benchmarks.tasks)
+        if self.wanted and ends_early(self.config):
+            self.wanted = False
+            steps, every = self.config.trainer.max_steps, self.config.run.checkpoint_every_tokens
+            log.info(
+                "no benchmarks: trainer.max_steps=%s ends before run.checkpoint_every_tokens=%s", steps, f"{every:,}"
+            )
         self.table = pl_module.folder.table("metrics/benchmarks")
         self.timing = pl_module.folder.table("timing/benchmarks")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if (
-            self.config.benchmarks.tasks and pl_module.folder.writes
-        ):  # a task that there is not stops the run before its first step
+        if self.wanted and pl_module.folder.writes:  # a task that there is not stops the run before its first step
             self._suite = self._build(trainer, pl_module.model)
             self._suite.finder.require(self.config.benchmarks.tasks)
         if self.before and pl_module.tokens_seen == 0:
@@ -72,7 +77,7 @@ class Benchmarks(lightning.Callback):
         self.run_at = state_dict["run_at"]
 
     def run(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
+        if not self.wanted or self.run_at == pl_module.tokens_seen:
             return
         self.run_at = pl_module.tokens_seen
         model = whole_model(pl_module)
@@ -112,6 +117,7 @@ class Benchmarks(lightning.Callback):
         from dsv3.evaluation.benchmarks.models import NativeModel
         from dsv3.evaluation.benchmarks.suite import Suite
         from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
+        from dsv3.inference.engines import source_of
         from dsv3.sandbox import Sandbox
 
         settings, data = self.config.benchmarks, trainer.datamodule
@@ -122,6 +128,7 @@ class Benchmarks(lightning.Callback):
             max_length=self.config.data.sequence_length,
             fim_order=self.config.data.fim.order,
             chat=settings.chat,
+            source=lambda: source_of(weights, self.config, self.config.engine),
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
