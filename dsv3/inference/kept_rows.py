@@ -19,15 +19,12 @@ class Finished(Protocol):
 
 
 class KeptRows:
-    """At most `positions` positions in all. What a row holds beyond its text, drafts that were not kept, is forgotten."""
+    """At most `positions` positions in all. Drafts that were not kept are forgotten."""
 
     def __init__(self, backend: Backend, positions: int) -> None:
         self.backend, self.limit = backend, positions
         self.rows: dict[int, Finished] = {}  # the least recently used first
-
-    @property
-    def positions(self) -> int:
-        return sum(row.read for row in self.rows.values())
+        self.positions = 0
 
     def keep(self, row: Finished) -> None:
         """Take over a row of the backend, or drop it where it is longer than all that may be kept."""
@@ -40,6 +37,7 @@ class KeptRows:
             if other.owner == row.owner and is_prefix(other, row) and other.settings.drafts <= row.settings.drafts:
                 self.drop(other.number)
         self.rows[row.number] = row
+        self.positions += row.read
         while self.positions > self.limit:
             self.drop(next(iter(self.rows)))
 
@@ -49,7 +47,7 @@ class KeptRows:
             self.rows[row] = self.rows.pop(row)
 
     def drop(self, row: int) -> None:
-        del self.rows[row]
+        self.positions -= self.rows.pop(row).read
         self.backend.drop(row)
 
     def clear(self) -> None:
