@@ -48,7 +48,8 @@ class EngineThread:
                     stack.enter_context(steady)
                 while not self._stopping:
                     self._work.clear()
-                    if not any([scheduler.step() for scheduler in self.schedulers]):
+                    worked = [scheduler.step() for scheduler in self.schedulers]
+                    if not any(worked):
                         left = [scheduler.seconds_left() for scheduler in self.schedulers]
                         self._work.wait(min([LONGEST_SLEEP, *(seconds for seconds in left if seconds is not None)]))
         except BaseException as error:

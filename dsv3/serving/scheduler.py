@@ -193,7 +193,7 @@ class Scheduler:
 
     def _next(self) -> Job | None:
         with self._lock:
-            running = {account: 0 for account in self._waiting}
+            running = dict.fromkeys(self._waiting, 0)
             for job in self.running.values():
                 if job.account in running:
                     running[job.account] += 1

@@ -131,50 +131,45 @@ def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: C
     name = "/".join(Path(checkpoint).resolve().parts[-2:])
     if is_hf_checkpoint(checkpoint):
         hf = HFModel(checkpoint, device=device)
-        served = hf, HFPrompts(hf), hf.backend(), Path(checkpoint) / "tokenizer.json", hf.model.config.vocab_size
-    else:
-        loaded = load_run(checkpoint, device=device, allow=settings.allow)
-        loaded.use(settings.weights)
-        config = loaded.config
-        own = NativeModel(
-            loaded.model,
-            loaded.tokenizer(),
-            name=name,
-            max_length=config.data.sequence_length,
-            fim_order=config.data.fim.order,
-        )
-        backend = RoutedBackend(loaded.model)
-        served = (
-            own,
-            NativePrompts(own),
-            backend,
-            loaded.folder.tokenizer_path / "tokenizer.json",
-            config.model.vocab_size,
-        )
-    return serve(name, *served, settings=settings, limits=limits, wake=wake)
+        hf.name = name
+        return serve(hf, Path(checkpoint), hf.model.config.vocab_size, settings, limits, wake)
+    loaded = load_run(checkpoint, device=device, allow=settings.allow)
+    loaded.use(settings.weights)
+    length, order = loaded.config.data.sequence_length, loaded.config.data.fim.order
+    native = NativeModel(loaded.model, loaded.tokenizer(), name=name, max_length=length, fim_order=order)
+    return serve(native, loaded.folder.tokenizer_path, loaded.config.model.vocab_size, settings, limits, wake)
 
 
 def serve(
-    name: str,
     model: NativeModel | HFModel,
-    prompts: Prompts,
-    backend: Backend,
     tokenizer: Path,
     vocabulary: int,
-    *,
     settings: ModelSettings,
     limits: Limits,
     wake: Callable[[], None],
 ) -> Served:
-    """A scheduler over an opened model."""
-    is_native = isinstance(backend, RoutedBackend)
-    kept = settings.cache_bytes // position_bytes(backend.model) if is_native else 0
+    """A scheduler over an opened model. `tokenizer`: the folder of its `tokenizer.json`."""
+    backend: Backend
+    prompts: Prompts
+    kept = most_drafts = 0
+    if isinstance(model, NativeModel):
+        backend, prompts = RoutedBackend(model.model), NativePrompts(model)
+        kept = settings.cache_bytes // position_bytes(model.model)
+        most_drafts = MOST_DRAFTS if backend.drafter.caches else 0
+    else:
+        backend, prompts = model.backend(), HFPrompts(model)
     engine = Engine(backend, decode=model.decode, prefill=settings.prefill, kept_positions=kept)
-    grammars = JSONGrammars(tokenizer, vocabulary=vocabulary, eos=min(model.eos))
-    most_drafts = MOST_DRAFTS if is_native and backend.drafter.caches else 0
-    scheduler = Scheduler(engine, limits, wake=wake)
-    drafts = min(settings.drafts, most_drafts)
-    return Served(name, model, prompts, backend, scheduler, grammars, vocabulary, drafts, most_drafts)
+    return Served(
+        name=model.name,
+        model=model,
+        prompts=prompts,
+        backend=backend,
+        scheduler=Scheduler(engine, limits, wake=wake),
+        grammars=JSONGrammars(tokenizer / "tokenizer.json", vocabulary=vocabulary, eos=min(model.eos)),
+        vocabulary=vocabulary,
+        drafts=min(settings.drafts, most_drafts),
+        most_drafts=most_drafts,
+    )
 
 
 def position_bytes(model: Decoder) -> int:
