@@ -221,6 +221,8 @@ class Engine:
             if other.owner != row.owner or other.tokens[:SHORTEST_SHARED] != row.tokens[:SHORTEST_SHARED]:
                 continue
             alike = min(common_prefix([other.tokens, row.tokens]), row.prompt - 1)
+            if other.read >= other.prompt:
+                alike = min(alike, other.read)
             if alike > shared and (other.read >= alike or (other.number < row.number and other.prompt >= alike)):
                 source, shared = other, alike
         if source is not None and source.read >= shared:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dsv3.inference.backend import Backend
+from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.inference.sampling import Settings
 
 
@@ -27,9 +28,9 @@ class KeptRows:
         self.positions = 0
 
     def keep(self, row: Finished) -> None:
-        """Take over a row of the backend, or drop it where it is longer than all that may be kept."""
+        """Take over a row of the backend, or drop it where it is too short to be shared or too long to be kept."""
         row.read = min(row.read, len(row.tokens))
-        if row.read > self.limit:
+        if not SHORTEST_SHARED <= row.read <= self.limit:
             self.backend.drop(row.number)
             return
         self.backend.rewind(row.number, row.read)

@@ -120,7 +120,8 @@ class Accounts:
 
     def keys(self, name: str) -> list[dict[str, object]]:
         """Each key by the first 8 hexadecimal digits of its hash."""
-        query = "SELECT lower(substr(hex(hash), 1, 8)) AS id, label, created, expires FROM keys WHERE account = ? ORDER BY 3"
+        query = """SELECT lower(substr(hex(hash), 1, 8)) AS id, label, created, expires FROM keys
+            WHERE account = ? ORDER BY created"""
         return [dict(row) for row in self.database.rows(query, name)]
 
     def revoke(self, name: str, key: str) -> None:
