@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from dsv3.serving.accounts import Accounts
 from dsv3.serving.openai_format import error
 
-OPEN = frozenset({"/login", "/enter", "/health", "/static/login.js", "/static/style.css"})
+OPEN = frozenset({"/login", "/enter", "/health", "/static/login.js", "/static/style.css", "/static/icon.svg"})
 OWN_NAMES = ("localhost",)
 LARGEST_BODY = 2 * 2**20
 READS = ("GET", "HEAD")

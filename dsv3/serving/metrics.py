@@ -76,7 +76,7 @@ class Figures(Collector):
             for end, count in list(served.scheduler.counts.ends.items()):
                 ends.add_metric([name, end], count)
             backend = served.backend
-            if isinstance(backend, RoutedBackend) and backend.load_LE is not None:
+            if isinstance(backend, RoutedBackend):
                 for layer, tokens in zip(backend.layers, backend.load_LE.tolist(), strict=True):
                     for expert, count in enumerate(tokens):
                         load.add_metric([name, layer, str(expert)], count)

@@ -50,7 +50,8 @@ def card(served: Served) -> dict[str, Any]:
     """`max_model_len` as vLLM names it."""
     return {
         "id": served.name, "object": "model", "created": served.opened, "owned_by": "dsv3",
-        "max_model_len": served.context, "drafts": served.drafts,
+        "max_model_len": served.context, "drafts": served.drafts, "experts": served.experts,
+        "expert_layers": served.expert_layers,
     }  # fmt: skip
 
 

@@ -25,16 +25,13 @@ class RoutedBackend(DecoderBackend):
         self.layers = [name for name, _ in moes]
         self.listeners: dict[int, OnRouted] = {}  # by row
         self._latest: dict[str, Tensor] = {}
-        self.load_LE: Tensor | None = None  # int64, on the model's device: tokens of each expert
+        self.experts = max((len(moe.balancing.bias) for _, moe in moes), default=0)  # of a layer
+        self.load_LE = torch.zeros(len(moes), self.experts, dtype=torch.int64, device=model.device)  # tokens of each
         self._hooks = [moe.register_forward_hook(self._hook(name)) for name, moe in moes]
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, arguments: Any, output: Any) -> None:
-            routing = output[1]
-            self._latest[name] = routing.experts_NK
-            if self.load_LE is None:
-                experts = routing.affinities_NE.shape[1]
-                self.load_LE = torch.zeros(len(self.layers), experts, dtype=torch.int64, device=self.model.device)
+            self._latest[name] = output[1].experts_NK
 
         return note
 
@@ -49,7 +46,7 @@ class RoutedBackend(DecoderBackend):
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         starts = [self.caches.lengths[row] for row in rows]
         logits = super().read(rows, tokens, wanted)
-        if self.load_LE is not None:
+        if self.layers:
             layers_LNK = torch.stack([self._latest[name] for name in self.layers])
             routed_BTLK = layers_LNK.unflatten(1, (len(rows), -1)).permute(1, 2, 0, 3)
             real_NLK = torch.cat([routed_TLK[: len(ids)] for routed_TLK, ids in zip(routed_BTLK, tokens, strict=True)])

@@ -101,6 +101,16 @@ class Served:
     def context(self) -> int:
         return self.model.max_length
 
+    @property
+    def experts(self) -> int:
+        """Routed experts of a layer; 0 where their choice is not noted."""
+        return self.backend.experts if isinstance(self.backend, RoutedBackend) else 0
+
+    @property
+    def expert_layers(self) -> list[str]:
+        """Their names, in the order in which a token's experts are given."""
+        return self.backend.layers if isinstance(self.backend, RoutedBackend) else []
+
     def steady(self) -> AbstractContextManager[None]:
         return self.model.steady()
 
