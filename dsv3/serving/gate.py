@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -20,6 +21,7 @@ from dsv3.serving.openai_format import error
 OPEN = frozenset({"/login", "/enter", "/health", "/static/login.js", "/static/style.css", "/static/icon.svg"})
 OWN_NAMES = ("localhost",)
 LARGEST_BODY = 2 * 2**20
+TOO_LARGE = f"the body may have {LARGEST_BODY:,} bytes"
 READS = ("GET", "HEAD")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -43,10 +45,6 @@ class Identity(NamedTuple):
     session: str | None
 
 
-class TooLargeError(Exception):
-    """A body beyond `LARGEST_BODY`."""
-
-
 @dataclass
 class Policy:
     hosts: Collection[str] = ()  # names under which the server may be asked, besides this machine's and addresses
@@ -66,12 +64,9 @@ class Gate:
             return
         if scope["type"] != "http":
             return  # no WebSockets
-        started = False
 
         async def guarded_send(message: Any) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -83,11 +78,7 @@ class Gate:
         if refusal is not None:
             await refusal(scope, receive, guarded_send)
             return
-        try:
-            await self.app(scope, limited(receive), guarded_send)
-        except TooLargeError:
-            if not started:
-                await too_large()(scope, receive, guarded_send)
+        await self.app(scope, limited(receive), guarded_send)
 
     def _refusal(self, scope: Any) -> Response | None:
         """What to answer instead of the route. Who asks is noted in `scope["state"]`."""
@@ -98,7 +89,7 @@ class Gate:
             )
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > LARGEST_BODY:
-            return too_large()
+            return refused(413, TOO_LARGE)
         identity = self._identity(request.headers, request.cookies)
         scope.setdefault("state", {})["identity"] = identity
         path, reads = scope["path"], request.method in READS
@@ -161,14 +152,10 @@ def limited(receive: Any) -> Any:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > LARGEST_BODY:
-            raise TooLargeError
+            raise HTTPException(413, TOO_LARGE)
         return message
 
     return counted
-
-
-def too_large() -> Response:
-    return refused(413, f"the body may have {LARGEST_BODY:,} bytes")
 
 
 def refused(status: int, message: str, *, code: str | None = None) -> Response:

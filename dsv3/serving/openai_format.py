@@ -11,6 +11,7 @@ FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
 def error(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    message = message[:1000].encode(errors="replace").decode()  # it may repeat what was given
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -197,7 +197,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "at least one text"),
     ({"prompt": "x", "n": 16, "stop": ["a"] * 17}, "at most 16 strings"),
     ({"extra_body": {"response_format": {"type": "json_schema"}}}, "must be a JSON schema"),
-    ({"extra_body": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}}, "respons"),
+    (
+        {"extra_body": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}}},
+        "respons",
+    ),
     ({"suffix": "x", "echo": True}, "echo"),
 ]
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from tests.reporting.browser import Tab, launched, opened
-from tests.serving.running import PASSWORD, Running
+from tests.serving.running import COOKIE, PASSWORD, Running
 from tests.serving.test_streams import write_always
 
 HOSTILE = (
     '<img src=x onerror="window.hit=1"><script>window.hit=1</script> [a](javascript:window.hit=1) '
-    "[b](data:text/html,x) <a href='javascript:window.hit=1'>c</a> **bold** $x^2$ `<b>`\n\n```html\n<script>hit</script>\n```"
+    "[b](data:text/html,x) <a href='javascript:window.hit=1'>c</a> **bold** $x^2$ `<b>`\n\n"
+    "```html\n<script>hit</script>\n```"
 )
 
 
@@ -27,8 +28,10 @@ def tab(server: Running, browser: Any) -> Iterator[Tab]:
     """Logged in as ada, without conversations."""
     server.service.conversations.delete("ada", None)
     with opened(browser) as tab:
-        tab.page.goto(f"{server.url}/login")
-        log_in(tab, PASSWORD)
+        token = server.service.accounts.new_session("ada")
+        browser.add_cookies([{"name": COOKIE, "value": token, "url": server.url}])
+        tab.page.add_init_script("localStorage.setItem('dsv3-settings', '{\"max_tokens\": 20}')")
+        tab.page.goto(server.url)
         tab.page.wait_for_selector("#log.empty")  # the script is ready
         yield tab
         # Chromium calls a stream aborted that a script has read to its end.
@@ -66,9 +69,8 @@ def test_log_in_chat_and_log_out(server: Running, browser: Any) -> None:
 
 
 def test_the_link_of_the_first_start_works_once(server: Running, browser: Any) -> None:
-    context = browser.browser.new_context() if browser.browser else browser
     for _ in range(2):
-        with opened(context) as tab:
+        with opened(browser) as tab:
             tab.page.goto(f"{server.url}/enter?token={server.token}")
             if tab.page.url.endswith("/"):
                 tab.page.wait_for_selector("#account:has-text('local')")
@@ -170,5 +172,5 @@ def test_gap_on_a_phone_by_keyboard(server: Running, tab: Tab, tmp_path: Path) -
     for landmark in ("banner", "navigation", "main"):
         assert page.get_by_role(landmark).count() == 1
     unlabelled = """[...document.querySelectorAll('button, input, select, textarea')].filter(e =>
-        !e.textContent.trim() && !e.labels?.length && !e.getAttribute('aria-label') && !e.getAttribute('aria-hidden'))"""
+        !e.textContent.trim() && !e.labels?.length && !e.ariaLabel && !e.ariaHidden)"""
     assert page.evaluate(f"{unlabelled}.length") == 0

@@ -41,11 +41,26 @@ export class AnswerView {
   }
 }
 
+// As `stream`, without the oldest turns of a conversation that the model's context does not hold.
+async function* streamFitting(path, body, signal, onForgotten) {
+  for (let forgotten = 0; ; ) {
+    try {
+      yield* stream(path, body, signal);
+      return;
+    } catch (error) {
+      const first = body.messages?.[0].role === "system" ? 1 : 0;
+      if (error.code !== "context_length_exceeded" || (body.messages?.length ?? 0) < first + 3) throw error;
+      body.messages.splice(first, 2);
+      onForgotten((forgotten += 1));
+    }
+  }
+}
+
 // Streams one answer into its view; returns {text, speed, problem}. It is kept as far as it came, whatever ends it.
 export async function write(view, path, body, signal, model) {
-  let speed = "", problem = "", isCut = false;
+  let speed = "", problem = "", isCut = false, forgotten = 0;
   try {
-    for await (const event of stream(path, body, signal)) {
+    for await (const event of streamFitting(path, body, signal, (turns) => (forgotten = turns))) {
       const choice = event.choices[0];
       view.add(choice?.delta?.content ?? choice?.text ?? "");
       view.tokens.push(...(choice?.tokens ?? []));
@@ -56,6 +71,7 @@ export async function write(view, path, body, signal, model) {
     problem = error.name === "AbortError" ? "Stopped." : error.message;
   }
   if (!view.text && !problem) speed += " · an empty answer";
+  if (forgotten) speed += ` · without the ${forgotten} oldest turns, which the context does not hold`;
   if (isCut) speed += " · cut at its greatest length";
   view.finish(speed, problem, model);
   return { text: view.text, speed, problem };

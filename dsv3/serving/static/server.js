@@ -2,7 +2,12 @@
 
 let csrf = "";
 
-export class ServerError extends Error {}
+export class ServerError extends Error {
+  constructor(message, code) {
+    super(message);
+    this.code = code;
+  }
+}
 
 async function ask(method, path, body, signal) {
   const headers = { "X-CSRF-Token": csrf };
@@ -13,7 +18,7 @@ async function ask(method, path, body, signal) {
     const found = await response.json().catch(() => ({}));
     const wait = response.headers.get("Retry-After");
     const message = found.error?.message ?? `the server answered ${response.status}`;
-    throw new ServerError(wait ? `${message}; try again in ${wait} s` : message);
+    throw new ServerError(wait ? `${message}; try again in ${wait} s` : message, found.error?.code);
   }
   return response;
 }
