@@ -1,5 +1,6 @@
 """Requests of OpenAI's API as this server reads them, and what it makes of their fields."""
 
+import json
 import secrets
 from typing import Annotated, Any, Literal
 
@@ -69,6 +70,7 @@ class Request(BaseModel):
         """Fields that are null count as not given; a single stop string is a list of one."""
         if not isinstance(given, dict):
             return given
+        json.dumps(given, ensure_ascii=False).encode()  # a ValueError where a text is no Unicode
         fields = {name: value for name, value in given.items() if value is not None}
         for name in UNSUPPORTED:
             if fields.get(name) not in (None, [], {}, "none", "auto"):

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import sys
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,7 @@ class Options:
     prefill: PositiveInt = option(64, "prompt tokens read in one step, next to the texts being written")
     cache_mib: NonNegativeInt = option(256, "memory for finished texts whose beginnings are reused, MiB per model")
     threads: PositiveInt = option(1, "CPU threads of the engine")
+    open: bool = option(False, "open the page in this machine's browser")
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
 
@@ -57,7 +59,7 @@ def run(options: Options) -> dict[str, Any]:
     from dsv3.serving.gate import Policy
 
     torch.set_num_threads(options.threads)
-    listening = listen(options.host, options.port)
+    listening = bound(options.host, options.port)
     service = open_service(options)
     is_local = options.host in LOOPBACK
     if not is_local and not service.accounts.have_passwords():
@@ -85,6 +87,8 @@ def run(options: Options) -> dict[str, Any]:
         limit_concurrency=1000,
     )
     service.start()
+    if options.open:
+        webbrowser.open(entry)  # the socket listens already: what is asked now is answered soon
     try:
         uvicorn.Server(config).run([listening])
     finally:
@@ -92,13 +96,14 @@ def run(options: Options) -> dict[str, Any]:
     return {"url": url}
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """Raises ValueError where the address is in use or no address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)
     except OSError as error:
         listening.close()
         raise ValueError(f"host={host} port={port}: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""Streams byte by byte: no character is split, no stop string leaks, and who goes away or reads slowly holds up nobody."""
+"""Streams: no character is split, no stop string leaks, and who goes away or reads slowly holds up nobody."""
 
 import asyncio
 import json
