@@ -87,6 +87,10 @@ class Answers:
         self.answers.append(answer)
 
     def _deliver(self, answer: Answer, news: News) -> None:
+        """Called by the engine's thread."""
+        backend, row = self.served.backend, answer.job.row
+        if news.end is not None and row is not None and isinstance(backend, RoutedBackend):
+            backend.listeners.pop(row.number, None)  # the row may be kept
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._news.put_nowait, (answer, news))
 

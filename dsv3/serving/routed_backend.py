@@ -17,31 +17,24 @@ OnRouted = Callable[[int, Tensor], None]
 
 
 class RoutedBackend(DecoderBackend):
-    """`DecoderBackend`, and the load of all experts of the main model. Close it to take its hooks off the model."""
+    """`DecoderBackend`, and the load of all experts of the main model."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__(model)
         moes = [(name, moe) for name, moe in model.moe_layers() if name.startswith("layers.")]
         self.layers = [name for name, _ in moes]
-        self.listeners: dict[int, OnRouted] = {}  # by row
+        self.listeners: dict[int, OnRouted] = {}  # by row; whoever adds one removes it
         self._latest: dict[str, Tensor] = {}
         self.experts = max((len(moe.balancing.bias) for _, moe in moes), default=0)  # of a layer
         self.load_LE = torch.zeros(len(moes), self.experts, dtype=torch.int64, device=model.device)  # tokens of each
-        self._hooks = [moe.register_forward_hook(self._hook(name)) for name, moe in moes]
+        for name, moe in moes:
+            moe.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, arguments: Any, output: Any) -> None:
             self._latest[name] = output[1].experts_NK
 
         return note
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def drop(self, row: int) -> None:
-        super().drop(row)
-        self.listeners.pop(row, None)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         starts = [self.caches.lengths[row] for row in rows]
