@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.backend import Backend
-from dsv3.inference.kept_rows import KeptRows
+from dsv3.inference.kept_rows import KeptRow, KeptRows
 from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
 from dsv3.inference.sampling import Choice, Settings, choice_of, penalised
 from dsv3.inference.speculation import Speculation
@@ -210,12 +210,17 @@ class Engine:
             left -= pieces[row.number]
         return pieces
 
+    def _sources(self) -> Iterator[Row | KeptRow]:
+        yield from self.rows.values()
+        yield from self.kept.rows.values()
+
     def _reuses(self, row: Row) -> bool:
         """Whether a row that has read nothing takes its beginning from another one, now or once that has read it."""
         if not self.backend.shares_prefixes or row.prompt <= SHORTEST_SHARED or row.watch is not None:
             return False
-        source, shared = None, SHORTEST_SHARED - 1
-        for other in (*self.rows.values(), *self.kept.rows.values()):
+        source: Row | KeptRow | None = None
+        shared = SHORTEST_SHARED - 1
+        for other in self._sources():
             if other.number == row.number or (row.settings.drafts and not other.settings.drafts):
                 continue
             if other.owner != row.owner or other.tokens[:SHORTEST_SHARED] != row.tokens[:SHORTEST_SHARED]:

@@ -1,6 +1,6 @@
 """Finished rows whose caches are kept for later prompts that begin alike, the least recently used given up first."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from dsv3.inference.backend import Backend
@@ -19,26 +19,43 @@ class Finished(Protocol):
     settings: Settings
 
 
+@dataclass(frozen=True)
+class KeptRow:
+    """What is known of a finished row; what else it held, such as who listened to it, is let go."""
+
+    number: int
+    owner: str
+    tokens: list[int]  # those whose positions the backend holds
+    prompt: int
+    settings: Settings
+
+    @property
+    def read(self) -> int:
+        return len(self.tokens)
+
+
 class KeptRows:
     """At most `positions` positions in all. Drafts that were not kept are forgotten."""
 
     def __init__(self, backend: Backend, positions: int) -> None:
         self.backend, self.limit = backend, positions
-        self.rows: dict[int, Finished] = {}  # the least recently used first
+        self.rows: dict[int, KeptRow] = {}  # the least recently used first
         self.positions = 0
 
     def keep(self, row: Finished) -> None:
         """Take over a row of the backend, or drop it where it is too short to be shared or too long to be kept."""
-        row.read = min(row.read, len(row.tokens))
-        if not SHORTEST_SHARED <= row.read <= self.limit:
-            self.backend.drop(row.number)
+        tokens = row.tokens[: row.read]
+        kept = KeptRow(row.number, row.owner, tokens, min(row.prompt, len(tokens)), row.settings)
+        if not SHORTEST_SHARED <= kept.read <= self.limit:
+            self.backend.drop(kept.number)
             return
-        self.backend.rewind(row.number, row.read)
+        self.backend.rewind(kept.number, kept.read)
         for other in list(self.rows.values()):
-            if other.owner == row.owner and is_prefix(other, row) and other.settings.drafts <= row.settings.drafts:
+            is_prefix = tokens[: other.read] == other.tokens
+            if other.owner == kept.owner and is_prefix and other.settings.drafts <= kept.settings.drafts:
                 self.drop(other.number)
-        self.rows[row.number] = row
-        self.positions += row.read
+        self.rows[kept.number] = kept
+        self.positions += kept.read
         while self.positions > self.limit:
             self.drop(next(iter(self.rows)))
 
@@ -54,9 +71,3 @@ class KeptRows:
     def clear(self) -> None:
         for row in list(self.rows):
             self.drop(row)
-
-
-def is_prefix(one: Finished, other: Finished) -> bool:
-    """Whether all that `one` holds, `other` holds too."""
-    held: Sequence[int] = one.tokens[: one.read]
-    return held == other.tokens[: other.read][: len(held)]

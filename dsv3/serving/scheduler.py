@@ -228,4 +228,10 @@ class Scheduler:
             self.counts.prompt_tokens += job.row.prompt
             self.counts.copied_tokens += job.row.copied
         self.counts.ends[end] = self.counts.ends.get(end, 0) + 1
-        job.deliver(News(event.ids, event.text, end) if event is not None else News([], "", end))
+        deliver, job.deliver = job.deliver, ignore  # who listens holds the job: the two would outlive their request
+        job.watch = job.began = None
+        deliver(News(event.ids, event.text, end) if event is not None else News([], "", end))
+
+
+def ignore(news: News) -> None:
+    """Nobody listens to a text that has ended."""

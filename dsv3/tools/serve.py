@@ -1,5 +1,6 @@
 """Serve a trained model: web chat and an OpenAI-compatible API, with a log-in."""
 
+import gc
 import secrets
 import socket
 import sys
@@ -86,6 +87,8 @@ def run(options: Options) -> dict[str, Any]:
         timeout_graceful_shutdown=5,
         limit_concurrency=1000,
     )
+    gc.collect()
+    gc.freeze()  # so that garbage of requests is looked for among what requests made
     service.start()
     if options.open:
         webbrowser.open(entry)  # the socket listens already: what is asked now is answered soon
