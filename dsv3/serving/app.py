@@ -10,13 +10,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from dsv3.serving.chat_server import ApiError, Service
 from dsv3.serving.gate import Gate, Policy
 from dsv3.serving.login_routes import Door, login_router
 from dsv3.serving.metrics import registry
 from dsv3.serving.openai_format import error
 from dsv3.serving.openai_routes import openai_router
 from dsv3.serving.pages import pages_router, static_files
-from dsv3.serving.service import ApiError, Service
 
 
 def build_application(

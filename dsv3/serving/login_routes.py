@@ -9,9 +9,9 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel
 
 from dsv3.serving.accounts import LOCAL, SESSION_SECONDS
+from dsv3.serving.chat_server import ApiError, Service
 from dsv3.serving.gate import Identity, Policy
 from dsv3.serving.pages import STATIC
-from dsv3.serving.service import ApiError, Service
 from dsv3.serving.throttle import Failures
 
 AT_ONCE, WAITING = 2, 16

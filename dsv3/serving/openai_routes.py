@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dsv3.serving.answers_stream import Answer, Answers
+from dsv3.serving.chat_server import ApiError, Service
 from dsv3.serving.gate import Identity
 from dsv3.serving.openai_format import ChatFormat, Format, TextFormat, error, timings, usage
 from dsv3.serving.requests import ChatRequest, CompletionRequest
 from dsv3.serving.served_model import Served
-from dsv3.serving.service import ApiError, Service
 
 BROKEN = {
     "timeout": (504, "the text was not complete in time"),

@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
-from dsv3.serving.service import ApiError, Service
+from dsv3.serving.chat_server import ApiError, Service
 
 STATIC = Path(__file__).parent / "static"
 

@@ -13,7 +13,7 @@ from dsv3.bounds import Between, NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3.cli import REQUIRED, option
 
 if TYPE_CHECKING:
-    from dsv3.serving.service import Service
+    from dsv3.serving.chat_server import Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -115,11 +115,11 @@ def bound(host: str, port: int) -> socket.socket:
 
 def open_service(options: Options) -> "Service":
     """Models and database, opened."""
+    from dsv3.serving.chat_server import Quota, Service
     from dsv3.serving.database import Database
     from dsv3.serving.engine_thread import EngineThread
     from dsv3.serving.scheduler import Limits
     from dsv3.serving.served_model import ModelSettings, open_model
-    from dsv3.serving.service import Quota, Service
 
     settings = ModelSettings(
         weights=options.weights,

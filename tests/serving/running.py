@@ -15,8 +15,8 @@ import uvicorn
 from dsv3.model.decoder import Decoder
 from dsv3.serving.accounts import LOCAL
 from dsv3.serving.app import build_application
+from dsv3.serving.chat_server import Service
 from dsv3.serving.gate import Policy
-from dsv3.serving.service import Service
 from dsv3.tools.serve import Options, open_service
 from tests.parity.runs import VOCABULARY, write_run
 from tests.parity.test_decoder import SHAPES

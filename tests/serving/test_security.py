@@ -16,10 +16,10 @@ from starlette.routing import Mount
 
 from dsv3.serving.accounts import Accounts
 from dsv3.serving.app import build_application
+from dsv3.serving.chat_server import ApiError
 from dsv3.serving.database import Database
 from dsv3.serving.gate import LARGEST_BODY, OPEN, Policy
 from dsv3.serving.login_routes import Door
-from dsv3.serving.service import ApiError
 from dsv3.serving.throttle import Failures, Rate
 from tests.serving.running import COOKIE, PASSWORD, Running
 
