@@ -49,7 +49,7 @@ def ask(tab: Tab, text: str) -> None:
     tab.page.fill("#say", text)
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector("#stop", state="visible")
-    tab.page.wait_for_selector("#send", state="visible")
+    tab.page.wait_for_selector("#status:has-text('complete')", state="attached")  # and kept
 
 
 def test_log_in_chat_and_log_out(server: Running, browser: Any) -> None:

@@ -111,8 +111,8 @@ async function answer(text) {
     view.below.lastElementChild?.scrollIntoView({ block: "nearest" });
   }));
   setRunning(null);
-  say("The answer is complete.");
   await save(told);
+  say("The answer is complete.");
 }
 
 function setRunning(controller) {
