@@ -40,10 +40,15 @@ $(READY): pyproject.toml requirements.txt
 train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
-chat: $(READY) ## fine-tune the default run on conversations and talk to it
+chat: $(READY) runs/chat/seed1/summary.json ## fine-tune the default run on conversations and talk to it
+	$(BIN)/python -m dsv3 chat checkpoint=runs/chat/seed1
+
+runs/chat/seed1/summary.json: | $(READY)
 	$(BIN)/python train.py
 	$(BIN)/python train.py experiment=chat
-	$(BIN)/python -m dsv3 chat checkpoint=runs/chat/seed1
+
+serve: $(READY) runs/chat/seed1/summary.json ## serve the chat model (trained if it is not there): web chat and OpenAI's API
+	$(BIN)/python -m dsv3 serve checkpoint=runs/chat/seed1 compare=runs/default/seed1 open=true
 
 test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
@@ -62,4 +67,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train chat test test-all bench check
+.PHONY: help setup train chat serve test test-all bench check

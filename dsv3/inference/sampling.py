@@ -98,7 +98,9 @@ def top_k_logits(logits: Tensor, k: int) -> Tensor:
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Normalised over the smallest set of likeliest tokens that holds `top_p`, in the order of the vocabulary."""
     ordered, order = probabilities.sort(dim=-1, descending=True)
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    beyond = ordered.cumsum(-1) - ordered >= top_p
+    beyond[..., 0] = False  # a `top_p` below what float32 holds is 0 there
+    ordered = ordered.masked_fill(beyond, 0.0)
     return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
