@@ -26,10 +26,12 @@ def device_named(choice: str, *, key: str = "device") -> "torch.device":
     """The device for `auto` (cuda where torch sees a GPU, else cpu), `cpu` or `cuda`; `key` is where it was chosen.
 
     Raises:
-        ValueError: cuda is asked for and torch sees no GPU.
+        ValueError: cuda is asked for and torch sees no GPU, or mps, which was never tested.
     """
     import torch
 
+    if choice == "mps":
+        raise ValueError(f"{key}=mps: must be auto, cpu or cuda; nobody has tested mps yet")
     found = torch.cuda.is_available()
     if choice == "cuda" and not found:
         raise ValueError(f"{key}=cuda: torch sees no GPU here; {key}=cpu does without one")

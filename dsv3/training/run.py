@@ -31,7 +31,7 @@ from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.run_models import RunModels
-from dsv3.training.settle import kept_choices, settled
+from dsv3.training.settle import settled
 from dsv3.training.strategy import Numbering, SeveralRanks
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def build_run(config: DictConfig) -> Run:
     mesh = join(config)
     is_writer = rank() == 0
     folder = RunFolder(config.run.dir, writes=is_writer)
-    config = of_rank_zero(settled(kept_choices(config, folder)) if is_writer else config)
+    config = of_rank_zero(settled(config, folder) if is_writer else config)
     problems = part(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
