@@ -4,7 +4,10 @@ import ctypes
 import gc
 import logging
 import os
+import resource
+import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,6 +54,20 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def resident(field: str) -> int:
+    """Bytes, on Linux: `VmRSS`, the resident set now, or `VmHWM`, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_resident_bytes() -> int:
+    """Peak of the resident set. getrusage on Linux may count a parent's, so it is asked elsewhere only."""
+    if sys.platform == "linux":
+        return resident("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def launched_rank() -> int:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import lightning
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dsv3.build import build_data, build_model, token_bytes
 from dsv3.checkpoint.loading import init_from, load_run
+from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
 from dsv3.config.micro_batches import Dealt, rows_of_steps
@@ -28,6 +29,7 @@ from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
 from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.provenance import write_provenance
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.run_models import RunModels
@@ -85,6 +87,10 @@ def build_run(config: DictConfig) -> Run:
     resume_from = of_rank_zero(prepare(config, folder) if is_writer else None)
     if resume_from != checkpoint:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
+    if is_writer:
+        tokens = tokens_of(resume_from) if resume_from else 0
+        precision = OmegaConf.to_container(config.precision, resolve=True)
+        write_provenance(folder, device=config.trainer.accelerator, precision=precision, tokens=tokens)
     model = build_model(config)
     if config.compile:
         compile_parts(model)

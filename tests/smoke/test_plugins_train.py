@@ -102,7 +102,8 @@ def test_trains_through_its_one_key(
 ) -> None:
     logger = [] if kind == "logger" else ["logger=none"]
     config = configured(f"{kind}={option}", *logger)
-    problems = instantiate(config.precision).check(torch.device(settled(config, RunFolder(tmp_path)).trainer.accelerator))
+    device = settled(config, RunFolder(tmp_path)).trainer.accelerator
+    problems = instantiate(config.precision).check(torch.device(device))
     if problems:
         config.run.dir = str(tmp_path / "run")
         with pytest.raises(ValueError, match=re.escape(problems[0])):

@@ -37,7 +37,8 @@ def test_the_first_line_gives_device_threads_and_format_with_their_reasons(
     line = first_line(composed("trainer.accelerator=cpu", "precision=auto"), tmp_path, caplog)
     assert line.startswith("device: cpu (trainer.accelerator=cpu); threads: 1 (of ")
     assert "GFLOP/s" in line
-    OmegaConf.save({"precision": {"_target_": "plugins.precision.auto.Auto", "choice": "fp32"}}, tmp_path / "config.yaml")
+    kept = {"_target_": "plugins.precision.auto.Auto", "choice": "fp32"}
+    OmegaConf.save({"precision": kept}, tmp_path / "config.yaml")
     line = first_line(composed("precision=auto"), tmp_path, caplog)
     assert line.endswith("precision: fp32 (chosen when the run began: config.yaml)")
 
