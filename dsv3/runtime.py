@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of glibc's mallopt(3)."""
 
+OUT_OF_TIME = 75
+"""Exit status that asks for the same command again: sysexits.h calls it EX_TEMPFAIL."""
+
 
 def set_up_process() -> None:
     """Plain log lines, memory that is kept when tensors are freed, and no garbage collection of what imports made."""

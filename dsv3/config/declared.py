@@ -35,6 +35,7 @@ class Run:
     checkpoint_format: CheckpointFormat
     keep_checkpoints: PositiveInt
     validate_every_tokens: PositiveInt
+    on_end: Sequence[str]
 
 
 @dataclass

@@ -7,9 +7,11 @@ holds the value, mostly in `model`.
 
 import math
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from dsv3.bounds import seconds_of
 from dsv3.config.facts import MODEL_EXPERTS, Facts, Relation
 from dsv3.config.objective_relations import OF_OBJECTIVES
 from dsv3.config.problems import NO_VALUE, Problem, one_of
@@ -60,6 +62,21 @@ def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
 def max_steps(facts: Facts) -> Iterator[Problem]:
     if (steps := facts.number("trainer.max_steps")) and steps.value < 1 and steps.value != -1:
         yield Problem(*steps, "must be 1 or more, or -1 for no cap")
+
+
+def max_time(facts: Facts) -> Iterator[Problem]:
+    limit = facts.value("trainer.max_time")
+    try:
+        if limit is not None:
+            seconds_of(str(limit))
+    except ValueError as error:
+        yield Problem(facts.view.origin("trainer.max_time"), limit, str(error))
+
+
+def program_at_the_end_exists(facts: Facts) -> Iterator[Problem]:
+    words = facts.value("run.on_end")
+    if isinstance(words, list) and words and shutil.which(str(words[0])) is None:
+        yield Problem("run.on_end", words, f"{words[0]} is no program that can be found on PATH")
 
 
 def groups_divide_experts(facts: Facts) -> Iterator[Problem]:
@@ -229,6 +246,8 @@ RELATIONS: tuple[Relation, ...] = (
     ranks_divide,
     micro_batches_run,
     max_steps,
+    max_time,
+    program_at_the_end_exists,
     groups_divide_experts,
     groups_kept,
     top_k_within_kept,

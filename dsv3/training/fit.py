@@ -1,10 +1,13 @@
 """Trains to the end, through the rollbacks of the loss-spike guard."""
 
 import logging
+import signal
+import time
 
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.training.callbacks.guard import RollBack
+from dsv3.training.callbacks.interruption import leave
 from dsv3.training.run import Run, build_run
 
 log = logging.getLogger(__name__)
@@ -15,8 +18,12 @@ def fit(config: DictConfig) -> Run:
 
     An error that ends training is written to the run folder, for reports, and raised.
     """
+    began = time.monotonic()
+    signal.signal(signal.SIGUSR1, leave)
     while True:
         run = build_run(config)
+        if run.interruption is not None:
+            run.interruption.began = began
         try:
             run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
         except RollBack as asked:

@@ -214,7 +214,7 @@ class LanguageModel(lightning.LightningModule):
             "data_state": self.data_state,
         }
 
-        # A limit of this call, such as max_time, is not the end of the data, as Lightning takes it to be.
+        # A limit of this call, such as limit_train_batches, is not the end of the data, as Lightning takes it to be.
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -30,6 +30,7 @@ FREE = (
     "run.experiment",
     "run.keep_checkpoints",
     "run.checkpoint_format",
+    "run.on_end",
     "study",
     "logger",
     "benchmarks",

@@ -52,9 +52,12 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0 unless a signal interrupted training: then 128 + its number, as shells report it."""
-        interruption = find(self.trainer, Interruption)
-        return interruption.exit_status if interruption is not None else 0
+        """0 unless training was interrupted: 75 where the time is up, else 128 + the signal's number."""
+        return self.interruption.exit_status if self.interruption is not None else 0
+
+    @property
+    def interruption(self) -> Interruption | None:
+        return find(self.trainer, Interruption)
 
 
 def build_run(config: DictConfig) -> Run:
@@ -119,7 +122,8 @@ def build_run(config: DictConfig) -> Run:
             data.keep_held_out(folder.held_out_path)
     trainer = lightning.Trainer(
         # The module counts steps, skipped updates included; Lightning would not even begin a run that has made them.
-        **part(config.trainer) | {"max_steps": -1},
+        # `max_time` is Interruption's: Lightning's would end a run as if it were finished.
+        **part(config.trainer) | {"max_steps": -1, "max_time": None},
         max_epochs=1,
         default_root_dir=folder.path,
         callbacks=callbacks,

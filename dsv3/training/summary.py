@@ -23,6 +23,7 @@ from dsv3.model.parameters import count_parameters
 from dsv3.prompts.chat import prompt_ids
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.reporting.page import write_run_report
+from dsv3.runtime import OUT_OF_TIME
 from dsv3.strict_json import finite
 from dsv3.training.callbacks.record import text_of_seconds
 from dsv3.training.provenance import git_commit
@@ -45,7 +46,8 @@ def conclude(run: Run) -> None:
         write_run_report(run.folder.path)
         if run.exit_status:
             newest = run.folder.newest_valid_checkpoint()
-            print(f"Interrupted. Rerun the same command to resume from {newest}", file=sys.stderr)
+            what = "Out of time" if run.exit_status == OUT_OF_TIME else "Interrupted"
+            print(f"{what}. Rerun the same command to resume from {newest}", file=sys.stderr)
     wait_for_all()
 
 
@@ -54,7 +56,9 @@ def summarise(run: Run, model: Decoder) -> dict[str, Any]:
     tokenizer = run.data.tokenizer
     train, timing = run.folder.read("metrics/train"), run.folder.read("timing/train")
     if train.empty:
-        raise ValueError(f"{run.folder.path}: no training step was taken; see the limits under trainer (max_time, ...)")
+        raise ValueError(
+            f"{run.folder.path}: no training step was taken; see the limits under trainer (limit_train_batches, ...)"
+        )
     scores = run.folder.read("metrics/validation")
     questions = answer_questions(model, run.data.questions(), tokenizer)
     return {
