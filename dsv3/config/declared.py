@@ -20,6 +20,7 @@ class Train:
     resume: str
     allow: Sequence[str]
     grad_clip: PositiveFloat
+    profile: bool
     compile: bool
     recompute: Sequence[Literal["norm", "attention_up", "swiglu"]]
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dsv3.training.callbacks.guard import RollBack
 from dsv3.training.callbacks.interruption import leave
+from dsv3.training.out_of_memory import explained, is_out_of_memory
 from dsv3.training.run import Run, build_run
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,12 @@ def fit(config: DictConfig) -> Run:
             if config.resume == "never":  # or what was just trained would be moved aside
                 config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         except Exception as error:
-            run.folder.write_failure(error)
+            told = explained(error, run.config) if is_out_of_memory(error) else error
+            run.folder.write_failure(told)
             run.folder.flush(run.module.tokens_seen)
             run.folder.release()
+            if told is not error:
+                raise told from error
             raise
         else:
             return run
