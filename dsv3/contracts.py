@@ -691,6 +691,7 @@ class KeepsHeldOut(Protocol):
 LoggerFactory = Callable[..., Any]
 """(save_dir=<run folder>) -> what lightning.Trainer takes as `logger`: a Lightning Logger, a list of them, or False.
 
+Several may be chosen, so the arguments of each stand under a name of its own, such as `logger.csv`.
 A logger is sent `log_metrics({name: number})` with `tokens` among the names, and no `step`. What it writes lies in
 `save_dir` or on a server. Called again for a resumed run, it continues the same one.
 """

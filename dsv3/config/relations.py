@@ -5,6 +5,7 @@ shapes are read from `router`, so that a router without groups has no group boun
 holds the value, mostly in `model`.
 """
 
+import importlib.util
 import math
 import os
 import shutil
@@ -77,6 +78,20 @@ def program_at_the_end_exists(facts: Facts) -> Iterator[Problem]:
     words = facts.value("run.on_end")
     if isinstance(words, list) and words and shutil.which(str(words[0])) is None:
         yield Problem("run.on_end", words, f"{words[0]} is no program that can be found on PATH")
+
+
+TRACKERS = ("tensorboard", "mlflow")
+"""Loggers that need the package of their name, which not every installation has."""
+
+
+def loggers_can_be_used(facts: Facts) -> Iterator[Problem]:
+    names = facts.view.mappings.get("logger", [])
+    if "_target_" in names:
+        message = "each logger stands under a name of its own: begin its YAML with # @package logger.mine"
+        yield Problem("logger._target_", facts.view.leaves.get("logger._target_"), message)
+    for name in TRACKERS:
+        if name in names and importlib.util.find_spec(name) is None:
+            yield Problem("logger", name, f"needs the package {name}: pip install {name}")
 
 
 def groups_divide_experts(facts: Facts) -> Iterator[Problem]:
@@ -248,6 +263,7 @@ RELATIONS: tuple[Relation, ...] = (
     max_steps,
     max_time,
     program_at_the_end_exists,
+    loggers_can_be_used,
     groups_divide_experts,
     groups_kept,
     top_k_within_kept,

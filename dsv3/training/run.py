@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -127,7 +128,7 @@ def build_run(config: DictConfig) -> Run:
         max_epochs=1,
         default_root_dir=folder.path,
         callbacks=callbacks,
-        logger=part(config.logger)(save_dir=folder.path) if is_writer else False,
+        logger=build_loggers(config, folder) if is_writer else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -169,6 +170,15 @@ def share_data(data: Data, mesh: Mesh, config: DictConfig) -> None:
     dealt = Dealt(rows, mesh.sizes.data, mesh.sizes.stages, config.parallel.get("schedule"))
     if padding := dealt.padding(config.data.get("micro_batch_size")):
         log.warning(padding)
+
+
+def build_loggers(config: DictConfig, folder: RunFolder) -> list[Any]:
+    """Those of `config.logger`, each of which may make several, or none."""
+    loggers: list[Any] = []
+    for node in config.logger.values():
+        made = part(node)(save_dir=folder.path) if node is not None else []
+        loggers += made if isinstance(made, list) else [made]
+    return [logger for logger in loggers if logger is not False]
 
 
 def build_callbacks(config: DictConfig) -> list[lightning.Callback]:

@@ -138,11 +138,11 @@ def test_out_of_time_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 75, errors
     begun = len(losses(tmp_path / "run"))
     late = start(tmp_path, *command, "run.checkpoint_every_tokens=256", "trainer.max_time=00:00:00:01")
-    _, errors = late.communicate(timeout=100)
+    _, errors = late.communicate(timeout=400)
     assert late.returncode == 75, errors
     assert errors.count("trainer.max_time is over: saving a checkpoint") == 1
     assert len(losses(tmp_path / "run")) == begun + 1, "the time is over in the first step, on both ranks"

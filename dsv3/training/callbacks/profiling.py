@@ -1,6 +1,7 @@
 """`profile=true`: a trace of a few training steps and a table of the ten most expensive operations."""
 
 import logging
+import os
 from typing import Any
 
 import lightning
@@ -37,6 +38,7 @@ class Profiling(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: LanguageModel, batch: Step, batch_idx: int
     ) -> None:
         if self.enabled and pl_module.folder.writes and self.begun == self.skip_steps:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes of its own stages to stderr
             on_gpu = pl_module.device.type == "cuda"
             self.profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu])
             self.profiler.start()
