@@ -1,6 +1,10 @@
-"""Export a trained model as a Hugging Face checkpoint."""
+"""Export a trained model as a Hugging Face checkpoint, with a model card.
+
+`push=user/name` uploads it too, with the login of `hf auth login` or HF_TOKEN; a new repository is private.
+"""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +19,26 @@ class Options:
     mtp: bool = option(True, "also write the MTP layers, in the published layout")
     dtype: str = option("float32", "dtype of the stored weights", choices=("float32", "bfloat16"))
     max_shard_size: str = option("5GB", "maximum file size, with KB, MB or GB")
+    license: str | None = option(None, "licence of the weights for the model card, as the Hub names it: apache-2.0")
+    push: str | None = option(None, "user/name on the Hugging Face Hub to upload to; null: nothing leaves this machine")
 
 
 def run(options: Options) -> dict[str, Any]:
     """Write the folder, print what it holds, and return its config.json and its files.
 
     Raises:
-        ValueError: Hugging Face's format cannot hold the model, or an option has no such value.
+        ValueError: Hugging Face's format cannot hold the model, an option has no such value, or the Hub refuses.
         FileNotFoundError: `checkpoint` is not a run's. FileExistsError: `out` holds something.
     """
     import torch
 
     from dsv3.checkpoint.huggingface import export_run
     from dsv3.checkpoint.shards import parse_size
+    from dsv3.checkpoint.upload import check_name, push
+    from dsv3.reporting.model_card import model_card
 
+    if options.push is not None:
+        check_name(options.push)
     out = Path(options.out)
     config = export_run(
         options.checkpoint,
@@ -37,9 +47,13 @@ def run(options: Options) -> dict[str, Any]:
         mtp=options.mtp,
         dtype=getattr(torch, options.dtype),
         max_shard_bytes=parse_size(options.max_shard_size),
+        card=partial(model_card, license=options.license, repository=options.push),
     )
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     print(f"{config['architectures'][0]} in {out}")
     for name, size in files.items():
         print(f"  {name}  {size:,} bytes")
-    return {"out": str(out), "config": config, "files": files}
+    uploaded = push(out, options.push) if options.push is not None else None
+    if uploaded:
+        print(f"uploaded: {uploaded}")
+    return {"out": str(out), "config": config, "files": files, "uploaded": uploaded}

@@ -39,12 +39,14 @@ def explained(error: BaseException, config: DictConfig) -> OutOfMemoryError:
 
 def _figures(config: DictConfig) -> Iterator[str]:
     recipe, skeleton = _recipe(config), read_skeleton(config)
+    needed = gpu_memory(skeleton, recipe)["total"]
     yield (
-        f"By the plan's arithmetic this run needs at least {text_of_bytes(gpu_memory(skeleton, recipe)['total'])} on "
-        "its fullest device; allocator and kernels come on top. It would need, with"
+        f"By the plan's arithmetic this run needs at least {text_of_bytes(needed)} on its fullest device; allocator "
+        "and kernels come on top. It would need, with"
     )
     for key, changed in _helps(config):
-        yield f"  {key:<44} {text_of_bytes(gpu_memory(skeleton, changed)['total'])}"
+        if (then := gpu_memory(skeleton, changed)["total"]) < needed:
+            yield f"  {key:<44} {text_of_bytes(then)}"
 
 
 def _recipe(config: DictConfig) -> Recipe:

@@ -88,7 +88,7 @@ def code() -> dict[str, Any] | None:
 def git_commit() -> str | None:
     """The commit that the code stands at, with "+" where files were changed since; None outside a repository."""
     found = code()
-    return found and found["commit"] + "+" * found["changed"]
+    return None if found is None else found["commit"] + "+" * found["changed"]
 
 
 @cache

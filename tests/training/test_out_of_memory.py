@@ -34,12 +34,11 @@ def test_a_run_that_is_out_of_memory_names_the_keys_that_help(composed: Compose,
     assert keys == [
         "data.micro_batch_size=1",
         "recompute=[norm,attention_up,swiglu]",
-        "precision=bf16",
         "data.sequence_length=16",
         "trainer.devices=2 parallel=sharded",
     ]
     size = {"k": 1e3, "M": 1e6}
-    assert len(helps) == 5
+    assert len(helps) == 4, "BF16 would cost this small a model more, in copies of its weights"
     assert all(float(number) * size[unit] < float(needed[0]) * size[needed[1]] for number, unit in helps), message
 
 
