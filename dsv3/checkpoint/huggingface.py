@@ -43,7 +43,7 @@ def export_run(
     mtp: bool,
     dtype: torch.dtype,
     max_shard_bytes: int,
-    card: Callable[[RunFolder, Fields], str] | None = None,
+    card: Callable[[RunFolder, dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Write the run's model and tokenizer to `out`, which must be new or empty; return its config.json.
 

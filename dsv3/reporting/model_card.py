@@ -88,7 +88,7 @@ def scores(fields: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[st
     if found:
         rows = [(domain, f"{score['bpb']:.3f}") for domain, score in found.items()]
         yield table(("held-out text", "bits per byte"), rows)
-    rows = [
+    benchmarks = [
         (
             row["task"],
             row["metric"],
@@ -98,8 +98,8 @@ def scores(fields: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[st
         for row in summary["benchmarks"]
         if row["after"] is not None
     ]
-    if rows:
-        yield table(("benchmark", "metric", "score, with its error", "n"), rows)
+    if benchmarks:
+        yield table(("benchmark", "metric", "score, with its error", "n"), benchmarks)
         if averaged:
             yield "The benchmarks are of the current weights, not of the averaged ones."
 

@@ -15,6 +15,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 from dsv3.paths import ROOT
 from dsv3.strict_json import text_of
@@ -44,12 +46,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_provenance(folder: RunFolder, *, device: str, precision: dict[str, Any], tokens: int) -> None:
+def write_provenance(folder: RunFolder, config: DictConfig, *, tokens: int) -> None:
     """Write `environment.json`, and the changes since the commit.
 
-    device, precision: as the run has chosen them. tokens: from where it resumes.
+    config: of the run, which has chosen device and numeric format. tokens: from where it resumes.
     """
-    found = provenance() | {"device": device, "precision": precision}
+    precision = OmegaConf.to_container(config.precision, resolve=True)
+    found = provenance() | {"device": config.trainer.accelerator, "precision": precision}
     path, patch = folder.path / "environment.json", folder.path / "environment.diff"
     changes = diff()
     if path.exists() and not _is_same(path, patch, found, changes):

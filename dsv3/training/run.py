@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model, token_bytes
 from dsv3.checkpoint.loading import init_from, load_run
@@ -93,8 +93,7 @@ def build_run(config: DictConfig) -> Run:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
     if is_writer:
         tokens = tokens_of(resume_from) if resume_from else 0
-        precision = OmegaConf.to_container(config.precision, resolve=True)
-        write_provenance(folder, device=config.trainer.accelerator, precision=precision, tokens=tokens)
+        write_provenance(folder, config, tokens=tokens)
     model = build_model(config)
     if config.compile:
         compile_parts(model)

@@ -2,37 +2,31 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
-
-class TokensAsStep:
-    """In front of a logger's class: the core sends `tokens` with every record, and no step."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(dict(metrics), step=int(metrics["tokens"]) if step is None else step)  # type: ignore[misc]
+L = TypeVar("L", bound=Logger)
 
 
-class CSV(TokensAsStep, CSVLogger):
-    pass
+def tokens_as_step(logger: type[L]) -> type[L]:
+    """A logger's class whose step is `tokens`: the core sends it with every record, and no step."""
 
+    class TokensAsStep(logger):  # type: ignore[valid-type, misc]
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            super().log_metrics(dict(metrics), step=int(metrics["tokens"]) if step is None else step)
 
-class TensorBoard(TokensAsStep, TensorBoardLogger):
-    pass
-
-
-class MLflow(TokensAsStep, MLFlowLogger):
-    pass
+    return TokensAsStep
 
 
 def csv_logger(*, save_dir: Path) -> CSVLogger:
     """Writes csv/version_<n>/metrics.csv, a version for each start of the run: Lightning would write over the last."""
-    return CSV(save_dir, name="csv")
+    return tokens_as_step(CSVLogger)(save_dir, name="csv")
 
 
 def tensorboard_logger(*, save_dir: Path) -> TensorBoardLogger:
     """Writes to tensorboard/; a resumed run adds a file there."""
-    return TensorBoard(save_dir, name="tensorboard", version="", default_hp_metric=False)
+    return tokens_as_step(TensorBoardLogger)(save_dir, name="tensorboard", version="", default_hp_metric=False)
 
 
 def mlflow_logger(*, save_dir: Path, experiment: str, name: str, tracking_uri: str | None) -> MLFlowLogger:
@@ -41,7 +35,7 @@ def mlflow_logger(*, save_dir: Path, experiment: str, name: str, tracking_uri: s
     tracking_uri: of the server; None: mlflow.db in the run folder.
     """
     id_file = save_dir / "mlflow_id"
-    logger = MLflow(
+    logger = tokens_as_step(MLFlowLogger)(
         experiment_name=experiment,
         run_name=name,
         tracking_uri=tracking_uri or f"sqlite:///{save_dir.absolute()}/mlflow.db",

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import pytest
+from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
@@ -42,12 +43,12 @@ def test_it_is_there_after_a_kill_at_the_first_step(tmp_path: Path) -> None:
 
 
 def test_the_environment_of_before_is_kept_where_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path)
+    folder, config = RunFolder(tmp_path), OmegaConf.create({"precision": {}, "trainer": {"accelerator": "cpu"}})
 
     def begin(tokens: int, changes: bytes = b"", **found: Any) -> list[str]:
         monkeypatch.setattr(provenance, "diff", lambda: changes)
         monkeypatch.setattr(provenance, "provenance", lambda: {"command": [str(tokens)], **found})
-        provenance.write_provenance(folder, device="cpu", precision={}, tokens=tokens)
+        provenance.write_provenance(folder, config, tokens=tokens)
         return sorted(path.name for path in tmp_path.iterdir())
 
     assert begin(0, b"+x", cuda=1) == ["environment.diff", "environment.json"]

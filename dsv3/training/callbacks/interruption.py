@@ -38,7 +38,11 @@ def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(OUT_OF_TIME)
 
 
-OUTSIDE_TRAINING = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: leave}
+OUTSIDE_TRAINING: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: leave,
+}
 
 
 class Interruption(lightning.Callback):
