@@ -53,6 +53,10 @@ test-all: $(READY) ## run every test, the slow ones too (half an hour)
 	@$(CHROMIUM)
 	$(PYTEST)
 
+coverage: $(READY) ## run the tests and report what lines of the project they reach
+	@$(CHROMIUM)
+	$(PYTEST) -m "not slow and not gpu" --cov=dsv3 --cov=plugins --cov=data --cov-report=term:skip-covered
+
 bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
 	$(BIN)/python -m dsv3 bench
 
@@ -62,4 +66,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train chat test test-all bench check
+.PHONY: help setup train chat test test-all coverage bench check
