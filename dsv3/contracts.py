@@ -8,6 +8,7 @@ reads no values of tensors. The core then draws every parameter with two or more
 model.init_std) and leaves vectors as their modules set them. `dsv3.testing` has a check for every kind.
 
 Shape legend, used in the names of tensors everywhere:
+
     B rows of a micro-batch      T positions of a row        N = B*T tokens
     D model width                V vocabulary                H attention heads
     E routed experts             K experts per token         M = N*K rows handed to experts

@@ -44,11 +44,8 @@ def pages() -> Iterator[tuple[str, str]]:
         yield page, of_root((ROOT / source).read_text(encoding="utf-8"))
     for kind in kinds():
         yield f"components/{kind}.md", component(kind)
-    yield "reference/keys.md", printed("Keys of train.py", "python train.py --help", "\n".join(help_page("train", [])))
-    yield (
-        "reference/evaluate_keys.md",
-        printed("Keys of evaluate.py", "python evaluate.py --help", "\n".join(help_page("evaluate", []))),
-    )
+    yield "reference/keys.md", keys("train")
+    yield "reference/evaluate_keys.md", keys("evaluate")
     yield "reference/tools.md", tools()
 
 
@@ -102,5 +99,6 @@ def said(package: str, *arguments: str) -> str:
     return out.getvalue()
 
 
-def printed(title: str, command: str, text: str) -> str:
-    return f"# {title}\n\n`{command}`:\n\n```\n{text}\n```\n"
+def keys(script: str) -> str:
+    page = "\n".join(help_page(script, []))
+    return f"# Keys of {script}.py\n\n`python {script}.py --help`:\n\n```\n{page}\n```\n"
