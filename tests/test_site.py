@@ -22,7 +22,7 @@ GENERATED: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(GENERATED)
 
 BLOCK = re.compile(r"^```(?:bash|shell)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PLACES = ("run.init_from", "run.dir", "run.on_end", "resume", "checkpoint", "compare")
+PLACES = ("run.init_from", "objective.teachers", "run.dir", "run.on_end", "resume", "checkpoint", "compare")
 """Keys whose value a page may name although it is not on this machine: runs and programs of the reader's."""
 
 
