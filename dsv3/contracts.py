@@ -283,6 +283,18 @@ class ChecksPrompts(Protocol):
 
 
 @runtime_checkable
+class KeepsSamples(Protocol):
+    """What an objective may offer that trains more than once on what it sampled: checkpoints hold that too."""
+
+    def state(self) -> dict[str, Any]:
+        """What this rank needs to go on after this step, JSON-serialisable. No two ranks use a name for unlike things:
+        a checkpoint holds those of all ranks together."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what all ranks had when the checkpoint was written."""
+
+
+@runtime_checkable
 class HasPrompts(Protocol):
     """What a datamodule may offer beside its contract."""
 

@@ -7,14 +7,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-
-class _Loader(yaml.SafeLoader):
-    """Without aliases, by which a small file could stand for more than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it holds an alias (*name)")
-        return super().compose_node(parent, index)
+# The one written in C is ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_config(path: Path) -> DictConfig:
@@ -26,12 +20,16 @@ def read_config(path: Path) -> DictConfig:
             variables of this process.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)):
+            # By aliases a small file could stand for more than memory holds.
+            raise yaml.YAMLError("it holds an alias (*name)")
+        content: Any = yaml.load(text, Loader=_LOADER)
         config = OmegaConf.create(content) if isinstance(content, dict) else None
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a run: {' '.join(str(error).split())}") from None
     if config is None:
         raise ValueError(f"{path}: not the configuration of a run: it must be a mapping")
-    if "${" in OmegaConf.to_yaml(config):
+    if "${" in repr(content):
         raise ValueError(f"{path}: the configuration of a run is resolved; this one holds an interpolation, ${{...}}")
     return config

@@ -11,7 +11,6 @@ Tables are columnar, one part per interval (of checkpoints or of monitoring), na
 run drops the parts past its checkpoint, so that its tables equal those of an uninterrupted run.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.checkpoint.checkpoint_folder import MANIFEST, is_whole, read_folder
+from dsv3.checkpoint.holding import hold
 from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
 from dsv3.checkpoint.parts import is_run, numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
@@ -204,9 +204,8 @@ class RunFolder:
             ValueError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = hold(self.path)
         except BlockingIOError:
             raise ValueError(f"run.dir={self.path}: another process is training there") from None
 

@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 
 from dsv3.reporting import curves, experts
 from dsv3.reporting.history import History, find_runs
+from dsv3.reporting.overview import overview
 from dsv3.reporting.page import (
     ALERT_HEADERS,
     CSS,
@@ -266,13 +267,17 @@ def height_of(figure: go.Figure) -> dict[str, str]:
 
 
 def runs_table(runs: Sequence[History]) -> html.Div:
-    rows = [(run.name, run.state, run.tokens, run.info.get("tokens"), latest_loss(run)) for run in runs]
-    return table(("run", "state", "tokens", "planned tokens", "nats per token"), rows)
-
-
-def latest_loss(run: History) -> float | None:
-    train = run.train()
-    return None if train.empty else float(train.loss_mean.iloc[-1])
+    keys = {
+        "run": "run",
+        "state": "state",
+        "tokens": "tokens",
+        "planned": "planned tokens",
+        "bpb": "held-out bits per byte",
+        "max_violation": "MaxVio",
+        "worst_layer": "in layer",
+    }
+    rows = [overview(run) for run in runs]
+    return table(list(keys.values()), [[row[key] for key in keys] for row in rows])
 
 
 def found_in(run: History) -> list[Any]:

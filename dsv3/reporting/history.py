@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from dsv3.checkpoint.holding import is_held
 from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS = 900  # without a new part, a run that is not finished counts as stopped
+QUIET_SECONDS = 900  # without a new part, an unfinished run of another machine counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
 MOST_SPIKES = 10  # that are shown
 
@@ -28,6 +29,7 @@ class History:
         self.name = name
         self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
+        self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -53,6 +55,13 @@ class History:
         return self.folder.summary()
 
     @property
+    def config(self) -> DictConfig:
+        """See `RunFolder.config`."""
+        if (changed := self.folder.config_path.stat().st_mtime_ns) != self._config[0]:
+            self._config = (changed, self.folder.config())
+        return self._config[1]
+
+    @property
     def info(self) -> dict[str, Any]:
         """The run_info.json that `dsv3.training.run_info` writes before the first step; empty until then."""
         path = file_to_read(self.folder.path, "run_info.json")
@@ -71,11 +80,16 @@ class History:
 
     @property
     def state(self) -> str:
-        """finished, failed, training, or stopped (as a run looks, too, whose next part is long in coming)."""
+        """finished, failed, training, or stopped: interrupted or killed.
+
+        A run of another machine counts as stopped where its next part is long in coming.
+        """
         if self.folder.summary_path.exists():
             return "finished"
         if self.folder.failure_path.exists():
             return "failed"
+        if (held := is_held(self.folder.path)) is not None:
+            return "training" if held else "stopped"
         parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"
@@ -109,7 +123,7 @@ class History:
 
     def before(self, budget: str) -> float:
         """What the earlier stages of this run's arm took of a budget: tokens, flops or seconds; 0 where it has none."""
-        config = self.folder.config()
+        config = self.config
         if (OmegaConf.select(config, "study.stage") or 1) == 1:
             return 0.0
         earlier = History(Path(config.run.init_from), config.run.init_from)

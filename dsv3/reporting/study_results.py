@@ -74,7 +74,7 @@ def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
     order: dict[str, None] = {}  # arms of all configs: one may have been added later
     unfinished, failed, about = [], {}, None
     for run in find_runs(root):
-        config = run.folder.config()
+        config = run.config
         arm = OmegaConf.select(config, "study.arm")
         if arm is None:
             continue

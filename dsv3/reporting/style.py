@@ -19,6 +19,21 @@ NO_UPLOAD: Any = {
     "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
 }
 """Plotly's settings without its logo and without the buttons that upload a chart to its makers."""
+AXIS = {"title": {"standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
+LOOK = go.layout.Template(
+    layout={
+        "title": {"x": 0.01, "xanchor": "left", "font": {"size": 15}},
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        "legend": {"orientation": "h", "x": 0, "yanchor": "top", "font": {"size": 11}},
+        "hoverlabel": {"namelength": -1},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+    },
+    data={"heatmap": [{"colorbar": {"outlinewidth": 0, "ticks": ""}}]},
+)
+"""What all plots have in common, in place of Plotly's own."""
 X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
 
 
@@ -32,18 +47,17 @@ def framed(
 ) -> go.Figure:
     """The figure with its title, the labels of both axes and the common look; the legend, if any, stands below."""
     figure.update_layout(
-        title={"text": title, "x": 0.01, "xanchor": "left", "y": 1 - 22 / height, "font": {"size": 15}},
+        template=LOOK,
+        title={"text": title, "y": 1 - 22 / height},
         height=height,
         margin={"l": 64, "r": 16, "t": top, "b": below},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
-        legend={"orientation": "h", "x": 0, "y": -44 / (height - top - below), "yanchor": "top", "font": {"size": 11}},
-        hoverlabel={"namelength": -1},
+        legend_y=-44 / (height - top - below),
         uirevision=title,
     )
-    figure.update_xaxes(title_text=x, title_standoff=8, gridcolor=GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(title_text=y, title_standoff=8, gridcolor=GRID, zeroline=False, automargin=True)
+    if x:
+        figure.update_xaxes(title_text=x)
+    if y:
+        figure.update_yaxes(title_text=y)
     return figure
 
 

@@ -61,12 +61,14 @@ def numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return sections
 
 
+@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)], ids=["a seed", "two seeds"])
 def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrupted_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[int]
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert_ended(call_python(ROOT, *study(whole)), whole)
-    process = start(ROOT, *study(stopped))
+    with_seeds = f"study.seeds={seeds}".replace(" ", "")
+    assert_ended(call_python(ROOT, *study(whole), with_seeds), whole)
+    process = start(ROOT, *study(stopped), with_seeds)
     second = stopped / "loss_free" / "seed1"
     while not RunFolder(second).checkpoints():  # the first run is over, the second has begun
         assert process.poll() is None, process.communicate()[1]
@@ -76,14 +78,14 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
     assert process.returncode == 128 + signal.SIGINT, errors
     done = stopped / "sequence_aux" / "seed1" / "summary.json"
     before = done.stat().st_mtime_ns
-    assert_ended(call(ROOT, *study(stopped)), stopped)
+    assert_ended(call(ROOT, *study(stopped), with_seeds), stopped)
     assert done.stat().st_mtime_ns == before, "a finished arm is not trained again"
     assert numbers(stopped, capsys) == numbers(whole, capsys)
     read = read_study(whole)
-    assert {arm: sorted(runs) for arm, runs in read.runs.items()} == {"sequence_aux": [1, 2], "loss_free": [1, 2]}
+    assert {arm: sorted(runs) for arm, runs in read.runs.items()} == {"sequence_aux": seeds, "loss_free": seeds}
     metric = at_equal(read, "tokens")
     ends = [run.summary["validation"]["after"]["all"]["bpb"] for run in read.runs["loss_free"].values() if run.summary]
-    assert read.values(metric, "loss_free", [1, 2]) == pytest.approx(ends)
+    assert read.values(metric, "loss_free", seeds) == pytest.approx(ends)
     text = (whole / "report.md").read_text()
     assert "loss_free: " in text
     assert "sequence_aux" in text
