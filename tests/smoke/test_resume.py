@@ -91,7 +91,7 @@ def test_killed_at_random_moments_with_a_damaged_checkpoint_and_continued(uninte
 def test_signals_write_a_checkpoint_exit_and_continue(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-    for (number, status), after in zip(statuses.items(), (1024, 2048, 3072), strict=True):
+    for (number, status), after in zip(statuses.items(), (1536, 3072, 4608), strict=True):
         process = begin(folder)
         wait_for_tokens(process, folder, after)
         with pytest.raises(ValueError, match="another process is training there"):
