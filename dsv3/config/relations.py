@@ -67,11 +67,19 @@ def max_steps(facts: Facts) -> Iterator[Problem]:
 
 def max_time(facts: Facts) -> Iterator[Problem]:
     limit = facts.value("trainer.max_time")
+    if limit is None:
+        return
     try:
-        if limit is not None:
-            seconds_of(str(limit))
+        seconds_of(str(limit))
     except ValueError as error:
-        yield Problem(facts.view.origin("trainer.max_time"), limit, str(error))
+        yield Problem("trainer.max_time", limit, str(error))
+    if "callbacks.interruption" not in facts.view.mappings:
+        yield Problem("trainer.max_time", limit, "needs callbacks.interruption, which stops the run then")
+
+
+def profiled_by_its_callback(facts: Facts) -> Iterator[Problem]:
+    if facts.value("profile") is True and "callbacks.profiling" not in facts.view.mappings:
+        yield Problem("profile", True, "needs callbacks.profiling, which writes the trace")
 
 
 def program_at_the_end_exists(facts: Facts) -> Iterator[Problem]:
@@ -262,6 +270,7 @@ RELATIONS: tuple[Relation, ...] = (
     micro_batches_run,
     max_steps,
     max_time,
+    profiled_by_its_callback,
     program_at_the_end_exists,
     loggers_can_be_used,
     groups_divide_experts,

@@ -48,6 +48,8 @@ from tests.config.looking import BASE, keys_of
         (["trainer.accelerator=tpu"], ["trainer.accelerator"]),
         (["trainer.max_time=00:00:00:00"], ["trainer.max_time"]),
         (["trainer.max_time=4h"], ["trainer.max_time"]),
+        (["trainer.max_time=00:03:50:00", "~callbacks.interruption"], ["trainer.max_time"]),
+        (["profile=true", "callbacks.profiling=null"], ["profile"]),
         (["trainer.max_time=3600"], ["trainer.max_time"]),
         (["trainer.max_time=00:03:50:00"], []),
         (["run.on_end=[no-such-program, now]"], ["run.on_end"]),
