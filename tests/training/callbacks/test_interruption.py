@@ -37,6 +37,7 @@ class NeverLate(lightning.Callback):
         assert not any(isinstance(each, lightning.pytorch.callbacks.Timer) for each in trainer.callbacks)
 
 
+@pytest.mark.slow
 def test_out_of_time_three_times_equals_uninterrupted(
     composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

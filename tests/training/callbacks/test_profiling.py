@@ -18,6 +18,7 @@ from dsv3.training.lightning_module import LanguageModel
 Compose = Callable[..., DictConfig]
 
 
+@pytest.mark.slow
 def test_a_trace_and_the_ten_most_expensive_operations(composed: Compose, tmp_path: Path) -> None:
     """Of the last of three steps: a trace that the end of training cuts short is written too."""
     keys = ("trainer.max_steps=3", "callbacks.monitor=null", "run.validate_every_tokens=100000")
