@@ -75,6 +75,7 @@ class Evaluate:
     """The top level of conf/evaluate.yaml."""
 
     checkpoint: str
+    served_model: str | None
     allow: Sequence[str]
     device: Literal["auto", "cpu", "cuda"]
     format: Literal["text", "json"]
@@ -87,6 +88,9 @@ class Evaluate:
     limit: PositiveInt | None
     num_fewshot: NonNegativeInt | None
     num_samples: PositiveInt | None
+    actions: Literal["likelihood", "text"] | None
+    history: NonNegativeInt | None
+    steps: PositiveInt | None
     seed: Seed
     confirm_run_unsafe_code: bool
     datasets_folder: str | None

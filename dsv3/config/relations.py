@@ -239,8 +239,8 @@ def evaluation_paths(facts: Facts) -> Iterator[Problem]:
         return
     for key in ("checkpoint", "compare"):
         path = facts.value(key)
-        if isinstance(path, str) and not Path(path).exists():
-            yield Problem(key, path, "must be a run folder, a checkpoint file or a Hugging Face checkpoint")
+        if isinstance(path, str) and not path.startswith(("http://", "https://")) and not Path(path).exists():
+            yield Problem(key, path, "must be a run folder, a checkpoint file, a Hugging Face checkpoint or a URL")
     out, results = facts.value("out"), facts.value("output_path")
     if isinstance(out, str) and Path(out).is_dir():
         yield Problem("out", out, "must be a file to write; this is a folder")

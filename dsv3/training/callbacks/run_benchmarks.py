@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -80,7 +81,7 @@ class Benchmarks(lightning.Callback):
         if model is not pl_module.model:
             self._suite = self._build(trainer, model)
         started = time.perf_counter()
-        from dsv3.evaluation.benchmarks.results import scores
+        from dsv3.evaluation.benchmarks.results import scores, write_episodes
         from dsv3.evaluation.benchmarks.suite import entries
         from dsv3.evaluation.benchmarks.tasks import UnavailableError
 
@@ -96,10 +97,11 @@ class Benchmarks(lightning.Callback):
                 self.failures[name] = str(error)
                 log.warning("skipping benchmark %s: %s", name, error)
                 continue
+            write_episodes(pl_module.folder.path, outcome.episodes)
             rows = list(scores(outcome.results, outcome.shots_used))
             for row in rows:
                 self.table.append({"tokens": tokens, **row._asdict()})
-            self._log(trainer, tokens, rows, outcome.samples)
+            self._log(trainer, pl_module.folder.path, tokens, rows, outcome)
         model.train()
         seconds = time.perf_counter() - started
         self.timing.append({"tokens": tokens, "seconds": seconds})
@@ -125,21 +127,28 @@ class Benchmarks(lightning.Callback):
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
         return Suite(adapter, finder, Sandbox(), seed=self.config.seed)
 
-    def _log(self, trainer: Any, tokens: int, rows: Any, samples: dict[str, list[dict[str, Any]]]) -> None:
+    def _log(self, trainer: Any, folder: Path, tokens: int, rows: Any, outcome: Any) -> None:
         values: dict[str, Any] = {"tokens": tokens}
         for row in rows:
             values[f"benchmarks/{row.task}/{row.metric}"] = row.value
             values[f"benchmarks/{row.task}/{row.metric}_stderr"] = row.stderr
         for logger in trainer.loggers:
-            tables = {}
+            tables: dict[str, Any] = {}
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                for task, of_task in samples.items():
+                from dsv3.reporting.episode_page import write_episode
+
+                for task, of_task in outcome.samples.items():
                     cells = [sample_row(sample) for sample in of_task[:SHOWN]]
                     tables[f"benchmarks/{task}/samples"] = wandb.Table(
                         columns=list(cells[0]), data=[[*c.values()] for c in cells]
                     )
+                for task, kept in outcome.episodes.items():
+                    for name, result in zip(("best", "worst"), kept):
+                        html, gif = write_episode(folder / "episodes", task, result)
+                        tables[f"benchmarks/{task}/{name}"] = wandb.Html(html.read_text(), inject=False)
+                        tables[f"benchmarks/{task}/{name}_gif"] = wandb.Video(str(gif), format="gif")
             logger.log_metrics(values | tables)
 
 
