@@ -4,6 +4,7 @@
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
     failure.txt         why training failed, until it is resumed; failure-rank0.txt, ...: stacks of ranks that hung
+    environment.json    commit, packages, machine   environment.diff    changes since the commit
     run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed

@@ -22,6 +22,7 @@ class Train:
     allow: Sequence[str]
     grad_clip: PositiveFloat
     engine: Engine
+    profile: bool
     compile: bool
     recompute: Sequence[Literal["norm", "attention_up", "swiglu"]]
 
@@ -37,6 +38,7 @@ class Run:
     checkpoint_format: CheckpointFormat
     keep_checkpoints: PositiveInt
     validate_every_tokens: PositiveInt
+    on_end: Sequence[str]
 
 
 @dataclass
@@ -128,7 +130,7 @@ TRAINER_IS_GIVEN = {
     "gradient_clip_algorithm": "set grad_clip, the maximum global gradient norm",
     "precision": "set precision=bf16, fp32, fp8_blockwise, ...",
     "callbacks": "set +callbacks@callbacks.<name>=<option>",
-    "logger": "set logger=wandb or logger=none",
+    "logger": "set logger=wandb, logger=none, logger=[csv,tensorboard], ...",
     "default_root_dir": "set run.dir",
     "max_epochs": "set run.tokens, the length of training",
     **dict.fromkeys(
@@ -158,3 +160,6 @@ GIVEN_BY_THE_CORE = {
     "logger": ("save_dir",),
 }
 """Kind of part with `_partial_: true` -> arguments that the core adds; a kind that is not listed is not checked."""
+
+SEVERAL = "logger"
+"""Kind of part of which several may be chosen, each under a name of its own."""

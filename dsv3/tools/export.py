@@ -1,10 +1,13 @@
-"""Export a trained model as a Hugging Face checkpoint, or with format=onnx as ONNX graphs.
+"""Export a trained model as a Hugging Face checkpoint with a model card, or with format=onnx as ONNX graphs.
 
+`push=user/name` uploads the checkpoint too, with the login of `hf auth login` or HF_TOKEN; a new repository is private.
 `format=onnx` writes one graph that reads prompts and decodes over caches, one for each MTP module, their weights, a
-manifest, the tokenizer and its chat template: see docs/onnx.md. dtype and max_shard_size are of Hugging Face's format.
+manifest, the tokenizer and its chat template: see docs/onnx.md. dtype, max_shard_size, license and push are of Hugging
+Face's format.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,20 @@ class Options:
     max_shard_size: str = option("5GB", "maximum file size, with KB, MB or GB")
     quantise: str = option("none", "with format=onnx: int8 stores linear layers in INT8", choices=("none", "int8"))
     allow: list[str] = option([], "with format=onnx: classes outside conf/ that the run may name: [package.Class]")
+    license: str | None = option(None, "licence of the weights for the model card, as the Hub names it: apache-2.0")
+    push: str | None = option(None, "user/name on the Hugging Face Hub to upload to; null: nothing leaves this machine")
 
 
 def run(options: Options) -> dict[str, Any]:
     """Write the folder, print what it holds, and return its config.json and its files.
 
     Raises:
-        ValueError: the format cannot hold the model, or an option has no such value.
+        ValueError: the format cannot hold the model, an option has no such value, or the Hub refuses.
         FileNotFoundError: `checkpoint` is not a run's. FileExistsError: `out` holds something.
     """
     if getattr(options, "format", "") == "onnx":
+        if options.push is not None:
+            raise ValueError(f"push={options.push}: is for Hugging Face's format, without format=onnx")
         return run_onnx(options)
     if options.quantise != "none":
         raise ValueError(f"quantise={options.quantise}: is for format=onnx")
@@ -40,7 +47,11 @@ def run(options: Options) -> dict[str, Any]:
 
     from dsv3.checkpoint.huggingface import export_run
     from dsv3.checkpoint.shards import parse_size
+    from dsv3.checkpoint.upload import check_name, push
+    from dsv3.reporting.model_card import model_card
 
+    if options.push is not None:
+        check_name(options.push)
     out = Path(options.out)
     config = export_run(
         options.checkpoint,
@@ -49,8 +60,13 @@ def run(options: Options) -> dict[str, Any]:
         mtp=options.mtp,
         dtype=getattr(torch, options.dtype),
         max_shard_bytes=parse_size(options.max_shard_size),
+        card=partial(model_card, license=options.license, repository=options.push),
     )
-    return {"out": str(out), "config": config, "files": told(f"{config['architectures'][0]} in {out}", out)}
+    files = told(f"{config['architectures'][0]} in {out}", out)
+    uploaded = push(out, options.push) if options.push is not None else None
+    if uploaded:
+        print(f"uploaded: {uploaded}")
+    return {"out": str(out), "config": config, "files": files, "uploaded": uploaded}
 
 
 def run_onnx(options: Options) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class LanguageModel(lightning.LightningModule):
             states = gathered(self.objective.state())
             checkpoint["dsv3"]["samples"] = {name: value for state in states for name, value in state.items()}
 
-        # A limit of this call, such as max_time, is not the end of the data, as Lightning takes it to be.
+        # A limit of this call, such as limit_train_batches, is not the end of the data, as Lightning takes it to be.
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -9,10 +9,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, onnx_decoding, peak_memory, training_step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, onnx_decoding, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
+from dsv3.runtime import resident
 from dsv3.training.run import build_run
 from tests.synthetic import TARGETS
 
@@ -87,7 +88,7 @@ def test_the_graph_is_compared_with_eager_decoding(monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:
-    assert peak_memory.resident("VmHWM") >= peak_memory.resident("VmRSS") > 0
+    assert resident("VmHWM") >= resident("VmRSS") > 0
 
 
 def test_turns_are_interleaved_and_the_median_is_taken() -> None:
