@@ -203,7 +203,8 @@ class LossTerm(NamedTuple):
 Denominators = Mapping[str, Tensor]
 """What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `mtp`, what each MTP depth's summed loss is divided by. The core adds `tokens`, their number: the
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. One whose own loss is divided by more gives
+`mtp_divisor` too: it divides what MTP learns from instead, and the recorded loss is still that of `mtp`. The core adds `tokens`, their number: the
 balance losses of micro-batches are averaged by it."""
 
 

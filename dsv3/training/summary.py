@@ -149,6 +149,14 @@ def peak_memory(timing: pd.DataFrame) -> dict[str, int]:
     return {column.removeprefix("peak_").removesuffix("_bytes"): int(timing[column].max()) for column in peaks}
 
 
+def balance_text(max_violation: Mapping[str, float | None]) -> str:
+    """Of the layers with experts; a layer that no token came to, as where nothing was learnt, has no violation."""
+    known = [value for value in max_violation.values() if value is not None]
+    if not known:
+        return "no tokens came to the experts" if max_violation else "no experts"
+    return f"MaxVio, mean over the last 10% of tokens: {sum(known) / len(known):.2f} (worst layer {max(known):.2f})"
+
+
 def show(folder: RunFolder) -> None:
     """Print `summary.json` for a person."""
     summary = folder.summary()
@@ -158,18 +166,12 @@ def show(folder: RunFolder) -> None:
     console.print(questions_table(summary))
     if summary["benchmarks"]:
         console.print(benchmarks_table(summary))
-    violations = list(summary["max_violation"].values())
     counts = summary["parameters"]
     lines = {
         "model": f"{counts['total']:,} parameters, {counts['active']:,} active per token, {counts['mtp']:,} in MTP",
         "training": f"{summary['tokens']:,} tokens in {summary['steps']:,} steps, "
         f"{summary['tokens_per_second']:,.0f} tokens/s{used(summary)}",
-        "load balance": "MaxVio, mean over the last 10% of tokens: "
-        + (
-            f"{sum(violations) / len(violations):.2f} (worst layer {max(violations):.2f})"
-            if violations
-            else "no experts"
-        ),
+        "load balance": balance_text(summary["max_violation"]),
         "MTP": ", ".join(f"{name} {value:.3f}" for name, value in summary["mtp_accuracy"].items()) or "none",
         "run folder": summary["run"],
     }

@@ -119,14 +119,15 @@ class DeepSeekMTP(nn.Module):
     def auxiliary_loss(
         self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators, tokens_seen: int
     ) -> LossTerm:
-        """lambda / D * sum over depths of the depth's summed loss / denominators["mtp"]."""
+        """lambda / D * sum over depths of the depth's summed loss / denominators["mtp"], or "mtp_divisor" where given."""
         scale = self.weight(tokens_seen) / self.depth
+        divisor = denominators.get("mtp_divisor", denominators["mtp"]).clamp(min=1)  # nothing to train on: 0
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for k, prediction in enumerate(forward.predictions, start=1):
             hidden_ND, targets_N = prediction.hidden_BSD.flatten(0, 1), prediction.targets_BS.flatten()
             loss = linear_cross_entropy(hidden_ND, head.weight_VD, targets_N, copy_VD=head.copy_VD)
-            losses.append(scale * loss.total / denominators["mtp"].clamp(min=1))  # nothing to train on: 0
+            losses.append(scale * loss.total / divisor)
             sums |= {
                 f"mtp{k}_nll": loss.total.detach(),
                 f"mtp{k}_correct": loss.correct,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dsv3.contracts import IGNORE, MicroBatch
+from dsv3.contracts import IGNORE, Forward, Head, MicroBatch
 from dsv3.testing.plain import Plain, drawn
 from plugins.mtp.deepseek import DeepSeekMTP
 from plugins.mtp.none import NoMTP
@@ -149,6 +149,21 @@ def test_each_depth_sees_one_token_more(depth, seed):
                 assert torch.equal(changed, (where >= first).expand_as(changed))
             changed = (before.hidden_BSD != state.hidden_BSD).any(-1)
             assert torch.equal(changed, (where >= j).expand_as(changed))
+
+
+def test_another_divisor_changes_what_is_learnt_and_not_what_is_recorded():
+    mtp, batch = module(depth=2), packed(3)
+    h = torch.randn(2, 10, DIM, generator=torch.Generator().manual_seed(3))
+    forward = Forward(h, mtp(h, batch, embedding, False), {})
+    head = Head(embedding.weight, embedding.weight)
+    given = {"mtp": torch.tensor(4.0), "tokens": torch.tensor(9.0)}
+    usual = mtp.auxiliary_loss(forward, head, batch, given, 0)
+    other = mtp.auxiliary_loss(forward, head, batch, given | {"mtp_divisor": torch.tensor(40.0)}, 0)
+    torch.testing.assert_close(other.loss, usual.loss / 10)
+    assert {name: float(value) for name, value in other.sums.items()} == {
+        name: float(value) for name, value in usual.sums.items()
+    }
+    assert {figure.over for figure in mtp.statistics if figure.name.endswith("_loss")} == {"mtp"}
 
 
 def test_nothing_of_the_main_model_is_copied():

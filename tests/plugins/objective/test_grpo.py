@@ -218,6 +218,8 @@ def test_flat_groups_are_left_out_and_counted_and_the_divisor_is_unchanged() -> 
     assert int(counts["answers"]) == 8
     assert int(counts["answer_tokens"]) == ANSWER_TOKENS
     assert int(counts["trained_tokens"]) == sum(map(len, ANSWERS[0]))
+    assert int(counts["mtp_divisor"]) == 8 * MAX_TOKENS, "a token counts as in the policy gradient"
+    assert int(grpo(denominator="tokens").denominators(steps[1])["mtp_divisor"]) == 0, "nothing was sampled"
     assert float(Outcome(kept, steps[0]).loss) == pytest.approx(float(Outcome(dropped, steps[1]).loss), abs=1e-7)
     assert len(steps[1].rollouts) == 8, "the table has them all"
 
