@@ -203,9 +203,9 @@ class LossTerm(NamedTuple):
 Denominators = Mapping[str, Tensor]
 """What a step divides by, by name: scalars on the device, of the whole global batch. Padding counts in none of them.
 
-Every objective gives `mtp`, what each MTP depth's summed loss is divided by. One whose own loss is divided by more gives
-`mtp_divisor` too: it divides what MTP learns from instead, and the recorded loss is still that of `mtp`. The core adds `tokens`, their number: the
-balance losses of micro-batches are averaged by it."""
+Every objective gives `mtp`, what each MTP depth's summed loss is divided by. One whose own loss is divided by more than
+that gives `mtp_divisor` too, which divides what MTP learns from instead; what is recorded is divided by `mtp`. The core
+adds `tokens`, their number: the balance losses of micro-batches are averaged by it."""
 
 
 class Forward(NamedTuple):

@@ -15,8 +15,8 @@ since. `rollout_mismatch` records it; clipping and `off_policy_mask` bound the w
 divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch changes: answers times
 max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each (`sequence`).
 
-MTP learns the answers that are better than their group's mean, and none of the others. A token of them counts as one with
-an advantage of 1 does above: a mean over these tokens alone would outweigh the policy gradient.
+MTP learns the answers that are better than their group's mean, and none of the others. One of their tokens counts as
+one with an advantage of 1 does above: a mean over these tokens alone would outweigh the policy gradient.
 
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
 that are trained on are those that were sampled, EOS among them.
