@@ -119,7 +119,7 @@ class DeepSeekMTP(nn.Module):
     def auxiliary_loss(
         self, forward: Forward, head: Head, micro: MicroBatch, denominators: Denominators, tokens_seen: int
     ) -> LossTerm:
-        """lambda / D * sum over depths of the depth's summed loss / denominators["mtp"] (or "mtp_divisor", if given)."""
+        """lambda / D * sum over depths of the depth's summed loss / denominators["mtp"] (or "mtp_divisor")."""
         scale = self.weight(tokens_seen) / self.depth
         divisor = denominators.get("mtp_divisor", denominators["mtp"]).clamp(min=1)  # nothing to train on: 0
         losses: list[Tensor] = []
