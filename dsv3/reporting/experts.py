@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from dsv3.reporting.curves import numbers
 from dsv3.reporting.history import History
-from dsv3.reporting.style import SHARES, SIGNED, TOKENS, Panel, empty, framed, line, stacked
+from dsv3.monitoring.expert_states import relative
+from dsv3.reporting.style import LOADS, SHARES, SIGNED, TOKENS, TOP, Panel, empty, framed, line, stacked
 
-TOP = 2.0  # of an even share: the end of the colour scale; more is shown in its last colour
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
 MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
@@ -32,19 +32,13 @@ def moments(routing: pd.DataFrame) -> list[int]:
     return [int(t) for t in dict.fromkeys(routing.tokens)] if len(routing) else []
 
 
-def relative(load_E: Any) -> np.ndarray:
-    """Load over an even share of it, float32 [E]."""
-    load_E = np.asarray(load_E, dtype=np.float64)
-    return (load_E / max(load_E.mean(), 1e-9)).astype(np.float32)
-
-
 def load_at(routing: pd.DataFrame, tokens: int) -> np.ndarray:
     """Relative load over the interval that ends at `tokens`, [layers, E]."""
     return np.stack([relative(load) for load in routing[routing.tokens == tokens].load])
 
 
 def even_scale(title: str = "relative load (1 = balanced)") -> dict[str, Any]:
-    return {"colorscale": SHARES, "zmin": 0.0, "zmax": TOP, "colorbar": bar(title)}
+    return {"colorscale": LOADS, "zmin": 0.0, "zmax": TOP, "colorbar": bar(title)}
 
 
 def bar(title: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
+from dsv3.checkpoint.older_runs import file_to_read, read_part, read_parts, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.reporting.routing_history import RoutingHistory
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class History:
         self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
+        self._routing = RoutingHistory()
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -38,7 +40,7 @@ class History:
         if parts != known:
             if parts[: len(known)] != known:  # a run that went back to a checkpoint
                 known, frame = [], pd.DataFrame()
-            new = [read_part(part) for part in parts[len(known) :]]
+            new = [read_parts(parts[len(known) :])] if len(parts) > len(known) else []
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
             self._tables[name] = (parts, frame)
             if name == "metrics/train" and (gap := missing_steps(frame)):
@@ -49,6 +51,11 @@ class History:
         """The rows of a table's newest part alone."""
         parts = table_parts(self.folder.path, name)
         return read_part(parts[-1]) if parts else pd.DataFrame()
+
+    def routing(self) -> RoutingHistory:
+        """The load of every expert over all intervals."""
+        self._routing = self._routing.grown(self.folder.path)
+        return self._routing
 
     @property
     def summary(self) -> dict[str, Any] | None:

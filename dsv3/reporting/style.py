@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -10,6 +11,20 @@ from dsv3.reporting.palette import COLOURS
 
 DASHES = ("solid", "dash", "dot", "dashdot")  # once the colours are used up
 SHARES = "Cividis"  # 0 and up
+TOP = 3.0
+"""End of the scale of relative loads; more is shown in its last colour."""
+LOADS = [
+    (0.0, "#67001f"),  # dead
+    (0.01 / TOP, "#67001f"),
+    (0.0101 / TOP, "#e6550d"),  # from here to 0.25: starved
+    (0.25 / TOP, "#fdae6b"),
+    (0.2501 / TOP, "#fee3c8"),
+    (1.0 / TOP, "#f7f7f7"),  # balanced
+    (2.0 / TOP, "#92b5de"),
+    (2.001 / TOP, "#4a83c4"),  # hot
+    (1.0, "#08306b"),
+]
+"""Relative load: its steps are where the state of an expert changes (`dsv3.monitoring.expert_states`)."""
 SIGNED = "PuOr"  # about 0
 INK, PAPER, GRID = "#1b1f24", "#ffffff", "#e3e6ea"
 TOKENS = "training tokens"
@@ -76,9 +91,27 @@ class Panel(NamedTuple):
     unit: str
 
 
-def stacked(title: str, panels: Sequence[Panel], traces: Iterable[tuple[int, go.Scatter]], *, x: str) -> go.Figure:
-    """Panels one above the other; `traces` come with the number of their panel, from 0."""
-    height = 140 + 150 * len(panels)
+MOST_POINTS = 1500
+"""Points of a line that are drawn."""
+
+
+def outline(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line in at most `MOST_POINTS` points: of each bundle of points, the lowest and the highest, so that no spike is
+    lost; the last point is kept."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), MOST_POINTS // 2).astype(int)
+    values = np.nan_to_num(np.asarray(y, dtype=np.float64), nan=np.inf)
+    kept = {i + f(values[i:j]) for i, j in zip(edges[:-1], edges[1:], strict=True) for f in (np.argmin, np.argmax)}
+    at = np.array(sorted(kept | {len(x) - 1}))
+    return x[at], y[at]
+
+
+def stacked(
+    title: str, panels: Sequence[Panel], traces: Iterable[tuple[int, go.Scatter]], *, x: str, each: int = 150
+) -> go.Figure:
+    """Panels one above the other, each so many pixels high; `traces` come with the number of their panel, from 0."""
+    height = 140 + each * len(panels)
     titles = [panel.title for panel in panels]
     gap = 46 / (height - 150)
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
