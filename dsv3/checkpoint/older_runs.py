@@ -65,7 +65,9 @@ def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> p
                 read.append(file.read(columns=kept, use_threads=False))
         except (pyarrow.ArrowException, OSError) as error:
             what = " ".join(str(error).split())[:200]
-            raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
+            raise ValueError(
+                f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows"
+            ) from None
     return pyarrow.concat_tables(read, promote_options="permissive")
 
 

@@ -191,7 +191,7 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
     pairs_EE = pairs.reshape(int(len(pairs) ** 0.5), -1)
     lift_EE = lift(pairs_EE)
     hover = "experts %{y} and %{x}: lift %{z:.2f}<extra></extra>"
-    scale = even_scale("lift")
+    scale = {"colorscale": SHARES, "zmin": 0.0, "zmax": 2.0, "colorbar": bar("lift")}
     figure = go.Figure(go.Heatmap(z=lift_EE.astype(np.float32), hovertemplate=hover, **scale))
     return framed(figure, f"Co-activation of experts, {layer}", x="expert", y="expert", height=440, below=MAP_BELOW)
 
@@ -221,4 +221,4 @@ def stability(run: History) -> go.Figure:
             x=rows.tokens, y=numbers(100 * rows.unchanged_fraction), mode="lines+markers", line=line(i), name=str(layer)
         )
     figure.update_layout(showlegend=table.layer.nunique() <= MOST_LEGENDS)
-    return framed(figure, "Routing stability between checkpoints", x=TOKENS, y="unchanged top-K choices, per cent")
+    return framed(figure, "Routing stability between checkpoints", x=TOKENS, y="unchanged choices, %")

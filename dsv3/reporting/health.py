@@ -80,6 +80,12 @@ def worst(layers: Sequence[LayerNow], chosen: str | None) -> LayerNow | None:
     return (named or [max(layers, key=lambda layer: layer.badness, default=None)])[0]
 
 
+def chosen_layer(run: History, chosen: str | None) -> str | None:
+    """Its name; see `worst`."""
+    layer = worst(layers_now(run), chosen)
+    return layer.layer if layer else None
+
+
 def verdict(run: History) -> tuple[bool | None, str]:
     """Whether the run is well (None: not known yet), and a sentence that says what is not."""
     if run.info.get("experts") == 0:
@@ -89,7 +95,9 @@ def verdict(run: History) -> tuple[bool | None, str]:
     if not layers:
         return None, "Nothing is known of the experts yet: the first interval is not over."
     said = [dead_text(layer) for layer in layers if layer.of(DEAD)]
-    said += [text_of(f) for f in findings(run) if f.state == "open" and f.kind not in ("dead expert", "routing collapse")]
+    said += [
+        text_of(f) for f in findings(run) if f.state == "open" and f.kind not in ("dead expert", "routing collapse")
+    ]
     if said:
         more = f"; and {len(said) - MOST_NAMED} more" if len(said) > MOST_NAMED else ""
         return False, "; ".join(said[:MOST_NAMED]) + more + "."

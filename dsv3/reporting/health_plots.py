@@ -51,7 +51,7 @@ def vitals(run: History) -> go.Figure:
         mode = "lines" if len(x) > 1 else "markers"
         drawn = {"mode": mode, "line": line(i), "name": panel.title, "showlegend": False}
         traces.append((i, go.Scatter(x=x, y=numbers(y), **drawn)))
-    return stacked(title, [panel for panel, *_ in columns], traces, x=TOKENS, each=96)
+    return stacked(title, [panel for panel, *_ in columns], traces, x=TOKENS, each=100, below=MAP_BELOW)
 
 
 def worst_violation(run: History) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ class History:
     def __init__(self, path: Path, name: str) -> None:
         self.folder = RunFolder(path)
         self.name = name
-        self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
+        self._tables: dict[str, tuple[list[Path], int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
@@ -36,13 +36,15 @@ class History:
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
         parts = table_parts(self.folder.path, name)
-        known, frame = self._tables.get(name, ([], pd.DataFrame()))
-        if parts != known:
-            if parts[: len(known)] != known:  # a run that went back to a checkpoint
+        known, written, frame = self._tables.get(name, ([], 0, pd.DataFrame()))
+        same = parts[: len(known)] == known and (not known or known[-1].stat().st_mtime_ns == written)
+        if parts != known or not same:
+            if not same:  # a run that went back to a checkpoint, or added to its last part
                 known, frame = [], pd.DataFrame()
+            written = parts[-1].stat().st_mtime_ns if parts else 0
             new = [read_parts(parts[len(known) :])] if len(parts) > len(known) else []
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
-            self._tables[name] = (parts, frame)
+            self._tables[name] = (parts, written, frame)
             if name == "metrics/train" and (gap := missing_steps(frame)):
                 log.warning("%s: %s of metrics/train are missing; a part was deleted", self.folder.path, gap)
         return frame

@@ -51,6 +51,11 @@ class RoutingHistory:
         layers = {name: known.layers[name].then(load) if name in known.layers else load for name, load in added.items()}
         return RoutingHistory(parts, layers, domains)
 
+    @property
+    def moments(self) -> list[int]:
+        """Tokens at the end of each interval."""
+        return [int(t) for load in list(self.layers.values())[:1] for t in load.tokens_T]
+
     @cached_property
     def judged(self) -> dict[str, np.ndarray]:
         """Numbers of the intervals that experts are judged by, int64, by layer; see `whole`."""

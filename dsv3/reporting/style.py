@@ -14,11 +14,11 @@ SHARES = "Cividis"  # 0 and up
 TOP = 3.0
 """End of the scale of relative loads; more is shown in its last colour."""
 LOADS = [
-    (0.0, "#67001f"),  # dead
-    (0.01 / TOP, "#67001f"),
-    (0.0101 / TOP, "#e6550d"),  # from here to 0.25: starved
-    (0.25 / TOP, "#fdae6b"),
-    (0.2501 / TOP, "#fee3c8"),
+    (0.0, "#c4161c"),  # dead
+    (0.01 / TOP, "#c4161c"),
+    (0.0101 / TOP, "#f28e2b"),  # from here to 0.25: starved
+    (0.25 / TOP, "#fbc48a"),
+    (0.2501 / TOP, "#fdebd9"),
     (1.0 / TOP, "#f7f7f7"),  # balanced
     (2.0 / TOP, "#92b5de"),
     (2.001 / TOP, "#4a83c4"),  # hot
@@ -108,17 +108,24 @@ def outline(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stacked(
-    title: str, panels: Sequence[Panel], traces: Iterable[tuple[int, go.Scatter]], *, x: str, each: int = 150
+    title: str,
+    panels: Sequence[Panel],
+    traces: Iterable[tuple[int, go.Scatter]],
+    *,
+    x: str,
+    each: int = 150,
+    below: int = 84,
 ) -> go.Figure:
-    """Panels one above the other, each so many pixels high; `traces` come with the number of their panel, from 0."""
-    height = 140 + each * len(panels)
+    """Panels one above the other, each so many pixels high; `traces` come with the number of their panel, from 0.
+    `below`: pixels for the label of the x-axis and a legend."""
+    height = 56 + below + each * len(panels)
     titles = [panel.title for panel in panels]
     gap = 46 / (height - 150)
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
     for number, trace in traces:
         figure.add_trace(trace, row=number + 1, col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
-    framed(figure, title, x="", y="", height=height, top=66)
+    framed(figure, title, x="", y="", height=height, top=66, below=below)
     for row, panel in enumerate(panels, 1):
         figure.update_yaxes(title_text=panel.unit, title_font={"size": 11}, row=row, col=1)
     return figure.update_xaxes(title_text=x, row=len(panels), col=1)

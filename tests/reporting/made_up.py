@@ -43,7 +43,7 @@ class MadeUpRun:
         OmegaConf.save(OmegaConf.create(config), path / "config.yaml")
         (path / "run_info.json").write_text(
             '{"parameters": {"total": 7801824, "active": 3672960, "mtp": 1867200}, "flops_per_token": 2.4e7,'
-            ' "cache_bytes_per_token": 640, "tokens": 2600000, "seed": 1, "top_k": %d}' % top_k
+            ' "cache_bytes_per_token": 640, "tokens": 2600000, "seed": 1, "top_k": 4}'
         )
 
     @property
@@ -65,7 +65,9 @@ class MadeUpRun:
             self.folder.table("metrics/train").append(scalars | {"tokens": self.tokens, "step": self.steps})
             self.folder.table("timing/train").append({"tokens": self.tokens, "seconds": 1.8 if self.is_sick else 0.6})
             if spikes:
-                self.find("", "loss spike", -1, f"loss spike {loss:.3f} (gradient norm 20) at {self.tokens:,} tokens: record")
+                self.find(
+                    "", "loss spike", -1, f"loss spike {loss:.3f} (gradient norm 20) at {self.tokens:,} tokens: record"
+                )
         for domain, offset in (("code", 0.0), ("prose", 0.6), ("math", -1.0), ("all", 0.1)):
             row = {"tokens": self.tokens, "weights": "live", "domain": domain, "loss": 3.0, "bpb": loss / 2 + offset}
             self.folder.table("metrics/validation").append(row)
@@ -87,7 +89,9 @@ class MadeUpRun:
             shares = [np.concatenate([[0.5, 0.5], np.zeros(self.experts - 2)])] * len(DOMAINS)
         read = np.array([0.6, 0.005, 0.395] if self.is_sick else [0.4, 0.3, 0.3])
         choices = (tokens * self.top_k * read).astype(int)
-        load_XE = np.stack([self.random.multinomial(n, share / share.sum()) for n, share in zip(choices, shares, strict=True)])
+        load_XE = np.stack(
+            [self.random.multinomial(n, share / share.sum()) for n, share in zip(choices, shares, strict=True)]
+        )
         load_E = load_XE.sum(0)
         self.bias[i] += 0.003 * np.sign(load_E.mean() - load_E)
         scalars = {

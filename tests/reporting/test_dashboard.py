@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsv3.reporting import experts
-from dsv3.reporting.dashboard import build_app
+from dsv3.reporting.dashboard.application import build_app
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.page import write_run_report
 from tests.reporting.browser import Tab, launched, opened, served

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsv3.reporting.dashboard import build_app
+from dsv3.reporting.dashboard.application import build_app
 from dsv3.reporting.history import find_runs
 from dsv3.reporting.style import NO_UPLOAD
 from tests.reporting.made_up import MadeUpRun
