@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from dsv3.monitoring.expert_states import relative
 from dsv3.reporting.curves import numbers
 from dsv3.reporting.history import History
-from dsv3.monitoring.expert_states import relative
 from dsv3.reporting.style import LOADS, SHARES, SIGNED, TOKENS, TOP, Panel, empty, framed, line, stacked
 
 MAP_BELOW = 52  # pixels below a map, which has no legend

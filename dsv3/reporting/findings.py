@@ -1,7 +1,7 @@
 """Everything that is or was wrong with a run, as states: open since when, or closed.
 
-Experts are judged anew from their loads (`dsv3.monitoring.expert_states`), so that a finding has a beginning and an end.
-Intervals that were cut short are not judged.
+Experts are judged anew from their loads (`dsv3.monitoring.expert_states`), so that a finding has a beginning and an
+end. Intervals that were cut short are not judged.
 """
 
 from collections.abc import Iterator, Sequence

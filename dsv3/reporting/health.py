@@ -76,8 +76,8 @@ def beginning(state_TE: np.ndarray) -> np.ndarray:
 
 def worst(layers: Sequence[LayerNow], chosen: str | None) -> LayerNow | None:
     """The chosen layer; the worst one where none is chosen, or the run has none of that name."""
-    named = [layer for layer in layers if layer.layer == chosen]
-    return (named or [max(layers, key=lambda layer: layer.badness, default=None)])[0]
+    by_name = {layer.layer: layer for layer in layers}
+    return by_name.get(chosen or "") or max(layers, key=lambda layer: layer.badness, default=None)
 
 
 def chosen_layer(run: History, chosen: str | None) -> str | None:

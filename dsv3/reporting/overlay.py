@@ -1,4 +1,4 @@
-"""Curves of several runs in one plot: one panel for each figure, smoothed, on any x-axis, by run or by group of runs."""
+"""Curves of several runs in one plot: a panel for each figure, smoothed, on any x-axis, by run or by group of runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def overlay(
     smooth: float = 0.0,
     log: Sequence[str] = (),
 ) -> go.Figure:
-    """A panel for each figure; a line for each group: of its one run, or the mean of its runs in the band of their range.
+    """A panel for each figure; a line for each group: its one run, or the mean of its runs in the band of their range.
 
     smooth: weight of the past in an exponential mean over steps, from 0 up to 1. log: `x`, `y`.
     """
@@ -101,7 +101,8 @@ def overlay(
         return empty(title, "select runs in the table")
     if not names:
         return empty(title, "choose a figure")
-    panels, traces = [], []
+    panels: list[Panel] = []
+    traces: list[tuple[int, go.Scatter]] = []
     for panel, name in enumerate(names):
         unit = ""
         for i, (label, runs) in enumerate(groups.items()):

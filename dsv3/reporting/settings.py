@@ -33,7 +33,7 @@ def add(key: str, value: Any, flat: dict[str, Any]) -> None:
 
 
 def differing(runs: Sequence[History]) -> dict[str, list[Any]]:
-    """Key -> each run's value (None: it has no such key), for keys in which the runs differ, in the order of config.yaml.
+    """Key -> each run's value (None: it has no such key), of keys in which the runs differ, in config.yaml's order.
 
     Of keys that end alike and have the same values in every run, the first stands for all: a resolved configuration
     repeats what its parts share.

@@ -1,6 +1,7 @@
 """Plot style: colours that the colour-blind can tell apart, a unit on every axis, room on a phone."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def outline(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x, y
     edges = np.linspace(0, len(x), MOST_POINTS // 2).astype(int)
     values = np.nan_to_num(np.asarray(y, dtype=np.float64), nan=np.inf)
-    kept = {i + f(values[i:j]) for i, j in zip(edges[:-1], edges[1:], strict=True) for f in (np.argmin, np.argmax)}
+    kept = {i + f(values[i:j]) for i, j in pairwise(edges) for f in (np.argmin, np.argmax)}
     at = np.array(sorted(kept | {len(x) - 1}))
     return x[at], y[at]
 

@@ -166,9 +166,9 @@ def follow(watched: Watched, search: str | None, *values: Any) -> Any:
     if ctx.triggered_id in (None, "address"):
         choice = from_search(search or "")
         run = choice.run if choice.run in watched.look() else watched.newest()
-        values = held(choice._replace(run=run or ""))
+        now = held(choice._replace(run=run or ""))
         # A picker forgets a value that is no option; `offer` comes after this with all of them.
-        return [no_update, *values.values(), *(options_of(values[name]) for name in PICKERS)]
+        return [no_update, *now.values(), *(options_of(now[name]) for name in PICKERS)]
     choice = choice_of(dict(zip(Choice._fields, values, strict=True)))
     return [to_search(choice), *[no_update] * (len(Choice._fields) - 1 + len(PICKERS))]
 

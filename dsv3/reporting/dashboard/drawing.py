@@ -1,4 +1,4 @@
-"""The contents of the page: a skeleton for each view, whose plots and parts are drawn when what they show has changed."""
+"""Contents of the page: a skeleton for each view; its plots and parts are drawn when what they show has changed."""
 
 import json
 import logging

@@ -73,7 +73,7 @@ def tiles(scene: Scene) -> list[Any]:
     if len(train):
         first, unit = next(iter(run.statistics().items()))
         shown.append((f"{first}, smoothed", f"{train[f'{first}_mean'].iloc[-1]:.4g}", unit))
-    shown.append(("held-out text", "–" if row["bpb"] is None else f"{row['bpb']:.4f}", "bits per byte"))
+    shown.append(("held-out text", "none yet" if row["bpb"] is None else f"{row['bpb']:.4f}", "bits per byte"))
     if "grad_norm" in train:
         recent, largest = train.grad_norm.tail(STEPS), train.grad_norm.max()
         shown.append(("gradient norm", f"{recent.median():.3g}", f"largest of the run {largest:.3g}"))

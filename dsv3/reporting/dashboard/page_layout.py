@@ -53,7 +53,7 @@ def theme(root: Path) -> html.Div:
         [
             html.Span(f"in {root}", className="label"),
             html.Button("CSV", id="save-view", title="what this view shows, as CSV"),
-            html.Button("◐", id="theme", title="dark or light", **{"aria-label": "dark or light"}),
+            html.Button("◐", id="theme", title="dark or light"),
         ],
         className="end",
     )

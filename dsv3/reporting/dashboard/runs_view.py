@@ -64,7 +64,11 @@ def grid_columns(rows: Sequence[Mapping[str, Any]], sort: str) -> list[dict[str,
         is_number = all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in values if value is not None
         )
-        column = {"field": field, "headerName": heading, "filter": f"ag{'Number' if is_number else 'Text'}ColumnFilter"}
+        column: dict[str, Any] = {
+            "field": field,
+            "headerName": heading,
+            "filter": f"ag{'Number' if is_number else 'Text'}ColumnFilter",
+        }
         if is_number:
             column["type"] = "rightAligned"
         if written:
@@ -98,7 +102,9 @@ def settings(scene: Scene) -> Any:
     if len(scene.picked) < 2:
         return html.P("Select two or more runs to see in which settings they differ.")
     rows = list(differing(scene.picked).items())
-    content = [table(("setting", *(run.name for run in scene.picked)), [[k, *v] for k, v in rows[:MOST_SETTINGS]])]
+    content: list[Any] = [
+        table(("setting", *(run.name for run in scene.picked)), [[k, *v] for k, v in rows[:MOST_SETTINGS]])
+    ]
     if len(rows) > MOST_SETTINGS:
         content.append(html.P(f"and {len(rows) - MOST_SETTINGS} more"))
     return content if rows else html.P("They do not differ in any setting.")
