@@ -15,6 +15,7 @@ from dsv3.reporting.style import LOADS, SHARES, SIGNED, TOKENS, TOP, Panel, empt
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
 MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
+MOST_HIGHEST = 6  # layers that are drawn of more than these
 
 
 def nothing(run: History) -> str:
@@ -98,17 +99,27 @@ SCALARS = {
 
 
 def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
-    """Columns of `metrics/routing` over tokens, a line for each layer."""
+    """Columns of `metrics/routing` over tokens, a line for each layer; of many, for those that are highest now in the
+    first column, and the median of all."""
     routing = run.table("metrics/routing")
     if routing.empty:
         return empty(title, nothing(run))
+    if len(layers(routing)) > MOST_LEGENDS:
+        title += f", the {MOST_HIGHEST} highest of {len(layers(routing))} layers"
+        routing = highest(routing, columns)
     traces = []
     for i, (layer, rows) in enumerate(routing.groupby("layer", sort=False)):
         for panel, column in enumerate(columns):
             shown = {"name": str(layer), "legendgroup": str(layer), "showlegend": panel == 0}
             traces.append((panel, go.Scatter(x=rows.tokens, y=numbers(rows[column]), line=line(i), **shown)))
-    figure = stacked(title, [SCALARS[column] for column in columns], traces, x=TOKENS)
-    return figure.update_layout(showlegend=len(layers(routing)) <= MOST_LEGENDS)
+    return stacked(title, [SCALARS[column] for column in columns], traces, x=TOKENS)
+
+
+def highest(routing: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of the layers that are highest at the end, and of the median of all layers."""
+    last = routing[routing.tokens == routing.tokens.iloc[-1]].nlargest(MOST_HIGHEST, columns[0])
+    median = routing.groupby("tokens", as_index=False)[list(columns)].median().assign(layer="median of all")
+    return pd.concat([routing[routing.layer.isin(last.layer)], median], ignore_index=True)
 
 
 def violation(run: History) -> go.Figure:

@@ -1,6 +1,7 @@
 """Health of a run now: the experts of each layer, and one sentence about all of it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dsv3.monitoring.expert_states import DEAD, HOT, NAMES, STARVED, WELL, states
 from dsv3.reporting.findings import MOST_NAMED, Finding, findings
 from dsv3.reporting.history import History
+from dsv3.reporting.routing_history import RoutingHistory
 
 
 class Unwell(NamedTuple):
@@ -41,7 +43,12 @@ class LayerNow(NamedTuple):
 
 def layers_now(run: History) -> list[LayerNow]:
     """Every MoE layer and MTP depth, in the order of the model."""
-    routing, now = run.routing(), []
+    return layers_of(run.routing())
+
+
+@lru_cache(maxsize=1)  # the parts of one screen ask for the same
+def layers_of(routing: RoutingHistory) -> list[LayerNow]:
+    now = []
     for layer, load in routing.layers.items():
         at = routing.judged[layer]
         if len(at):

@@ -32,6 +32,7 @@ class History:
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
+        self._joined = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -110,8 +111,13 @@ class History:
 
     def train(self) -> pd.DataFrame:
         """`metrics/train` with `seconds` and `flops` since the beginning, and statistics smoothed as `<name>_mean`."""
-        train = self.table("metrics/train")
-        timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
+        tables = self.table("metrics/train"), self.table("timing/train")
+        if any(now is not before for now, before in zip(tables, self._joined[:2], strict=True)):
+            self._joined = (*tables, self._join(*tables))
+        return self._joined[2]
+
+    def _join(self, train: pd.DataFrame, timing: pd.DataFrame) -> pd.DataFrame:
+        timing = timing.reindex(columns=["tokens", "seconds"])
         if train.empty:
             return train
         train = train.assign(flops=train.tokens * self.info.get("flops_per_token", float("nan")))

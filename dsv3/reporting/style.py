@@ -123,8 +123,10 @@ def stacked(
     titles = [panel.title for panel in panels]
     gap = 46 / (height - 150)
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
-    for number, trace in traces:
-        figure.add_trace(trace, row=number + 1, col=1)
+    placed = list(traces)
+    figure.add_traces(
+        [trace for _, trace in placed], rows=[number + 1 for number, _ in placed], cols=[1] * len(placed)
+    )
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
     framed(figure, title, x="", y="", height=height, top=66, below=below)
     for row, panel in enumerate(panels, 1):

@@ -48,18 +48,19 @@ def scene_of(watched: Watched, run: str, choice: Choice) -> Scene | None:
     return Scene(found[run], [found[name] for name in names if name in found], choice) if run in found else None
 
 
-def key(scene: Scene, part: Drawn) -> str:
+def key(scene: Scene, part: Drawn, stamps: Mapping[str, str]) -> str:
     """Differs once the part would be drawn differently."""
     runs = scene.picked if "picked" in part.uses else [scene.run]
     choices = [getattr(scene.choice, name) for name in part.uses]
-    return f"{hash(json.dumps([[run.name, stamp(run)] for run in runs] + choices)):x}"
+    return f"{hash(json.dumps([[run.name, stamps[run.name]] for run in runs] + choices)):x}"
 
 
 def redrawn(
     watched: Watched, scene: Scene, parts: Mapping[str, Drawn], names: Sequence[str], known: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What has changed of the named parts since they had the known keys, and all keys now."""
-    now = {name: key(scene, parts[name]) for name in names}
+    stamps = {run.name: stamp(run) for run in (scene.run, *scene.picked)}
+    now = {name: key(scene, parts[name], stamps) for name in names}
     changed = {}
     for name in names:
         if known.get(name) != now[name]:
