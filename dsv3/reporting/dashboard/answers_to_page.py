@@ -32,8 +32,10 @@ HOLDERS = {
 }
 """Which property of which element holds a choice."""
 PICKERS = ("run", "layer", "domain", "metrics", "group")
+OF_TABLE = ("filters", "sort")
+"""Choices that the table gets with its columns: one without columns forgets them."""
 PLOT, PART, DRAWN = {"plot": ALL, "run": ALL}, {"part": ALL, "run": ALL}, {"drawn": ALL}
-CHOICES = [name for name in Choice._fields if name not in ("view", "run", "filters", "sort")]
+CHOICES = [name for name in Choice._fields if name not in ("view", "run", *OF_TABLE)]
 """That the contents of a view depend on; for view and run the page gets a new skeleton."""
 
 
@@ -43,10 +45,13 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
     waits = [(Output("tick", "disabled"), True, False)]
     app.callback(
         Output("address", "search"),
-        *(Output(*HOLDERS[name]) for name in Choice._fields if name != "sort"),
+        Output("followed", "data"),
+        *(Output(*HOLDERS[name]) for name in Choice._fields if name not in OF_TABLE),
         *(Output(name, "options", allow_duplicate=True) for name in PICKERS),
         Input("address", "search"),
         *(Input(*HOLDERS[name]) for name in Choice._fields),
+        State("grid", "columnDefs"),
+        State("followed", "data"),
         prevent_initial_call="initial_duplicate",
     )(partial(follow, watched))
     app.callback(
@@ -62,6 +67,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         *(Output("moment", name) for name in ("min", "marks")),
         Output("grid", "rowData"),
         Output("grid", "columnDefs"),
+        Output("grid", "filterModel"),
         Output("run", "value", allow_duplicate=True),
         Input("stamp", "data"),
         Input("view", "value"),
@@ -75,6 +81,8 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Output("page", "className"),
         Input("view", "value"),
         Input("run", "value"),
+        State(DRAWN, "id"),
+        State("page", "className"),
     )(skeleton)
     app.callback(
         Output(PLOT, "figure"),
@@ -152,25 +160,32 @@ def sorted_by(columns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def held(choice: Choice) -> dict[str, Any]:
-    """What the elements of the page hold for a choice, without the order of the table, which its columns hold."""
-    values: dict[str, Any] = {name: value or None for name, value in choice._asdict().items() if name != "sort"}
+    """What the elements of the page hold for a choice."""
+    values: dict[str, Any] = {name: value or None for name, value in choice._asdict().items() if name not in OF_TABLE}
     values["picked"] = {"ids": list(choice.picked)}
-    values["filters"] = json.loads(choice.filters)
     values |= {"moment": choice.moment, "smooth": choice.smooth}
     values |= {name: list(getattr(choice, name)) for name in ("pinned", "metrics", "log")}
     return values
 
 
-def follow(watched: Watched, search: str | None, *values: Any) -> Any:
-    """Set the controls by the address when the page begins or goes back, and the address by the controls otherwise."""
-    if ctx.triggered_id in (None, "address"):
+def follow(watched: Watched, search: str | None, *values_and_columns: Any) -> Any:
+    """Set the controls by the address where they do not follow it yet: when the page begins, or goes back. Otherwise
+    the address by the controls.
+
+    What triggered this does not tell: of two requests at once, the browser drops the answer to the first.
+    """
+    *values, columns, followed = values_and_columns
+    if (search or "") != followed:
         choice = from_search(search or "")
         run = choice.run if choice.run in watched.look() else watched.newest()
         now = held(choice._replace(run=run or ""))
         # A picker forgets a value that is no option; `offer` comes after this with all of them.
-        return [no_update, *now.values(), *(options_of(now[name]) for name in PICKERS)]
+        return [no_update, search or "", *now.values(), *(options_of(now[name]) for name in PICKERS)]
     choice = choice_of(dict(zip(Choice._fields, values, strict=True)))
-    return [to_search(choice), *[no_update] * (len(Choice._fields) - 1 + len(PICKERS))]
+    if not columns:
+        asked = from_search(search or "")
+        choice = choice._replace(filters=asked.filters, sort=asked.sort)
+    return [to_search(choice), to_search(choice), *[no_update] * (len(Choice._fields) - len(OF_TABLE) + len(PICKERS))]
 
 
 def options_of(value: Any) -> list[str]:
@@ -199,31 +214,30 @@ def offer(
     domains: Any = no_update
     slider: list[Any] = [no_update, no_update]
     if history is not None and view in ("health", "experts"):
-        with watched.lock:
-            routing = history.routing()
+        routing = watched.routing(history)
         layers, domains = list(routing.layers), routing.domains
         if times := routing.moments:
             slider = [-max(len(times) - 1, 1), {0: f"{times[-1]:,}", 1 - len(times): f"{times[0]:,}"}]
-    table: list[Any] = [no_update] * 4
+    table: list[Any] = [no_update] * 5
     if view == "runs":
         with watched.lock:
             rows, names = runs_view.grid_rows(watched), metrics(list(found.values()))
-        now = runs_view.grid_columns(rows, from_search(search or "").sort)
+        asked = from_search(search or "")
+        now = runs_view.grid_columns(rows, asked.sort)
         settings = [c["headerName"] for c in now if c["field"].startswith("setting ")]
-        table = [
-            names,
-            settings,
-            rows,
-            no_update if [c["field"] for c in now] == [c["field"] for c in columns] else now,
-        ]
+        same = [c["field"] for c in now] == [c["field"] for c in columns]
+        filters = no_update if columns else json.loads(asked.filters)
+        table = [names, settings, rows, no_update if same else now, filters]
     return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
 
 
-def skeleton(view: str, run: str | None) -> tuple[Any, str]:
-    """The elements of a view, not yet drawn."""
+def skeleton(view: str, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
+    """The elements of a view, not yet drawn. Those that are there are left as they are: plots keep their zoom."""
+    if there == [{"drawn": run}] and shown == f"view-{view}":
+        raise PreventUpdate
     if not run:
         return html.P("There are no runs in this folder yet."), f"view-{view}"
-    return [dcc.Store(id={"drawn": run}), *VIEWS[view].skeleton(run)], f"view-{view}"
+    return [dcc.Store(id={"drawn": run}, data={}), *VIEWS[view].skeleton(run)], f"view-{view}"
 
 
 def draw(

@@ -20,6 +20,7 @@ def page(root: Path) -> html.Div:
             dcc.Location(id="address", refresh=False),
             dcc.Interval(id="tick", interval=REFRESH_SECONDS * 1000),
             dcc.Store(id="stamp"),
+            dcc.Store(id="followed"),
             dcc.Store(id="pinned", data=[]),
             dcc.Download(id="file"),
             html.Header([tabs(), *pickers(), theme(root)], className="head"),
@@ -107,6 +108,7 @@ def grid_options(pinned: list[Any]) -> dict[str, Any]:
         "rowSelection": {"mode": "multiRow"},
         "suppressFieldDotNotation": True,  # settings have dots in their names
         "pinnedTopRowData": pinned,
+        "suppressColumnVirtualisation": True,
         "animateRows": False,
         "selectionColumnDef": {"pinned": "left", "width": 46},
         "rowHeight": ROW,

@@ -11,7 +11,7 @@ from dsv3.reporting.dashboard.elements import part, plot, table
 from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.history import History
 from dsv3.reporting.overlay import overlay
-from dsv3.reporting.settings import differing, flat_settings
+from dsv3.reporting.settings import differing, settings_of
 
 MOST_SETTINGS = 40
 """Columns of settings in the table, and rows of them below it."""
@@ -25,6 +25,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "seconds_left": ("minutes left", "d3.format(',.0f')(params.value / 60)"),
     "parameters": ("parameters", "d3.format('.3s')(params.value)"),
     "active": ("active", "d3.format('.3s')(params.value)"),
+    "why": ("why it failed", ""),
 }
 """Columns of every run: heading, and how a number is written."""
 
@@ -41,11 +42,7 @@ def skeleton(run: str) -> list[Any]:
 def grid_rows(watched: Watched) -> list[dict[str, Any]]:
     """A row for each run: its figures, and the settings in which runs differ."""
     runs = list(watched.look().values())
-    rows = []
-    for run, row in zip(runs, watched.rows(runs), strict=True):
-        counts = run.info.get("parameters", {})
-        done = row["tokens"] / row["planned"] if row["planned"] else None
-        rows.append({**row, "done": done, "parameters": counts.get("total"), "active": counts.get("active")})
+    rows = [dict(row) for row in watched.rows(runs)]
     for key, values in list(differing(runs).items())[:MOST_SETTINGS]:
         for row, value in zip(rows, values, strict=True):
             row[f"setting {key}"] = value
@@ -86,7 +83,7 @@ def groups(scene: Scene) -> dict[str, list[History]]:
         return {run.name: [run] for run in scene.picked}
     grouped: dict[str, list[History]] = {}
     for run in scene.picked:
-        value = flat_settings(run.config).get(scene.choice.group)
+        value = settings_of(run).get(scene.choice.group)
         grouped.setdefault(f"{scene.choice.group}={value}", []).append(run)
     return {
         f"{name} (mean and range of {len(runs)})" if len(runs) > 1 else name: runs for name, runs in grouped.items()

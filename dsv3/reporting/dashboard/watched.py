@@ -1,5 +1,6 @@
 """Runs of a folder as the dashboard watches them: found again as they come and go, read only when they have changed."""
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,9 @@ from typing import Any
 
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.overview import overview
+from dsv3.reporting.routing_history import RoutingHistory
+
+log = logging.getLogger(__name__)
 
 SHARE = 50
 """A search for runs is not repeated before so many times the time that it took: at most 2% of a core."""
@@ -37,13 +41,32 @@ class Watched:
         runs = self.look()
         return max(runs, key=lambda name: runs[name].folder.config_path.stat().st_mtime, default=None)
 
+    def routing(self, run: History) -> RoutingHistory:
+        """Its routing; none where it cannot be read, which the parts that show it say."""
+        with self.lock:
+            try:
+                return run.routing()
+            except ValueError:
+                return RoutingHistory()
+
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
         """See `overview`, for each run; made anew where it has changed."""
         with self.lock:
             for run in runs:
                 if self._rows.get(run.name, ("", {}))[0] != (now := stamp(run)):
-                    self._rows[run.name] = now, overview(run)
+                    self._rows[run.name] = now, row_of(run)
             return [self._rows[run.name][1] for run in runs]
+
+
+def row_of(run: History) -> Mapping[str, Any]:
+    """Its `overview`, number of parameters and settings; of a run whose files cannot be read, what is wrong."""
+    try:
+        row, counts = overview(run), run.info.get("parameters", {})
+        done = row["tokens"] / row["planned"] if row["planned"] else None
+        return {**row, "done": done, "parameters": counts.get("total"), "active": counts.get("active")}
+    except Exception as error:  # a run folder may hold anything
+        log.warning("%s: %s", run.name, error)
+        return {"run": run.name, "state": run.state, "why": f"cannot be read: {error}"}
 
 
 def stamp(run: History) -> str:
