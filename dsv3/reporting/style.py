@@ -124,9 +124,7 @@ def stacked(
     gap = 46 / (height - 150)
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
     placed = list(traces)
-    figure.add_traces(
-        [trace for _, trace in placed], rows=[number + 1 for number, _ in placed], cols=[1] * len(placed)
-    )
+    figure.add_traces([trace for _, trace in placed], rows=[number + 1 for number, _ in placed], cols=[1] * len(placed))
     figure.update_annotations(x=0, xanchor="left", font={"size": 12})
     framed(figure, title, x="", y="", height=height, top=66, below=below)
     for row, panel in enumerate(panels, 1):

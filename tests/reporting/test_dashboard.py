@@ -63,7 +63,7 @@ def url(folder: Path) -> Iterator[str]:
 
 def text_of(tab: Tab, part: str, awaited: str) -> str:
     """The text of a part of the page, once it holds the awaited words."""
-    place = tab.page.locator(f"[id*='\"part\":\"{part}\"']")
+    place = tab.page.locator(f'[id*=\'"part":"{part}"\']')
     place.filter(has_text=awaited).wait_for()
     return str(place.inner_text())
 
@@ -83,7 +83,9 @@ def test_ten_questions_about_a_sick_run(url: str, browser: Any) -> None:
         dead = data_of(tab, "map", "[plot._fullData[0].z[2][0], plot._fullData[0].z[2][7]]")
         assert dead[0] > 0.1  # the load over tokens: no click
         assert dead[1] == 0
-        findings = text_of(tab, "findings", "slow-down")  # why is it slow, was there a spike, is a domain gone? no click
+        findings = text_of(
+            tab, "findings", "slow-down"
+        )  # why is it slow, was there a spike, is a domain gone? no click
         assert "open\tslow-down" in findings
         assert "event\tloss spike" in findings
         assert "open\tstarved domain\t\tprose has under a tenth" in findings

@@ -10,7 +10,7 @@ from dash.exceptions import PreventUpdate
 
 from dsv3.reporting.dashboard import experts_view, health_view, runs_view, training_view
 from dsv3.reporting.dashboard.address import Choice, from_search, to_search
-from dsv3.reporting.dashboard.drawing import View, figure_and_style, redrawn, scene_of, text_of
+from dsv3.reporting.dashboard.drawing import View, figure_and_style, redrawn, scene_of, text_of, zoomed
 from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
 from dsv3.reporting.dashboard.spreadsheet import figures_csv, table_csv
 from dsv3.reporting.dashboard.watched import Watched, stamp
@@ -93,6 +93,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Input(PLOT, "id"),
         Input(PART, "id"),
         State(DRAWN, "data"),
+        State(PLOT, "relayoutData"),
         *(Input(*HOLDERS[name]) for name in CHOICES),
         running=waits,
     )(partial(draw, watched))
@@ -241,9 +242,9 @@ def skeleton(view: str, run: str | None, there: list[Any], shown: str) -> tuple[
 
 
 def draw(
-    watched: Watched, changed: Any, plots: list[Any], parts: list[Any], known: list[Any], *values: Any
+    watched: Watched, changed: Any, plots: list[Any], parts: list[Any], known: list[Any], moved: list[Any], *values: Any
 ) -> list[list[Any]]:
-    """All plots and parts of the view that are not up to date."""
+    """All plots and parts of the view that are not up to date. A plot keeps its zoom while its run goes on."""
     ids = [*plots, *parts]
     scene = scene_of(watched, ids[0]["run"], choice_of(dict(zip(CHOICES, values, strict=True)))) if ids else None
     if scene is None:
@@ -252,7 +253,8 @@ def draw(
     made, now = redrawn(watched, scene, PARTS, names, known[0] or {})
     if not made:
         raise PreventUpdate
-    figures = [figure_and_style(made.get(each["plot"])) for each in plots]
+    kept = moved if ctx.triggered_id == "stamp" else [None] * len(plots)
+    figures = [figure_and_style(zoomed(made.get(each["plot"]), m)) for each, m in zip(plots, kept, strict=True)]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
     return [[figure for figure, _ in figures], [style for _, style in figures], texts, [now]]
 

@@ -85,6 +85,15 @@ def figure_and_style(figure: Any) -> tuple[Any, Any]:
     return figure, {"height": f"{figure.layout.height}px"}
 
 
+def zoomed(figure: Any, moved: Mapping[str, Any] | None) -> Any:
+    """The plot in the ranges that its reader last moved its axes to (`relayoutData`)."""
+    for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
+        low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
+        if isinstance(figure, go.Figure) and None not in (low, high):
+            figure.update_layout({axis: {"range": [low, high]}})
+    return figure
+
+
 def text_of(content: Any) -> Any:
     """A part that is no plot; of a plot that stands for a failed one, its text."""
     return content.layout.annotations[0].text if isinstance(content, go.Figure) else content
