@@ -40,10 +40,15 @@ $(READY): pyproject.toml requirements.txt
 train: $(READY) ## run the default study and print its summary
 	$(BIN)/python train.py
 
-chat: $(READY) ## fine-tune the default run on conversations and talk to it
+chat: $(READY) runs/chat/seed1/summary.json ## fine-tune the default run on conversations and talk to it
+	$(BIN)/python -m dsv3 chat checkpoint=runs/chat/seed1
+
+runs/chat/seed1/summary.json: | $(READY)
 	$(BIN)/python train.py
 	$(BIN)/python train.py experiment=chat
-	$(BIN)/python -m dsv3 chat checkpoint=runs/chat/seed1
+
+serve: $(READY) runs/chat/seed1/summary.json ## serve the chat model (trained if it is not there): web chat and OpenAI's API
+	$(BIN)/python -m dsv3 serve checkpoint=runs/chat/seed1 compare=runs/default/seed1 open=true
 
 test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
@@ -52,6 +57,16 @@ test: $(READY) ## run the tests (at most ten minutes)
 test-all: $(READY) ## run every test, the slow ones too (half an hour)
 	@$(CHROMIUM)
 	$(PYTEST)
+
+coverage: $(READY) ## run the tests and report what lines of the project they reach
+	@$(CHROMIUM)
+	$(PYTEST) -m "not slow and not gpu" --cov=dsv3 --cov=plugins --cov=data --cov-report=term:skip-covered
+
+docs: $(READY) ## build the documentation site in site/; a broken link or reference fails
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null \
+		|| $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/index.html; to search it: $(BIN)/python -m http.server --directory site"
 
 bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
 	$(BIN)/python -m dsv3 bench
@@ -62,4 +77,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train chat test test-all bench check
+.PHONY: help setup train chat serve test test-all coverage docs bench check

@@ -19,23 +19,26 @@ def main(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     from dsv3.checkpoint.run_folder import RunFolder
-    from dsv3.training.launch import needs_ranks, start_ranks
-
-    if needs_ranks(config):
-        if status := start_ranks(config):
-            sys.exit(status)
-        return  # the first of them has shown the run
-
     from dsv3.training.fit import fit
+    from dsv3.training.launch import needs_ranks, start_ranks
+    from dsv3.training.on_end import end_told
     from dsv3.training.resume import is_finished
     from dsv3.training.summary import conclude, show
 
     folder = RunFolder(config.run.dir)
     if not is_finished(config, folder):
-        run = fit(config)
-        conclude(run)
-        if run.exit_status:
-            sys.exit(run.exit_status)
+        with end_told(config):
+            if needs_ranks(config):
+                status = start_ranks(config)
+            else:
+                run = fit(config)
+                conclude(run)
+                run.folder.release()
+                status = run.exit_status
+            if status:
+                sys.exit(status)
+        if needs_ranks(config):
+            return  # the first of them has shown the run
     if launched_rank() == 0:
         show(folder)
 

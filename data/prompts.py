@@ -26,13 +26,17 @@ class Prompts(ExampleModule):
 
     kind = "prompts"
 
-    def __init__(self, *, max_answer_tokens: PositiveInt, **others: Any) -> None:
+    def __init__(self, *, max_answer_tokens: PositiveInt, steps_per_prompt: PositiveInt = 1, **others: Any) -> None:
         """`max_answer_tokens`: room for the answer in a row of `sequence_length` tokens; longer prompts are left out.
+        `steps_per_prompt`: steps in a row that have the same prompts.
 
         Raises:
             ValueError: as `ExampleModule`.
         """
         super().__init__(**others)
+        if steps_per_prompt < 1:
+            raise ValueError(f"data.steps_per_prompt={steps_per_prompt}: must be at least 1")
+        self._steps_per_prompt = steps_per_prompt
         self._longest = self._length - max_answer_tokens
         if self._longest < 1:
             raise ValueError(
@@ -81,16 +85,17 @@ class Prompts(ExampleModule):
         return [prompt for of_domain in self._items for prompt in of_domain]
 
     def stream_key(self) -> str:
-        return digest([super().stream_key(), self._longest])
+        repeated = [] if self._steps_per_prompt == 1 else [self._steps_per_prompt]
+        return digest([super().stream_key(), self._longest, *repeated])
 
     def steps(self) -> Iterator[Step]:
         """Steps without end from where the datamodule stands: training ends them. Prompt i of a step goes to rank i
         modulo the number of ranks."""
         self.setup()
-        key, given = self.stream_key(), 0
+        key, given, first = self.stream_key(), 0, 0
         table = mixture({name: source.weight for name, source in self.sources.items()}).tolist()
         if self._restored is not None:
-            given = self._restored["prompts"]
+            given, first = self._restored["prompts"], self._restored.get("steps_with_them", 0)
         orders: dict[tuple[int, int], Sequence[int]] = {}
         while True:
             count = self.rows_per_step(given)
@@ -100,7 +105,9 @@ class Prompts(ExampleModule):
                     f"{self._ranks}"
                 )
             own = [self._prompt(given + i, table, orders) for i in range(self._rank, count, self._ranks)]
-            given += count
+            for step in range(first + 1, self._steps_per_prompt):
+                yield Step([], 0, {"stream": key, "prompts": given, "steps_with_them": step}, prompts=own)
+            given, first = given + count, 0
             yield Step([], 0, {"stream": key, "prompts": given}, prompts=own)
 
     def _prompt(self, number: int, table: Sequence[int], orders: dict[tuple[int, int], Sequence[int]]) -> Prompt:

@@ -1,8 +1,14 @@
-"""`python -m dsv3 <tool> key=value ...`"""
+"""`python -m dsv3 <tool> key=value ...`, or `dsv3 <tool> ...` where the environment is active."""
 
 import sys
 
 from dsv3.cli import main
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """The command `dsv3`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -5,6 +5,7 @@ reads it from the source, without importing the plugin.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -64,3 +65,17 @@ NonNegativeFloat = Annotated[float, AtLeast(0)]
 FiniteFloat = Annotated[float, AtLeast(-math.inf)]
 Fraction = Annotated[float, Between(0, 1)]
 Seed = Annotated[int, Between(0, 4_294_967_295)]  # what NumPy and Grain take
+
+
+def seconds_of(time_limit: str) -> int:
+    """Of DD:HH:MM:SS.
+
+    Raises:
+        ValueError: it is not of that form, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", time_limit, re.ASCII)
+    days, hours, minutes, seconds = map(int, found.groups()) if found else (0, 0, 0, 0)
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total == 0:
+        raise ValueError("must be DD:HH:MM:SS above zero, such as 00:03:50:00, or null for no limit")
+    return total

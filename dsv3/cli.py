@@ -9,9 +9,10 @@ A tool is a module `dsv3/tools/<name>.py` (`<name>_.py` where the name is a keyw
 
 Only the tool that runs is imported, and it imports what is slow inside `run`, so that mistakes show at once. A tool
 with a field `overrides: list[str]` takes the keys of conf/train.yaml too, such as `model=small`. A constant FIRST names
-the option that the first argument sets where it is not of the form key=value. Every tool takes `--config-dir DIR`, a
-folder of configurations of one's own: modules that lie in it or next to it can then be imported. A tool that reads run
-folders has a field `allow: list[str]`; it also holds the `_target_`s that the files in `--config-dir` name.
+the option that the first argument sets where it is not of the form key=value; a constant FORMATS holds further values
+of `format`. Every tool takes `--config-dir DIR`, a folder of configurations of one's own: modules that lie in it or
+next to it can then be imported. A tool that reads run folders has a field `allow: list[str]`; it also holds the
+`_target_`s that the files in `--config-dir` name.
 
 Exit status: 0 done; 2 a user's mistake, in the options or found while running (ValueError or OSError: its message); 130
 interrupted; 1 a defect: one line, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks instead.
@@ -48,6 +49,10 @@ REQUIRED: Any = MISSING
 """In place of the default of an option that must be given."""
 
 SECONDS_FOR_RANK_ZERO = 3
+
+ENGINES = ("auto", "eager", "onnx")
+"""Choices of the option `engine` of tools that write text: see `dsv3.inference.engines`."""
+ENGINE_HELP = "eager (PyTorch), or onnx (a graph, in FP32); auto: onnx on a CPU where the graph has the model's parts"
 
 FORMATS = ("text", "json")
 _FORMAT_HELP = "text, or one JSON object on stdout (everything else then goes to stderr)"
@@ -187,8 +192,8 @@ def _read(tool: ModuleType, arguments: Sequence[str], folder: Path | None) -> tu
         if place == 0 and not equals and hasattr(tool, "FIRST"):
             key, equals, text = tool.FIRST, "=", argument
         if key == "format" and equals:
-            output = text
-            problems += [] if text in FORMATS else [Problem(key, text, one_of(FORMATS, text))]
+            output, allowed = text, (*FORMATS, *getattr(tool, "FORMATS", ()))
+            problems += [] if text in allowed else [Problem(key, text, one_of(allowed, text))]
         elif key in fields and equals:
             problems += _set(config, fields[key], text)
         elif message := answer(key, text, fields):
@@ -275,7 +280,8 @@ def _tool_help(program: str, name: str, tool: ModuleType) -> Iterator[str]:
         given = "(required)" if default == REQUIRED else f"= {shown(default) or repr(default)}"
         allowed = f" One of: {', '.join(map(shown, field.metadata['choices']))}." if field.metadata["choices"] else ""
         yield f"  {field.name}: {_type(field)} {given}  # {field.metadata['help']}{allowed}"
-    yield f"  format: str = text  # {_FORMAT_HELP}"
+    more = "".join(f"; or {name}: see above" for name in getattr(tool, "FORMATS", ()))
+    yield f"  format: str = text  # {_FORMAT_HELP}{more}"
     yield "  --config-dir DIR  # a folder of configurations of one's own, for parts that lie outside the project"
     if _takes_overrides(tool):
         yield "  Any group=option or key=value of `python train.py --help`, too."

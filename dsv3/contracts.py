@@ -8,6 +8,7 @@ reads no values of tensors. The core then draws every parameter with two or more
 model.init_std) and leaves vectors as their modules set them. `dsv3.testing` has a check for every kind.
 
 Shape legend, used in the names of tensors everywhere:
+
     B rows of a micro-batch      T positions of a row        N = B*T tokens
     D model width                V vocabulary                H attention heads
     E routed experts             K experts per token         M = N*K rows handed to experts
@@ -279,6 +280,18 @@ class ChecksPrompts(Protocol):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise ValueError where the row of one cannot be used."""
+
+
+@runtime_checkable
+class KeepsSamples(Protocol):
+    """What an objective may offer that trains more than once on what it sampled: checkpoints hold that too."""
+
+    def state(self) -> dict[str, Any]:
+        """What this rank needs to go on after this step, JSON-serialisable. No two ranks use a name for unlike things:
+        a checkpoint holds those of all ranks together."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what all ranks had when the checkpoint was written."""
 
 
 @runtime_checkable
@@ -691,6 +704,7 @@ class KeepsHeldOut(Protocol):
 LoggerFactory = Callable[..., Any]
 """(save_dir=<run folder>) -> what lightning.Trainer takes as `logger`: a Lightning Logger, a list of them, or False.
 
+Several may be chosen, so the arguments of each stand under a name of its own, such as `logger.csv`.
 A logger is sent `log_metrics({name: number})` with `tokens` among the names, and no `step`. What it writes lies in
 `save_dir` or on a server. Called again for a resumed run, it continues the same one.
 """

@@ -4,7 +4,10 @@ import ctypes
 import gc
 import logging
 import os
+import resource
+import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of glibc's mallopt(3)."""
+
+OUT_OF_TIME = 75
+"""Exit status that asks for the same command again: sysexits.h calls it EX_TEMPFAIL."""
 
 
 def set_up_process() -> None:
@@ -26,10 +32,12 @@ def device_named(choice: str, *, key: str = "device") -> "torch.device":
     """The device for `auto` (cuda where torch sees a GPU, else cpu), `cpu` or `cuda`; `key` is where it was chosen.
 
     Raises:
-        ValueError: cuda is asked for and torch sees no GPU.
+        ValueError: cuda is asked for and torch sees no GPU, or mps, which was never tested.
     """
     import torch
 
+    if choice == "mps":
+        raise ValueError(f"{key}=mps: must be auto, cpu or cuda; nobody has tested mps yet")
     found = torch.cuda.is_available()
     if choice == "cuda" and not found:
         raise ValueError(f"{key}=cuda: torch sees no GPU here; {key}=cpu does without one")
@@ -49,6 +57,20 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def resident(field: str) -> int:
+    """Bytes, on Linux: `VmRSS`, the resident set now, or `VmHWM`, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_resident_bytes() -> int:
+    """Peak of the resident set. getrusage on Linux may count a parent's, so it is asked elsewhere only."""
+    if sys.platform == "linux":
+        return resident("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def launched_rank() -> int:

@@ -72,7 +72,7 @@ def process_is_left_as_found() -> Iterator[None]:
     threads, seeds = torch.get_num_threads(), (torch.get_rng_state(), random.getstate(), np.random.get_state())
     loggers = [logging.getLogger(name) for name in (None, "lightning.pytorch", "lightning.fabric")]
     levels, handlers = [logger.level for logger in loggers], [logger.handlers[:] for logger in loggers]
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     os.chdir(folder)
     sys.argv[:] = arguments

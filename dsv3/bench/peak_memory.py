@@ -7,12 +7,12 @@ gradients, optimiser state, activations and logits. On a GPU it is the peak of w
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import get_args
 
 import torch
 
 from dsv3.bench.measuring import Figure
+from dsv3.runtime import resident
 
 STEPS = 2
 
@@ -70,10 +70,3 @@ def measured(side: str, precision: str, device: torch.device, sender: Connection
         step()
     on_gpu = device.type == "cuda"
     sender.send(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before)
-
-
-def resident(field: str) -> int:
-    """Bytes: `VmRSS`, the resident set now, or `VmHWM`, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024

@@ -8,6 +8,7 @@ Options are known by the `_target_` of their YAML files.
 """
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -74,8 +75,10 @@ class Parts(NamedTuple):
         return self.mtp.get("depth", 0)
 
 
+@cache
 def target(kind: str, option: str) -> str:
-    return OmegaConf.load(CONF / kind / f"{option}.yaml")._target_
+    """The class that conf/<kind>/<option>.yaml names."""
+    return str(OmegaConf.load(CONF / kind / f"{option}.yaml")._target_)
 
 
 def family_of(parts: Parts) -> str:

@@ -43,8 +43,11 @@ def export_run(
     mtp: bool,
     dtype: torch.dtype,
     max_shard_bytes: int,
+    card: Callable[[RunFolder, dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Write the run's model and tokenizer to `out`, which must be new or empty; return its config.json.
+
+    card: text of README.md, from the run and the config.json.
 
     Raises:
         ValueError: Hugging Face's format cannot hold the model.
@@ -71,6 +74,8 @@ def export_run(
         write_json(path / "config.json", fields)
         write_json(path / "generation_config.json", {"do_sample": False, **special})
         copy_tokenizer(folder.tokenizer_path, path)
+        if card is not None:
+            (path / "README.md").write_text(card(folder, fields), encoding="utf-8")
 
     write_folder(out, write)
     return fields

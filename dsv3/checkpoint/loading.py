@@ -101,6 +101,11 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         local(parameter).copy_(weights[name])
 
 
+def is_url(checkpoint: str) -> bool:
+    """Whether it is a model behind an API, not files."""
+    return checkpoint.startswith(("http://", "https://"))
+
+
 def is_hf_checkpoint(checkpoint: str) -> bool:
     """Whether this is a folder in Hugging Face's format."""
     folder = Path(checkpoint)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import pyarrow
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from dsv3.checkpoint.parts import numbered, tokens_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow
 
 TABLES = {"metrics/alerts": "metrics/findings"}
 COLUMNS = {
@@ -30,7 +30,7 @@ def table_parts(run: Path, name: str) -> list[Path]:
     return sorted((part for each in names for part in numbered(run / each, "part-*.parquet")), key=tokens_of)
 
 
-def read_part(part: Path) -> pd.DataFrame:
+def read_part(part: Path) -> "pd.DataFrame":
     """The rows of one part of a table.
 
     Raises:
@@ -39,7 +39,7 @@ def read_part(part: Path) -> pd.DataFrame:
     return read_parts([part])
 
 
-def read_parts(parts: Sequence[Path]) -> pd.DataFrame:
+def read_parts(parts: Sequence[Path]) -> "pd.DataFrame":
     """The rows of parts of one table, in order.
 
     Raises:
@@ -49,7 +49,7 @@ def read_parts(parts: Sequence[Path]) -> pd.DataFrame:
     return rows.rename(columns=COLUMNS.get(parts[0].parent.name, {}))
 
 
-def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> pyarrow.Table:
+def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> "pyarrow.Table":
     """Rows as Arrow has them, under the names in the files: a tenth of the time that pandas takes for each part.
 
     columns: what to read, of those that are there; None: all.
@@ -57,6 +57,9 @@ def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> p
     Raises:
         ValueError: a file is damaged.
     """
+    import pyarrow
+    import pyarrow.parquet
+
     read = []
     for part in parts:
         try:

@@ -4,6 +4,7 @@
     checkpoints/        tokens-000001000000.ckpt        metrics/<table>/part-000001000000.parquet
     summary.json, report.html  written at the end       timing/<table>/...   wall-clock measurements
     failure.txt         why training failed, until it is resumed; failure-rank0.txt, ...: stacks of ranks that hung
+    environment.json    commit, packages, machine   environment.diff    changes since the commit
     run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed
@@ -17,9 +18,8 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig
 
@@ -30,6 +30,9 @@ from dsv3.checkpoint.parts import is_run, numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.config.moved import upgraded
 from dsv3.strict_json import text_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,8 @@ class Table:
     def flush(self, tokens: int) -> None:
         """Write the rows so far as the part that ends at `tokens`."""
         if self.rows:
+            import pandas as pd
+
             frame = pd.DataFrame(self.rows)
             part = self.folder / f"part-{tokens:015d}.parquet"
             if part.exists():  # rows came after an earlier flush at these tokens, such as the last evaluation's
@@ -136,8 +141,10 @@ class RunFolder:
             else:
                 self.tables[name].rows = []
 
-    def read(self, name: str) -> pd.DataFrame:
+    def read(self, name: str) -> "pd.DataFrame":
         """All parts of a table in order, e.g. `metrics/train`; empty if there are none."""
+        import pandas as pd
+
         parts = table_parts(self.path, name)
         return pd.concat([read_part(part) for part in parts], ignore_index=True) if parts else pd.DataFrame()
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 CheckpointFormat = Literal["file", "folder"]
+Engine = Literal["auto", "eager", "onnx"]
 
 
 @dataclass
@@ -20,6 +21,8 @@ class Train:
     resume: str
     allow: Sequence[str]
     grad_clip: PositiveFloat
+    engine: Engine
+    profile: bool
     compile: bool
     recompute: Sequence[Literal["norm", "attention_up", "swiglu"]]
 
@@ -35,6 +38,7 @@ class Run:
     checkpoint_format: CheckpointFormat
     keep_checkpoints: PositiveInt
     validate_every_tokens: PositiveInt
+    on_end: Sequence[str]
 
 
 @dataclass
@@ -73,8 +77,10 @@ class Evaluate:
     """The top level of conf/evaluate.yaml."""
 
     checkpoint: str
+    served_model: str | None
     allow: Sequence[str]
     device: Literal["auto", "cpu", "cuda"]
+    engine: Engine
     format: Literal["text", "json"]
     out: str | None
     held_out: bool
@@ -85,6 +91,9 @@ class Evaluate:
     limit: PositiveInt | None
     num_fewshot: NonNegativeInt | None
     num_samples: PositiveInt | None
+    actions: Literal["likelihood", "text"] | None
+    history: NonNegativeInt | None
+    steps: PositiveInt | None
     seed: Seed
     confirm_run_unsafe_code: bool
     datasets_folder: str | None
@@ -121,7 +130,7 @@ TRAINER_IS_GIVEN = {
     "gradient_clip_algorithm": "set grad_clip, the maximum global gradient norm",
     "precision": "set precision=bf16, fp32, fp8_blockwise, ...",
     "callbacks": "set +callbacks@callbacks.<name>=<option>",
-    "logger": "set logger=wandb or logger=none",
+    "logger": "set logger=wandb, logger=none, logger=[csv,tensorboard], ...",
     "default_root_dir": "set run.dir",
     "max_epochs": "set run.tokens, the length of training",
     **dict.fromkeys(
@@ -151,3 +160,6 @@ GIVEN_BY_THE_CORE = {
     "logger": ("save_dir",),
 }
 """Kind of part with `_partial_: true` -> arguments that the core adds; a kind that is not listed is not checked."""
+
+SEVERAL = "logger"
+"""Kind of part of which several may be chosen, each under a name of its own."""

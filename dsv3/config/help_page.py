@@ -86,9 +86,9 @@ def _other_keys(composer: Composer, group: str, chosen: str | None, tree: dict[s
     seen = set(_flat(tree.get(group, {}), ""))
     for option in composer.options(group):
         file = _file(composer, f"{group}/{option}")
-        if option == chosen or file is None or "@package" in file.read_text(encoding="utf-8"):
+        if option == chosen or file is None or (package := _package(file, group)) == "_global_":
             continue
-        comments, values = read(file)
+        comments, values = read(file, package.partition(f"{group}.")[2])
         new = {k: value for k, value in values.items() if k not in seen and k.rpartition(".")[2] not in INNER}
         seen |= set(new)
         for key, value in new.items():
@@ -136,22 +136,31 @@ def _comments_of(composer: Composer, chosen: dict[str, Any]) -> dict[str, str]:
         names = [*(name for name in composer.options(group) if name != option), option]
         for name in names:
             if file := _file(composer, f"{group}/{name}"):
-                own = read(file)[0]
-                comments |= {f"{group.replace('/', '.')}.{key}": comment for key, comment in own.items()}
+                package = _package(file, group.replace("/", "."))
+                comments |= {f"{package}.{key}": comment for key, comment in read(file)[0].items()}
     return comments
 
 
-def read(file: Path) -> tuple[dict[str, str], dict[str, object]]:
-    """A YAML file's trailing comments and its values, both by dotted key; `defaults` is left out."""
+def _package(file: Path, group: str) -> str:
+    """Where Hydra puts what an option holds: where its header says, or under its group."""
+    header = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+    return header[1] if header else group
+
+
+def read(file: Path, below: str = "") -> tuple[dict[str, str], dict[str, object]]:
+    """A YAML file's trailing comments and its values, both by dotted key; `defaults` is left out.
+
+    below: key that all others are under.
+    """
     text = file.read_text(encoding="utf-8")
     root = yaml.compose(text, Loader=_LOADER)
     comments: dict[str, str] = {}
     if isinstance(root, yaml.MappingNode):
-        _collect(root, "", text.splitlines(), comments)
+        _collect(root, f"{below}." if below else "", text.splitlines(), comments)
     values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(values, dict)
     values.pop("defaults", None)
-    return comments, _flat(values, "") if values else {}
+    return comments, _flat(values, f"{below}." if below else "") if values else {}
 
 
 def _collect(node: yaml.MappingNode, prefix: str, lines: list[str], comments: dict[str, str]) -> None:

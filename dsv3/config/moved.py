@@ -25,6 +25,9 @@ MOVED = {
     "dispatch.row_multiple": "dispatch.pad_multiple",
     "optimizer.rows_lr_scale": "optimizer.sparse_lr_scale",
     "optimizer.adamw_names": "optimizer.adamw_params",
+    "logger.project": "logger.wandb.project",
+    "logger.group": "logger.wandb.group",
+    "logger.name": "logger.wandb.name",
     "precision.hold_swiglu_inputs": "precision.save_swiglu_inputs",
 }
 """Old key, or whole mapping -> today's; each line is applied to what the lines above have made of a key."""

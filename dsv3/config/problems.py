@@ -58,6 +58,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def one_of(options: Sequence[Any], value: Any) -> str:
     """ "must be one of a, b, c", with the nearest first where there is one."""
     names = [shown(option) for option in options]
+    if value == "mps" and {"cpu", "cuda"} <= {*names}:
+        return f"must be one of {', '.join(names)}; nobody has tested mps yet"
     near = get_close_matches(shown(value), names, n=1)
     return f"must be one of {', '.join(names)}." + (f" Did you mean {near[0]!r}?" if near else "")
 

@@ -5,11 +5,14 @@ shapes are read from `router`, so that a router without groups has no group boun
 holds the value, mostly in `model`.
 """
 
+import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from dsv3.bounds import seconds_of
 from dsv3.config.facts import MODEL_EXPERTS, Facts, Relation
 from dsv3.config.objective_relations import OF_OBJECTIVES
 from dsv3.config.problems import NO_VALUE, Problem, one_of
@@ -60,6 +63,43 @@ def compiled_or_recomputed(facts: Facts) -> Iterator[Problem]:
 def max_steps(facts: Facts) -> Iterator[Problem]:
     if (steps := facts.number("trainer.max_steps")) and steps.value < 1 and steps.value != -1:
         yield Problem(*steps, "must be 1 or more, or -1 for no cap")
+
+
+def max_time(facts: Facts) -> Iterator[Problem]:
+    limit = facts.value("trainer.max_time")
+    if limit is None:
+        return
+    try:
+        seconds_of(str(limit))
+    except ValueError as error:
+        yield Problem("trainer.max_time", limit, str(error))
+    if "callbacks.interruption" not in facts.view.mappings:
+        yield Problem("trainer.max_time", limit, "needs callbacks.interruption, which stops the run then")
+
+
+def profiled_by_its_callback(facts: Facts) -> Iterator[Problem]:
+    if facts.value("profile") is True and "callbacks.profiling" not in facts.view.mappings:
+        yield Problem("profile", True, "needs callbacks.profiling, which writes the trace")
+
+
+def program_at_the_end_exists(facts: Facts) -> Iterator[Problem]:
+    words = facts.value("run.on_end")
+    if isinstance(words, list) and words and shutil.which(str(words[0])) is None:
+        yield Problem("run.on_end", words, f"{words[0]} is no program that can be found on PATH")
+
+
+TRACKERS = ("tensorboard", "mlflow")
+"""Loggers that need the package of their name, which not every installation has."""
+
+
+def loggers_can_be_used(facts: Facts) -> Iterator[Problem]:
+    names = facts.view.mappings.get("logger", [])
+    if "_target_" in names:
+        message = "each logger stands under a name of its own: begin its YAML with # @package logger.mine"
+        yield Problem("logger._target_", facts.view.leaves.get("logger._target_"), message)
+    for name in TRACKERS:
+        if name in names and importlib.util.find_spec(name) is None:
+            yield Problem("logger", name, f"needs the package {name}: pip install {name}")
 
 
 def groups_divide_experts(facts: Facts) -> Iterator[Problem]:
@@ -199,8 +239,8 @@ def evaluation_paths(facts: Facts) -> Iterator[Problem]:
         return
     for key in ("checkpoint", "compare"):
         path = facts.value(key)
-        if isinstance(path, str) and not Path(path).exists():
-            yield Problem(key, path, "must be a run folder, a checkpoint file or a Hugging Face checkpoint")
+        if isinstance(path, str) and not path.startswith(("http://", "https://")) and not Path(path).exists():
+            yield Problem(key, path, "must be a run folder, a checkpoint file, a Hugging Face checkpoint or a URL")
     out, results = facts.value("out"), facts.value("output_path")
     if isinstance(out, str) and Path(out).is_dir():
         yield Problem("out", out, "must be a file to write; this is a folder")
@@ -229,6 +269,10 @@ RELATIONS: tuple[Relation, ...] = (
     ranks_divide,
     micro_batches_run,
     max_steps,
+    max_time,
+    profiled_by_its_callback,
+    program_at_the_end_exists,
+    loggers_can_be_used,
     groups_divide_experts,
     groups_kept,
     top_k_within_kept,

@@ -129,8 +129,11 @@ def _check_names(view: View, node: _Node) -> Iterator[Problem]:
     if "_args_" in node.names:
         return
     partial = view.leaves.get(f"{node.key}._partial_") is True
-    later = declared.GIVEN_BY_THE_CORE.get(node.key.partition(".")[0]) if partial else ()
-    if later is None or (partial and "." in node.key):  # what a part gives to its own parts is its own business
+    kind, _, inner = node.key.partition(".")
+    later = declared.GIVEN_BY_THE_CORE.get(kind) if partial else ()
+    if kind == declared.SEVERAL:
+        inner = inner.partition(".")[2]
+    if later is None or (partial and inner):  # what a part gives to its own parts is its own business
         return
     for name, argument in accepted.arguments.items():
         if argument.required and name not in given and name not in later:

@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, load_run, set_weights
+from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, is_url, load_run, set_weights
+from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
@@ -33,9 +34,10 @@ def evaluate(config: DictConfig) -> None:
         from dsv3.evaluation.benchmarks.session import Session
 
         session = Session(config, console)
-    if is_hf_checkpoint(config.checkpoint):
+    if is_url(config.checkpoint) or is_hf_checkpoint(config.checkpoint) or is_onnx_export(config.checkpoint):
         if session is None:
-            raise ValueError("a Hugging Face checkpoint has no held-out set: pass benchmarks=SUITE or tasks=[...]")
+            kind = "a model at a URL" if is_url(config.checkpoint) else "an exported checkpoint"
+            raise ValueError(f"{kind} has no held-out set: pass benchmarks=SUITE or tasks=[...]")
         loaded, data, out = None, None, None
     else:
         loaded = load_run(config.checkpoint, device=device_named(config.device), allow=allowed(config))

@@ -1,4 +1,4 @@
-"""Backends of the engine: the contract, and a `Decoder` with its KV caches.
+"""Backends of the engine: the contract, and the eager one, a `Decoder` with its KV caches.
 
 Shape legend: B rows, T positions, V vocabulary.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.prefixes import padded
-from dsv3.inference.speculation import Drafter
+from dsv3.inference.speculation import DecoderModules, Drafter
 from dsv3.model.decoder import Decoder
 
 
@@ -63,7 +63,7 @@ class DecoderBackend:
     def __init__(self, model: Decoder) -> None:
         self.model = model
         self.caches = model.new_caches()
-        self.drafter = Drafter(model)
+        self.drafter = Drafter(DecoderModules(model))
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:

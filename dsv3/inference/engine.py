@@ -7,7 +7,7 @@
 A step reads rows in at most three groups: prompts from their beginning, prompts that go on, and texts. Within a group
 shorter pieces are padded, and each row keeps a length, random numbers and drafts of its own: what it writes does not
 depend on the rows beside it, but for rounding. A prompt that begins like a row that is held already copies what that
-row holds, and one that begins like a prompt still being read waits for it.
+row holds, and one that begins like a prompt still being read waits for it. Rows of different owners share nothing.
 
 The weights must not change from the first row's beginning to the last one's end: an engine is used under
 `cached_weight_casts`.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.backend import Backend
+from dsv3.inference.kept_rows import KeptRow, KeptRows
 from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
 from dsv3.inference.sampling import Choice, Settings, choice_of, penalised
 from dsv3.inference.speculation import Speculation
@@ -29,6 +30,9 @@ from dsv3.inference.text import Decode, TextStream, cut_at
 
 PREFILL = 256
 """Positions of a prompt that are read at once, which bounds the memory of their states and the wait of other rows."""
+
+Watch = Callable[[Tensor], None]
+"""Is given the logits [T, V] at each T positions of a prompt that were read."""
 
 Finish = Literal["eos", "stop", "length", "cancelled"]
 
@@ -60,7 +64,10 @@ class Row:
     tokens: list[int]  # the prompt's, then those written
     prompt: int  # how many are the prompt's
     stream: TextStream | None
+    owner: str
+    watch: Watch | None
     read: int = 0  # positions that the backend holds
+    copied: int = 0  # of these, taken from another row
     drafts: list[int] = field(default_factory=list)  # after the tokens, not verified yet
 
     @property
@@ -118,18 +125,35 @@ class Engine:
     """Continues rows over a backend."""
 
     def __init__(
-        self, backend: Backend, *, decode: Decode | None = None, speculation: Speculation | None = None
+        self,
+        backend: Backend,
+        *,
+        decode: Decode | None = None,
+        speculation: Speculation | None = None,
+        prefill: int | None = None,
+        kept_positions: int = 0,
     ) -> None:
         """`decode`: makes text of ids, for events and stop strings. `speculation`: what becomes of drafts is added to
-        it."""
-        self.backend, self.decode = backend, decode
+        it. `prefill`: positions of prompts that a step reads in all rows together; None: `PREFILL` of each.
+        `kept_positions`: of finished rows, whose beginnings later prompts may copy."""
+        self.backend, self.decode, self.prefill = backend, decode, prefill
+        self.kept = KeptRows(backend, kept_positions if backend.shares_prefixes else 0)
         self.speculation = speculation or Speculation()
         self.rows: dict[int, Row] = {}
         self._numbers = itertools.count()
         self._cancelled: list[Event] = []
 
-    def add(self, prompt: Sequence[int], settings: Settings, *, choice: Choice | None = None) -> int:
+    def add(
+        self,
+        prompt: Sequence[int],
+        settings: Settings,
+        *,
+        choice: Choice | None = None,
+        owner: str = "",
+        watch: Watch | None = None,
+    ) -> int:
         """A new row that continues the prompt from the next step on. `choice`: instead of what the settings say.
+        `owner`: rows copy the beginnings of this owner's rows alone. `watch`: such a row reads its whole prompt itself.
 
         Raises:
             ValueError: the prompt is empty, there is nothing to draft with, or stop strings are given and no `decode`.
@@ -141,7 +165,8 @@ class Engine:
         number = next(self._numbers)
         self.backend.add(number, drafts=settings.drafts > 0)
         stream = TextStream(self.decode, settings.stop) if self.decode is not None else None
-        self.rows[number] = Row(number, settings, choice or choice_of(settings), list(prompt), len(prompt), stream)
+        choice = choice or choice_of(settings)
+        self.rows[number] = Row(number, settings, choice, list(prompt), len(prompt), stream, owner, watch)
         return number
 
     def cancel(self, row: int) -> None:
@@ -158,37 +183,74 @@ class Engine:
             events += self._read(group)
         return events
 
-    def _groups(self) -> Iterator[list[Row]]:
-        """Rows that are read together, as they stand before the step."""
+    def _groups(self) -> Iterator[dict[int, int]]:
+        """Rows that are read together, as they stand before the step, and how many tokens of each."""
         begins = [row for row in self.rows.values() if not row.read and not self._reuses(row)]
         goes_on = [row for row in self.rows.values() if row.read and row.unread > 1]
         writes = [row for row in self.rows.values() if row.read and row.unread == 1]
-        yield from filter(None, (begins, goes_on, writes))
+        pieces = self._share_prefill([*begins, *goes_on])
+        for rows in (begins, goes_on):
+            if reading := {row.number: pieces[row.number] for row in rows if pieces[row.number]}:
+                yield reading
+        if writes:
+            yield {row.number: 1 for row in writes}
+
+    def _share_prefill(self, prompts: list[Row]) -> dict[int, int]:
+        """Positions that each prompt reads in this step. The oldest gets half of them at least, so that it ends; of the
+        others the shortest come first, so that they do not wait for long ones."""
+        wanted = {row.number: min(row.unread, PREFILL) for row in prompts}
+        if self.prefill is None or not prompts:
+            return wanted
+        oldest, *others = prompts = sorted(prompts, key=lambda row: row.number)
+        order = [oldest, *sorted(others, key=lambda row: row.unread)]
+        left, pieces = self.prefill, {}
+        for row in order:
+            share = max(1, left // 2) if row is oldest and others else left
+            pieces[row.number] = min(wanted[row.number], share)
+            left -= pieces[row.number]
+        return pieces
+
+    def _sources(self) -> Iterator[Row | KeptRow]:
+        yield from self.rows.values()
+        yield from self.kept.rows.values()
 
     def _reuses(self, row: Row) -> bool:
         """Whether a row that has read nothing takes its beginning from another one, now or once that has read it."""
-        if not self.backend.shares_prefixes or row.prompt <= SHORTEST_SHARED:
+        if not self.backend.shares_prefixes or row.prompt <= SHORTEST_SHARED or row.watch is not None:
             return False
-        source, shared = None, SHORTEST_SHARED - 1
-        for other in self.rows.values():
+        source: Row | KeptRow | None = None
+        shared = SHORTEST_SHARED - 1
+        for other in self._sources():
             if other.number == row.number or (row.settings.drafts and not other.settings.drafts):
                 continue
+            if other.owner != row.owner or other.tokens[:SHORTEST_SHARED] != row.tokens[:SHORTEST_SHARED]:
+                continue
             alike = min(common_prefix([other.tokens, row.tokens]), row.prompt - 1)
+            if other.read >= other.prompt:
+                alike = min(alike, other.read)
             if alike > shared and (other.read >= alike or (other.number < row.number and other.prompt >= alike)):
                 source, shared = other, alike
         if source is not None and source.read >= shared:
             self.backend.copy(source.number, row.number, shared)
-            row.read = shared
+            self.kept.used(source.number)
+            row.read = row.copied = shared
         return source is not None
 
-    def _read(self, rows: list[Row]) -> list[Event]:
-        pieces = [row.tokens[row.read : row.read + PREFILL] for row in rows]
+    def _read(self, group: dict[int, int]) -> list[Event]:
+        rows = [self.rows[number] for number in group]
+        pieces = [row.tokens[row.read : row.read + group[row.number]] for row in rows]
         ends = [len(piece) == row.unread for row, piece in zip(rows, pieces, strict=True)]
         given = [piece + row.drafts for row, piece in zip(rows, pieces, strict=True)]
-        wanted = [1 + len(row.drafts) if end else 0 for row, end in zip(rows, ends, strict=True)]
+        wanted = [
+            len(all_) if row.watch is not None and row.read < row.prompt else 1 + len(row.drafts) if end else 0
+            for row, end, all_ in zip(rows, ends, given, strict=True)
+        ]
         logits = self.backend.read([row.number for row in rows], given, wanted)
         events = []
         for row, piece, end, logits_SV in zip(rows, pieces, ends, logits, strict=True):
+            if row.watch is not None and row.read < row.prompt:
+                row.watch(logits_SV[: len(piece)])
+                logits_SV = logits_SV[len(piece) - 1 :]
             row.read += len(piece)
             if end:
                 events.append(self._write(row, logits_SV))
@@ -203,7 +265,8 @@ class Engine:
         event = row.write(chosen)
         row.read += kept
         if event.finished is not None:
-            self._drop(row.number)
+            del self.rows[row.number]
+            self.kept.keep(row)
         elif row.drafts:
             self.backend.rewind(row.number, row.read)
         row.drafts = []

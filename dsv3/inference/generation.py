@@ -3,17 +3,15 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
-from dsv3.inference.backend import DecoderBackend
 from dsv3.inference.engine import Engine, Event
+from dsv3.inference.engines import Source, backend_of, weights_stay
 from dsv3.inference.sampling import Choice, Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode
-from dsv3.model.decoder import Decoder
-from dsv3.model.layers import cached_weight_casts
 
 
 def stream(
-    model: Decoder,
+    source: Source,
     prompt: Sequence[int],
     settings: Settings,
     *,
@@ -21,18 +19,18 @@ def stream(
     choice: Choice | None = None,
     speculation: Speculation | None = None,
 ) -> Generator[Event, None, None]:
-    """Events of the only row of an engine. Meanwhile the weights must not change.
+    """Events of the only row of an engine. Meanwhile the weights of a model must not change.
 
     decode, speculation: see `Engine`; choice: see `Engine.add`.
 
     Raises:
         ValueError: as `Engine.add` says, before the first event is asked for.
     """
-    engine = Engine(DecoderBackend(model), decode=decode, speculation=speculation)
+    engine = Engine(backend_of(source), decode=decode, speculation=speculation)
     engine.add(prompt, settings, choice=choice)
 
     def events() -> Generator[Event, None, None]:
-        with cached_weight_casts(model):
+        with weights_stay(source):
             while engine.rows:
                 yield from engine.step()
 
@@ -40,7 +38,7 @@ def stream(
 
 
 def generate(
-    model: Decoder,
+    source: Source,
     prompt: Sequence[int],
     settings: Settings,
     *,
@@ -48,7 +46,7 @@ def generate(
     speculation: Speculation | None = None,
 ) -> Iterator[int]:
     """Ids after the prompt, as `stream` gives them."""
-    events = stream(model, prompt, settings, choice=choice, speculation=speculation)
+    events = stream(source, prompt, settings, choice=choice, speculation=speculation)
 
     def ids() -> Iterator[int]:
         with closing(events):  # a text that is abandoned gives its weights back

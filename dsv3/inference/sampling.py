@@ -98,7 +98,9 @@ def top_k_logits(logits: Tensor, k: int) -> Tensor:
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Normalised over the smallest set of likeliest tokens that holds `top_p`, in the order of the vocabulary."""
     ordered, order = probabilities.sort(dim=-1, descending=True)
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    beyond = ordered.cumsum(-1) - ordered >= top_p
+    beyond[..., 0] = False  # a `top_p` below what float32 holds is 0 there
+    ordered = ordered.masked_fill(beyond, 0.0)
     return torch.zeros_like(probabilities).scatter(-1, order, ordered / ordered.sum(-1, keepdim=True))
 
 
@@ -145,7 +147,12 @@ class Chance:
     def draw(self, weights_V: Tensor) -> int:
         """An index, each as likely as its share of the weights' sum."""
         # In the vocabulary's order, not in that of the probabilities, which rounding may change where two are near.
-        return int(torch.multinomial(weights_V.cpu(), 1, generator=self.generator))
+        # torch.multinomial would draw a number for every token.
+        sums_V = weights_V.cpu().double().cumsum(-1)
+        drawn = torch.rand((), dtype=torch.float64, generator=self.generator) * sums_V[-1]
+        # The product may round up to the whole sum.
+        below = torch.minimum(drawn, torch.nextafter(sums_V[-1], sums_V.new_zeros(())))
+        return int(torch.searchsorted(sums_V, below, right=True))
 
 
 class Sampled:
@@ -168,7 +175,8 @@ class Sampled:
         for kept, token in enumerate(drafts):
             p_V, q_V = p_SV[kept], q_SV[kept]
             if not self.chance.happens(float(p_V[token] / q_V[token])):
-                return kept, self.chance.draw((p_V - q_V).clamp(min=0))
+                rest_V = (p_V - q_V).clamp(min=0)
+                return kept, self.chance.draw(rest_V if rest_V.any() else p_V)  # nothing is left where they round alike
         return len(drafts), self.chance.draw(p_SV[len(drafts)])
 
     def distribution(self, logits: Tensor) -> Tensor:

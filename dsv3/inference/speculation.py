@@ -10,11 +10,13 @@ Several rows are drafted for together; each has a length of its own, and shorter
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dsv3.contracts import Cache
 from dsv3.inference.prefixes import padded
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import PositionCache
@@ -34,15 +36,70 @@ class Speculation:
         return self.kept / max(self.made, 1)
 
 
-class Drafter:
-    """A model's MTP modules over caches of their own."""
+class RowCache(Protocol):
+    """A cache of rows, as far as the drafter needs one."""
+
+    @property
+    def lengths(self) -> dict[int, int]: ...
+
+    def add(self, row: int) -> None: ...
+
+    def copy(self, source: int, row: int, length: int) -> None: ...
+
+    def drop(self, row: int) -> None: ...
+
+    def rewind(self, row: int, length: int) -> None: ...
+
+
+class DraftModules(Protocol):
+    """MTP's modules and their caches."""
+
+    width: int  # D
+    dtype: torch.dtype  # of states
+    device: torch.device
+    normed: bool  # whether the first module takes the main model's states after the final norm
+
+    @property
+    def caches(self) -> Sequence[RowCache]:
+        """One for each module."""
+
+    def extend(
+        self, k: int, rows: Sequence[int], pieces: Sequence[Tensor], tokens: Sequence[Sequence[int]]
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        """Module k, from 1, over further positions of each row: h^(k-1) [T, D] and, as many, the tokens k places on.
+
+        Returns h^k [T, D] of each row, and at its last position the state after the module's norm, [B, D], and float32
+        logits [B, V]. Row b's cache grows by T positions or, with padding, by more.
+        """
+
+
+class DecoderModules:
+    """Those of a `Decoder`."""
 
     def __init__(self, model: Decoder) -> None:
-        self.model = model
-        self.caches = model.mtp.new_caches()
-        width, dtype = model.embed_tokens.embedding_dim, model.precision.activation_dtype
+        self.model, self.normed = model, model.mtp.after_final_norm
+        self.caches: Sequence[Cache] = model.mtp.new_caches()
+        self.width, self.dtype = model.embed_tokens.embedding_dim, model.precision.activation_dtype
+        self.device = model.device
+
+    def extend(
+        self, k: int, rows: Sequence[int], pieces: Sequence[Tensor], tokens: Sequence[Sequence[int]]
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        h_BTD, tokens_BT = pad_sequence(list(pieces), batch_first=True), padded(tokens, self.device)
+        cache = self.caches[k - 1].select(rows)
+        h_BTD, hidden_BTD = self.model.mtp.extend(k, h_BTD, tokens_BT, self.model.embed, cache)
+        hidden_BD = torch.stack([x_TD[len(ids) - 1] for x_TD, ids in zip(hidden_BTD, tokens, strict=True)])
+        states = [x_TD[: len(ids)] for x_TD, ids in zip(h_BTD, tokens, strict=True)]
+        return states, hidden_BD, self.model.logits(hidden_BD)
+
+
+class Drafter:
+    """Drafts by MTP's modules."""
+
+    def __init__(self, modules: DraftModules) -> None:
+        self.modules, self.caches = modules, modules.caches
         # h^k of the positions read, k from 0: module k + 1 may have to read one again when a draft is not kept.
-        self.states = [PositionCache(width, dtype=dtype, device=model.device) for _ in self.caches]
+        self.states = [PositionCache(modules.width, dtype=modules.dtype, device=modules.device) for _ in modules.caches]
 
     def holds(self, row: int) -> bool:
         return any(row in states.rows for states in self.states[:1])
@@ -84,29 +141,31 @@ class Drafter:
         `choose` draws a token of row b from logits [V].
         """
         drafts: list[list[int]] = [[] for _ in rows]
-        latest: list[Tensor] = [self.states[0].empty] * len(rows)  # [1, D]: what a further module takes
+        latest: list[Tensor] = [self.states[0].empty] * len(rows)  # [D]: what a further module takes
+        # A single module goes on as from the main model's states, which may be those after a norm.
+        normed = len(self.caches) == 1 and self.modules.normed
         for k in range(1, max(counts) + 1):
             active = [b for b, count in enumerate(counts) if count >= k]
             chosen = [rows[b] for b in active]
             if k <= len(self.caches):
-                h_B1D, hidden_B1D = self._module(k, chosen, [[*texts[b], *drafts[b]] for b in active])
+                states, hidden_BD, logits_BV = self._module(k, chosen, [[*texts[b], *drafts[b]] for b in active])
             else:
-                h_B1D = torch.stack([latest[b] for b in active])
-                h_B1D, hidden_B1D = self._extend(len(self.caches), chosen, h_B1D, [drafts[b][-1:] for b in active])
-            # A single module goes on as from the main model's states, which may be those after a norm.
-            normed = len(self.caches) == 1 and self.model.mtp.after_final_norm
-            logits_BV = self.model.logits(hidden_B1D[:, -1])
-            for b, h_1D, logits_V in zip(active, hidden_B1D if normed else h_B1D, logits_BV, strict=True):
-                latest[b] = h_1D
-                drafts[b].append(choose[b](logits_V))
+                pieces = [latest[b].unsqueeze(0) for b in active]
+                states, hidden_BD, logits_BV = self.modules.extend(
+                    len(self.caches), chosen, pieces, [drafts[b][-1:] for b in active]
+                )
+            for i, b in enumerate(active):
+                latest[b] = hidden_BD[i] if normed else states[i][-1]
+                drafts[b].append(choose[b](logits_BV[i]))
         last, read = self.caches[-1], self.states[0].lengths
-        for row, length in last.select(rows).lengths.items():
-            last.rewind(row, min(length, read[row]))
+        for row in rows:
+            last.rewind(row, min(last.lengths[row], read[row]))
         return drafts
 
-    def _module(self, k: int, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Module k's states [B, 1, D] at the last position read, after the positions that it has not read, or has read
-        with a draft that was not kept."""
+    def _module(
+        self, k: int, rows: Sequence[int], texts: Sequence[Sequence[int]]
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        """Module k over the positions that it has not read, or has read with a draft that was not kept."""
         cache, read = self.caches[k - 1], self.states[0].lengths
         # What stands at position j was made from t_(j+k): a draft, unless that is older than the newest token.
         starts = [max(0, min(cache.lengths[row], read[row] - k)) for row in rows]
@@ -114,25 +173,10 @@ class Drafter:
             cache.rewind(row, start)
         pieces = [self.states[k - 1].rows[r].first(read[r])[start:] for r, start in zip(rows, starts, strict=True)]
         known = [text[start + k : read[row] + k] for row, start, text in zip(rows, starts, texts, strict=True)]
-        h_BTD, hidden_BTD = self._extend(k, rows, pad_sequence(pieces, batch_first=True), known)
-        filled = [cache]
-        if k < len(self.caches):
-            for row, start in zip(rows, starts, strict=True):
+        states, hidden_BD, logits_BV = self.modules.extend(k, rows, pieces, known)
+        for row, start, h_TD in zip(rows, starts, states, strict=True):
+            cache.rewind(row, read[row])  # without padding
+            if k < len(self.caches):
                 self.states[k].rewind(row, start)
-            self.states[k].select(rows).append(h_BTD)
-            filled.append(self.states[k])
-        for row in rows:
-            for part in filled:
-                part.rewind(row, read[row])  # without padding
-        last = [len(piece) - 1 for piece in pieces]
-
-        def at_last(x_BTD: Tensor) -> Tensor:
-            return torch.stack([x_TD[i : i + 1] for x_TD, i in zip(x_BTD, last, strict=True)])
-
-        return at_last(h_BTD), at_last(hidden_BTD)
-
-    def _extend(
-        self, k: int, rows: Sequence[int], h_BTD: Tensor, tokens: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor]:
-        tokens_BT = padded(tokens, self.model.device)
-        return self.model.mtp.extend(k, h_BTD, tokens_BT, self.model.embed, self.caches[k - 1].select(rows))
+                self.states[k].select([row]).append(h_TD.unsqueeze(0))
+        return states, hidden_BD, logits_BV

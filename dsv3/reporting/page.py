@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.reporting import curves, experts
+from dsv3.reporting.episodes import episode_parts, frames_of, read_episodes
 from dsv3.reporting.history import History
 from dsv3.reporting.style import GRID, INK, NO_UPLOAD
+from dsv3.reporting.tables import shown, table
 
 FEW_LAYERS = 8
 """Up to so many layers, each has its own plots of bias and co-activation; beyond, the first, middle and last."""
@@ -40,35 +42,17 @@ PLOTLY = {"responsive": True, **NO_UPLOAD}
 Part: TypeAlias = str | go.Figure
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """An HTML table. Text cells longer than a few words may wrap."""
-
-    def cell(value: Any) -> str:
-        text = shown(value)
-        return f'<td class="text">{escape(text)}</td>' if len(text) > 24 else f"<td>{escape(text)}</td>"
-
-    head = "".join(f"<th>{escape(header)}</th>" for header in headers)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
     """Parts one below the other; plots in a list share a grid of columns as wide as the screen allows."""
     from plotly.offline import get_plotlyjs
 
+    parts = list(parts)
     body = "\n".join(_grid(part) if isinstance(part, list) else _part(part, "wide") for part in parts)
+    script = "" if all(isinstance(part, str) for part in parts) else f"<script>{get_plotlyjs()}</script>"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><link rel="icon" href="data:,"><style>{CSS}</style>
-<script>{get_plotlyjs()}</script></head>
+{script}</head>
 <body><h1>{escape(title)}</h1>
 {body}
 </body></html>
@@ -120,6 +104,10 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     if len(run.table("metrics/rollouts")):
         yield "<h2>Sampled answers</h2>"
         yield rollouts_table(run)
+    if kept := list(read_episodes(run.folder.path)):
+        yield "<h2>Episodes</h2>"
+        for task, result in kept:
+            yield from episode_parts(task, result, frames_of(result))
     if run.tables_by_role():
         yield "<h2>Numeric formats</h2>"
         yield curves.formats(run)

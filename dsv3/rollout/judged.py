@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
 from dsv3.contracts import Answer, HasPrompts, Prompt, Reward, Rollout
+from dsv3.inference.engines import source_of
 from dsv3.rollout.sampler import sample
 
 PROMPTS = 16
@@ -32,6 +33,7 @@ def judged_answers(
     max_tokens: int,
     temperature: float,
     seed: int,
+    engine: str,
 ) -> Iterator[tuple[Prompt, list[Judged]]]:
     """Each of the first `count` training prompts of `config.data` with its answers, as `config.reward` judges them;
     fewer where a prompt comes a second time before.
@@ -39,6 +41,7 @@ def judged_answers(
     Raises:
         ValueError: the data has no prompts, or a row of it lacks what its reward needs.
     """
+    source = source_of(loaded.model, loaded.config, engine)
     tokenizer = loaded.tokenizer()
     data = part(config.data)(tokenizer=lambda **_: tokenizer)
     data.setup("fit")
@@ -51,7 +54,7 @@ def judged_answers(
         # torch's generators on the CPU take 32 bits of a seed
         seeds = [Random(f"{seed}/{prompt.number}/{i}").getrandbits(32) for prompt in batch for i in range(samples)]
         ids = [prompt.ids for prompt in asked]
-        rollouts = sample(loaded.model, tokenizer, ids, seeds, max_tokens=max_tokens, temperature=temperature)
+        rollouts = sample(source, tokenizer, ids, seeds, max_tokens=max_tokens, temperature=temperature)
         answers = [
             Answer(prompt.text, one.text, one.ids, one.ended, prompt.item)
             for prompt, one in zip(asked, rollouts, strict=True)

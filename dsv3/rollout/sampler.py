@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dsv3.contracts import Rollout, Tokenizer
-from dsv3.inference.backend import DecoderBackend
 from dsv3.inference.engine import complete
+from dsv3.inference.engines import Source, backend_of, weights_stay
 from dsv3.inference.sampling import Chance, Sampled, Settings
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import cached_weight_casts
 
 AT_ONCE = 64
 """Rows decoded together: bounds the memory of their caches."""
@@ -40,7 +39,7 @@ class Recorded:
 
 @torch.no_grad()
 def sample(
-    model: Decoder,
+    source: Source,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
@@ -62,15 +61,18 @@ def sample(
         Recorded(Sampled(temperature=temperature, chance=Chance(torch.Generator().manual_seed(one.seed))))
         for one in settings
     ]
-    was_training = model.training
-    model.eval()
+    model = source if isinstance(source, Decoder) else None
+    was_training = model is not None and model.training
+    if model is not None:
+        model.eval()
     try:
-        with cached_weight_casts(model):
+        with weights_stay(source):
             found = complete(
-                DecoderBackend(model), prompts, settings, decode=tokenizer.decode, at_once=AT_ONCE, choices=choices
+                backend_of(source), prompts, settings, decode=tokenizer.decode, at_once=AT_ONCE, choices=choices
             )
     finally:
-        model.train(was_training)
+        if model is not None:
+            model.train(was_training)
     return [
         Rollout(
             [*one.ids, tokenizer.eos] if one.finished == "eos" else one.ids,

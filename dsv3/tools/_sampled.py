@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.bounds import PositiveFloat, PositiveInt, Seed
-from dsv3.cli import REQUIRED, option
+from dsv3.cli import ENGINE_HELP, ENGINES, REQUIRED, option
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Sampling:
     seed: Seed = option(0, "sampling seed")
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
+    engine: str = option("auto", ENGINE_HELP, choices=ENGINES)
     overrides: list[str] = option([], "keys of conf/train.yaml, such as reward=math_verify")
 
 
@@ -58,6 +59,7 @@ def write_rows(options: Any, row_of: Callable[..., dict[str, Any] | None]) -> di
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             seed=options.seed,
+            engine=options.engine,
         )
         rows, prompts, earned, ended = [], 0, 0.0, 0
         for prompt, answers in track(found, description="sampling", total=options.count):

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dsv3.bounds import Fraction, NonNegativeFloat, PositiveInt, Seed
-from dsv3.cli import REQUIRED, option
+from dsv3.cli import ENGINE_HELP, ENGINES, REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.contracts import Tokenizer
+    from dsv3.inference.engines import Source
     from dsv3.inference.sampling import Settings
-    from dsv3.model.decoder import Decoder
     from dsv3.prompts.chat import Message
 
 HELP = """/system TEXT   a system message, for a new conversation; without TEXT: none
@@ -31,6 +31,7 @@ class Options:
     seed: Seed = option(0, "sampling seed; each reply is drawn with the next one")
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
+    engine: str = option("auto", ENGINE_HELP, choices=ENGINES)
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: `checkpoint` is not a run's.
     """
     from dsv3.checkpoint.loading import load_run
+    from dsv3.inference.engines import source_of
     from dsv3.inference.sampling import Settings
     from dsv3.runtime import device_named
 
@@ -54,7 +56,8 @@ def run(options: Options) -> dict[str, Any]:
         seed=options.seed,
         eos=(tokenizer.eos,),
     )
-    talk = Talk(loaded.model, tokenizer, settings, loaded.config.data.sequence_length)
+    source = source_of(loaded.model, loaded.config, options.engine)
+    talk = Talk(source, tokenizer, settings, loaded.config.data.sequence_length)
     talk.begin(options.system)
     if sys.stdin.isatty():
         print(f"{loaded.folder.path}, {loaded.tokens:,} tokens. /help lists commands.")
@@ -77,9 +80,9 @@ def read_line() -> str | None:
 
 @dataclass
 class Talk:
-    """A conversation with a model."""
+    """A conversation with a model, or with a backend over its weights."""
 
-    model: "Decoder"
+    source: "Source"
     tokenizer: "Tokenizer"
     settings: "Settings"
     trained_length: int  # tokens of the rows that the model was trained on
@@ -116,7 +119,7 @@ class Talk:
 
         self.messages.append(Message("user", text))
         reply = ""
-        for event in stream(self.model, self._prompt(), self.settings, decode=self.tokenizer.decode):
+        for event in stream(self.source, self._prompt(), self.settings, decode=self.tokenizer.decode):
             reply += event.text
             print(event.text, end="", flush=True)
         print()

@@ -14,12 +14,12 @@ from dsv3.bounds import (
     PositiveInt,
     Seed,
 )
-from dsv3.cli import REQUIRED, option
+from dsv3.cli import ENGINE_HELP, ENGINES, REQUIRED, option
 
 
 @dataclass
 class Options:
-    checkpoint: str = option(REQUIRED, "a run folder, or one of its checkpoint files")
+    checkpoint: str = option(REQUIRED, "a run folder, one of its checkpoint files, or an export by format=onnx")
     prompt: str = option("", "the text to continue; with a suffix, the text before the gap")
     suffix: str = option("", "the text after the gap; if given, fills in the middle")
     chat: bool = option(False, "the prompt is a user's message; the model answers in DeepSeek's chat template")
@@ -39,6 +39,7 @@ class Options:
     )
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
+    engine: str = option("auto", ENGINE_HELP, choices=ENGINES)
     drafts: PositiveInt = option(2, "draft tokens per pass, with speculative=true")
 
 
@@ -47,15 +48,14 @@ def run(options: Options) -> dict[str, Any]:
 
     Raises:
         ValueError: an option is out of its range.
-        FileNotFoundError: `checkpoint` is not a run's.
+        FileNotFoundError: `checkpoint` is neither a run's nor an exported folder.
     """
-    from dsv3.checkpoint.loading import load_run
+    from dsv3.inference.engines import writer_of
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
     from dsv3.prompts.chat import prompt_ids
     from dsv3.prompts.infilling import infilling_prompt
-    from dsv3.runtime import device_named
 
     settings = Settings(
         max_tokens=options.max_tokens,
@@ -70,21 +70,27 @@ def run(options: Options) -> dict[str, Any]:
         seed=options.seed,
         drafts=options.drafts if options.speculative else 0,
     )
-    loaded = load_run(options.checkpoint, device=device_named(options.device), allow=options.allow)
-    loaded.use(options.weights)
-    tokenizer = loaded.tokenizer()
+    writer = writer_of(
+        options.checkpoint,
+        engine=options.engine,
+        device=options.device,
+        weights=options.weights,
+        allow=options.allow,
+        drafts=options.speculative,
+    )
+    tokenizer = writer.tokenizer
     if options.chat and options.suffix:
         raise ValueError("chat=true: leave suffix= out; a gap is filled in a text, not in a conversation")
     if options.suffix:
-        prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, loaded.config.data.fim.order)
+        prompt = infilling_prompt(tokenizer, options.prompt, options.suffix, writer.fim_order)
     else:
         prompt = prompt_ids(tokenizer, options.prompt, chat=options.chat)
-    trained = loaded.config.data.sequence_length
+    trained = writer.sequence_length
     if len(prompt) + options.max_tokens > trained:
         reach = f"warning: the text may reach {len(prompt) + options.max_tokens:,} tokens"
         print(f"{reach}; this model was trained on sequences of {trained:,}", file=sys.stderr)
     settings, speculation = replace(settings, eos=(tokenizer.eos,)), Speculation()
-    events = stream(loaded.model, prompt, settings, decode=tokenizer.decode, speculation=speculation)
+    events = stream(writer.source, prompt, settings, decode=tokenizer.decode, speculation=speculation)
     ids: list[int] = []
     text = ""
     started = time.perf_counter()

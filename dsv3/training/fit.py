@@ -1,10 +1,14 @@
 """Trains to the end, through the rollbacks of the loss-spike guard."""
 
 import logging
+import signal
+import time
 
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.training.callbacks.guard import RollBack
+from dsv3.training.callbacks.interruption import leave
+from dsv3.training.out_of_memory import explained, is_out_of_memory
 from dsv3.training.run import Run, build_run
 
 log = logging.getLogger(__name__)
@@ -15,8 +19,12 @@ def fit(config: DictConfig) -> Run:
 
     An error that ends training is written to the run folder, for reports, and raised.
     """
+    began = time.monotonic()
+    signal.signal(signal.SIGUSR1, leave)
     while True:
         run = build_run(config)
+        if run.interruption is not None:
+            run.interruption.began = began
         try:
             run.trainer.fit(run.module, run.data, ckpt_path=run.resume_from, weights_only=True)
         except RollBack as asked:
@@ -25,9 +33,12 @@ def fit(config: DictConfig) -> Run:
             if config.resume == "never":  # or what was just trained would be moved aside
                 config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
         except Exception as error:
-            run.folder.write_failure(error)
+            told = explained(error, run.config) if is_out_of_memory(error) else error
+            run.folder.write_failure(told)
             run.folder.flush(run.module.tokens_seen)
             run.folder.release()
+            if told is not error:
+                raise told from error
             raise
         else:
             return run

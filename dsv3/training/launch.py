@@ -17,7 +17,7 @@ from dsv3.config.compose import job_of_sweep
 from dsv3.config.part import part
 from dsv3.distributed.parallel import Sizes
 from dsv3.paths import ROOT
-from dsv3.runtime import device_named
+from dsv3.runtime import OUT_OF_TIME, device_named
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT = datetime.timedelta(minutes=30)
 """For a rank that waits for the others."""
 
-SAID = (2, 75, 130, 143)
+SAID = (2, OUT_OF_TIME, 130, 143)
 """Exit statuses of ranks that have told why they end: a mistake of the user's, time that is up, a signal."""
 
 
@@ -71,6 +71,7 @@ def start_ranks(config: DictConfig) -> int:
         )
     job = job_of_sweep()
     program = sys.argv if job is None else [str(ROOT / "train.py"), *job]
+    program = [*program, "run.on_end=[]"]  # this process calls it, however the ranks end
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.trainer.devices)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # `told` says how it ended
     launch = LaunchConfig(
@@ -82,6 +83,7 @@ def start_ranks(config: DictConfig) -> int:
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
         elastic_launch(launch, sys.executable)("-u", *program)
@@ -91,7 +93,7 @@ def start_ranks(config: DictConfig) -> int:
         number = getattr(error, "sigval", None)
         if number is None:
             raise
-        return 128 + int(number)
+        return OUT_OF_TIME if number == signal.SIGUSR1 else 128 + int(number)
     return 0
 
 

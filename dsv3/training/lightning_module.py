@@ -13,6 +13,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import (
     FollowsSteps,
     Forward,
+    KeepsSamples,
     MicroBatch,
     Models,
     Objective,
@@ -23,7 +24,7 @@ from dsv3.contracts import (
     Step,
     StepsMatrices,
 )
-from dsv3.distributed.agree import max_over_ranks, sum_over_ranks
+from dsv3.distributed.agree import gathered, max_over_ranks, sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import evaluating
@@ -213,8 +214,11 @@ class LanguageModel(lightning.LightningModule):
             "steps": self.steps,
             "data_state": self.data_state,
         }
+        if isinstance(self.objective, KeepsSamples):
+            states = gathered(self.objective.state())
+            checkpoint["dsv3"]["samples"] = {name: value for state in states for name, value in state.items()}
 
-        # A limit of this call, such as max_time, is not the end of the data, as Lightning takes it to be.
+        # A limit of this call, such as limit_train_batches, is not the end of the data, as Lightning takes it to be.
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False
@@ -231,3 +235,5 @@ class LanguageModel(lightning.LightningModule):
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]
         self.steps = checkpoint["dsv3"].get("steps", checkpoint["global_step"])  # older runs counted updates
         self.data_state = checkpoint["dsv3"]["data_state"]
+        if isinstance(self.objective, KeepsSamples):
+            self.objective.restore(checkpoint["dsv3"].get("samples", {}))

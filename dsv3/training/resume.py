@@ -25,11 +25,14 @@ log = logging.getLogger(__name__)
 FREE = (
     "resume",
     "allow",
+    "engine",
     "run.dir",
     "run.name",
     "run.experiment",
     "run.keep_checkpoints",
     "run.checkpoint_format",
+    "run.on_end",
+    "profile",
     "study",
     "logger",
     "benchmarks",
@@ -40,7 +43,7 @@ FREE = (
     "data.processes",
     "callbacks.guard.max_rollbacks",
     "callbacks.guard.max_nonfinite",
-    *(f"callbacks.{name}" for name in ("interruption", "watchdog", "record", "benchmarks")),
+    *(f"callbacks.{name}" for name in ("interruption", "watchdog", "record", "benchmarks", "profiling")),
     *(f"callbacks.{name}" for name in ("save", "expert_plots", "progress")),
 )
 """Keys that may change when a run resumes: none affects what is computed, but for rounding."""

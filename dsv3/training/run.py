@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model, token_bytes
 from dsv3.checkpoint.loading import init_from, load_run
+from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
 from dsv3.config.micro_batches import Dealt, rows_of_steps
@@ -28,10 +30,11 @@ from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
 from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.provenance import write_provenance
 from dsv3.training.resume import prepare, refuse_unusable
 from dsv3.training.run_info import write_run_info
 from dsv3.training.run_models import RunModels
-from dsv3.training.settle import kept_choices, settled
+from dsv3.training.settle import settled
 from dsv3.training.strategy import Numbering, SeveralRanks
 
 log = logging.getLogger(__name__)
@@ -50,9 +53,12 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0 unless a signal interrupted training: then 128 + its number, as shells report it."""
-        interruption = find(self.trainer, Interruption)
-        return interruption.exit_status if interruption is not None else 0
+        """0 unless training was interrupted: 75 where the time is up, else 128 + the signal's number."""
+        return self.interruption.exit_status if self.interruption is not None else 0
+
+    @property
+    def interruption(self) -> Interruption | None:
+        return find(self.trainer, Interruption)
 
 
 def build_run(config: DictConfig) -> Run:
@@ -61,7 +67,7 @@ def build_run(config: DictConfig) -> Run:
     mesh = join(config)
     is_writer = rank() == 0
     folder = RunFolder(config.run.dir, writes=is_writer)
-    config = of_rank_zero(settled(kept_choices(config, folder)) if is_writer else config)
+    config = of_rank_zero(settled(config, folder) if is_writer else config)
     problems = part(config.precision).check(torch.device(config.trainer.accelerator))
     if problems:
         raise ValueError("; ".join(problems))
@@ -85,6 +91,9 @@ def build_run(config: DictConfig) -> Run:
     resume_from = of_rank_zero(prepare(config, folder) if is_writer else None)
     if resume_from != checkpoint:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")
+    if is_writer:
+        tokens = tokens_of(resume_from) if resume_from else 0
+        write_provenance(folder, config, tokens=tokens)
     model = build_model(config)
     if config.compile:
         compile_parts(model)
@@ -113,11 +122,12 @@ def build_run(config: DictConfig) -> Run:
             data.keep_held_out(folder.held_out_path)
     trainer = lightning.Trainer(
         # The module counts steps, skipped updates included; Lightning would not even begin a run that has made them.
-        **part(config.trainer) | {"max_steps": -1},
+        # `max_time` is Interruption's: Lightning's would end a run as if it were finished.
+        **part(config.trainer) | {"max_steps": -1, "max_time": None},
         max_epochs=1,
         default_root_dir=folder.path,
         callbacks=callbacks,
-        logger=part(config.logger)(save_dir=folder.path) if is_writer else False,
+        logger=build_loggers(config, folder) if is_writer else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -159,6 +169,15 @@ def share_data(data: Data, mesh: Mesh, config: DictConfig) -> None:
     dealt = Dealt(rows, mesh.sizes.data, mesh.sizes.stages, config.parallel.get("schedule"))
     if padding := dealt.padding(config.data.get("micro_batch_size")):
         log.warning(padding)
+
+
+def build_loggers(config: DictConfig, folder: RunFolder) -> list[Any]:
+    """Those of `config.logger`, each of which may make several, or none."""
+    loggers: list[Any] = []
+    for node in config.logger.values():
+        made = part(node)(save_dir=folder.path) if node is not None else []
+        loggers += made if isinstance(made, list) else [made]
+    return [logger for logger in loggers if logger is not False]
 
 
 def build_callbacks(config: DictConfig) -> list[lightning.Callback]:

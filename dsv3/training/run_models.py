@@ -13,6 +13,7 @@ from dsv3.config.known_parts import allowed
 from dsv3.contracts import MicroBatch, Rollout, Tokenizer
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.shard import whole
+from dsv3.inference.engines import source_of
 from dsv3.model.decoder import Decoder
 from dsv3.model.losses import token_losses
 from dsv3.rollout.sampler import sample
@@ -56,8 +57,8 @@ class RunModels:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[Rollout]:
         """See `dsv3.rollout.sampler.sample`. All ranks call this together."""
-        policy = self._whole_policy()
-        return sample(policy, self.tokenizer, prompts, seeds, max_tokens=max_tokens, temperature=temperature)
+        source = source_of(self._whole_policy(), self.config, self.config.engine)
+        return sample(source, self.tokenizer, prompts, seeds, max_tokens=max_tokens, temperature=temperature)
 
     @torch.no_grad()
     def log_probs(self, model: nn.Module, micro: MicroBatch, *, temperature: float = 1.0) -> Tensor:

@@ -1,17 +1,20 @@
-"""Choices made once when training begins: device and numeric format.
+"""Choices made once when training begins: device, numeric format, and the engine that decodes text.
 
 What they are is written into config.yaml. A resumed run keeps them, and a study gives them to every job, so that all of
 its arms are computed alike.
 """
 
 import logging
+import os
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.config.known_parts import refuse_unknown_parts, targets
 from dsv3.config.part import part
 from dsv3.contracts import Settles
+from dsv3.inference.engines import chosen_engine
 from dsv3.runtime import device_named
 
 log = logging.getLogger(__name__)
@@ -40,20 +43,45 @@ def kept_choices(config: DictConfig, folder: RunFolder) -> DictConfig:
     return with_choices(config, {key: OmegaConf.select(before, key) for key in open_choices(config)})
 
 
-def settled(config: DictConfig) -> DictConfig:
-    """The config with its device resolved and every open choice made; says which and why.
+def settled(config: DictConfig, folder: RunFolder) -> DictConfig:
+    """The config with its device resolved and every open choice made, or kept from the folder's run.
+
+    Logs the first line of a run: device, threads and numeric format, each with the reason for it.
 
     Raises:
-        ValueError: `trainer.accelerator=cuda` and torch sees no GPU.
+        ValueError: `trainer.accelerator=cuda` and torch sees no GPU, or `engine=onnx` and its graph lacks a part.
     """
     device = device_named(config.trainer.accelerator, key="trainer.accelerator")
-    config = with_choices(config, {"trainer.accelerator": device.type})
-    chooser = part(config[SETTLED])
-    if isinstance(chooser, Settles) and open_choices(config):
+    engine = chosen_engine(config.engine, config, device)
+    kept = kept_choices(with_choices(config, {"trainer.accelerator": device.type, "engine": engine}), folder)
+    chooser = part(kept[SETTLED])
+    if isinstance(chooser, Settles) and open_choices(kept):
         choices, why = chooser.settle(device)
-        log.info("%s: %s", SETTLED, why)
-        config = with_choices(config, {f"{SETTLED}.{key}": value for key, value in choices.items()})
-    return config
+        kept = with_choices(kept, {f"{SETTLED}.{key}": value for key, value in choices.items()})
+    elif open_choices(config):
+        why = ", ".join(f"{kept[SETTLED][key.partition('.')[2]]}" for key in open_choices(config))
+        why += f" (chosen when the run began: {folder.config_path.name})"
+    else:
+        why = f"{kept[SETTLED]._target_.rpartition('.')[2]} (configured)"
+    log.info("device: %s; %s; precision: %s", reason_for(device, config.trainer.accelerator), threads(), why)
+    return kept
+
+
+def reason_for(device: torch.device, asked: str) -> str:
+    """The device with its name, and why it is that one."""
+    if asked != "auto":
+        why = f"trainer.accelerator={asked}"
+    else:
+        why = "torch sees a GPU" if device.type == "cuda" else "torch sees no GPU"
+    name = f" {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
+    return f"{device.type}{name} ({why})"
+
+
+def threads() -> str:
+    """Threads of torch's operations on the CPU, and what set their number."""
+    number, set_by = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    why = f"OMP_NUM_THREADS={set_by}" if set_by else f"of {os.cpu_count()} CPUs; OMP_NUM_THREADS is not set"
+    return f"threads: {number} ({why})"
 
 
 def with_choices(config: DictConfig, choices: dict[str, object]) -> DictConfig:

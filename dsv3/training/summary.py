@@ -1,10 +1,8 @@
 """Run summary: builds and prints `summary.json`."""
 
 import platform
-import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,17 +13,21 @@ from rich.text import Text
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Sample, Tokenizer
 from dsv3.distributed.agree import wait_for_all
+from dsv3.distributed.rank_bytes import text_of_bytes
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.held_out import answer_questions
+from dsv3.inference.engines import source_of
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
 from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import count_parameters
-from dsv3.paths import ROOT
 from dsv3.prompts.chat import prompt_ids
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.reporting.page import write_run_report
+from dsv3.runtime import OUT_OF_TIME
 from dsv3.strict_json import finite
+from dsv3.training.callbacks.record import text_of_seconds
+from dsv3.training.provenance import git_commit
 from dsv3.training.run import Run
 from dsv3.training.whole_model import whole_model
 
@@ -45,7 +47,8 @@ def conclude(run: Run) -> None:
         write_run_report(run.folder.path)
         if run.exit_status:
             newest = run.folder.newest_valid_checkpoint()
-            print(f"Interrupted. Rerun the same command to resume from {newest}", file=sys.stderr)
+            what = "Out of time" if run.exit_status == OUT_OF_TIME else "Interrupted"
+            print(f"{what}. Rerun the same command to resume from {newest}", file=sys.stderr)
     wait_for_all()
 
 
@@ -54,7 +57,9 @@ def summarise(run: Run, model: Decoder) -> dict[str, Any]:
     tokenizer = run.data.tokenizer
     train, timing = run.folder.read("metrics/train"), run.folder.read("timing/train")
     if train.empty:
-        raise ValueError(f"{run.folder.path}: no training step was taken; see the limits under trainer (max_time, ...)")
+        raise ValueError(
+            f"{run.folder.path}: no training step was taken; see the limits under trainer (limit_train_batches, ...)"
+        )
     scores = run.folder.read("metrics/validation")
     questions = answer_questions(model, run.data.questions(), tokenizer)
     return {
@@ -63,6 +68,8 @@ def summarise(run: Run, model: Decoder) -> dict[str, Any]:
         "tokens": run.module.tokens_seen,
         "steps": len(train),
         "tokens_per_second": round(tokens_per_second(train["tokens"], timing["seconds"]), 1),
+        "seconds": round(float(timing["seconds"].sum()), 1),
+        "peak_memory_bytes": peak_memory(timing),
         "parameters": count_parameters(model)._asdict(),
         "validation": {
             "before": by_domain(scores[(scores.tokens == 0) & (scores.weights == "live")]),
@@ -131,21 +138,15 @@ def completed(run: Run, model: Decoder, tokenizer: Tokenizer, sample: Sample) ->
         prompt = infilling_prompt(tokenizer, sample.prefix, sample.suffix, run.config.data.fim.order)
     else:
         prompt = prompt_ids(tokenizer, sample.prefix, chat=sample.chat)
-    ids = generate(model, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
+    source = source_of(model, run.config, run.config.engine)
+    ids = generate(source, prompt, Settings(max_tokens=SAMPLE_TOKENS, eos=(tokenizer.eos,)))
     return {**sample._asdict(), "suffix": sample.suffix or "", "generated": tokenizer.decode(list(ids))}
 
 
-def git_commit() -> str | None:
-    """The commit that the code stands at, with "+" where files were changed since; None outside a repository."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str, root: Path = ROOT) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+def peak_memory(timing: pd.DataFrame) -> dict[str, int]:
+    """Bytes by kind of memory; nothing of runs of older versions, which did not measure it."""
+    peaks = [column for column in timing.columns if column.startswith("peak_")]
+    return {column.removeprefix("peak_").removesuffix("_bytes"): int(timing[column].max()) for column in peaks}
 
 
 def show(folder: RunFolder) -> None:
@@ -162,7 +163,7 @@ def show(folder: RunFolder) -> None:
     lines = {
         "model": f"{counts['total']:,} parameters, {counts['active']:,} active per token, {counts['mtp']:,} in MTP",
         "training": f"{summary['tokens']:,} tokens in {summary['steps']:,} steps, "
-        f"{summary['tokens_per_second']:,.0f} tokens/s",
+        f"{summary['tokens_per_second']:,.0f} tokens/s{used(summary)}",
         "load balance": "MaxVio, mean over the last 10% of tokens: "
         + (
             f"{sum(violations) / len(violations):.2f} (worst layer {max(violations):.2f})"
@@ -177,6 +178,13 @@ def show(folder: RunFolder) -> None:
     for sample in summary["samples"]:
         console.rule(f"{sample['name']} (generated text in green)", align="left")
         console.print(Text.assemble(sample["prefix"], (sample["generated"], "bold green"), sample["suffix"]))
+
+
+def used(summary: dict[str, Any]) -> str:
+    """Time of all steps and peak memory; older summaries have neither."""
+    seconds, peaks = summary.get("seconds"), summary.get("peak_memory_bytes", {})
+    time = "" if seconds is None else f", {text_of_seconds(seconds)}"
+    return time + "".join(f", peak memory {text_of_bytes(count)} ({kind})" for kind, count in peaks.items())
 
 
 def validation_table(summary: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Final answers and programs, found in what a model wrote. Of several that differ, none is taken."""
+"""Final answers and programs, found in what a model wrote. Of several that differ none is taken, unless it says so."""
 
 import re
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ MARK = re.compile(r"(?P<box>\\boxed\s*\{)|(?P<open>\{)|(?P<close>\})|\\.", re.DO
 DEPTH = {"box": 1, "open": 1, "close": -1}
 INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")  # int() refuses more than 4300 digits
 FENCE = "```"
+MOST_BOXES = 3
+"""Different ones, of a text that corrects itself."""
 
 
 def boxed(text: str) -> str | None:
@@ -28,6 +30,21 @@ def boxed_integer(text: str) -> int | None:
     contents = [content or "" for content in _boxes(text)]
     values = {int(content) if INTEGER.fullmatch(content) else None for content in contents}
     return values.pop() if len(values) == 1 else None
+
+
+def final_integer(text: str) -> int | None:
+    r"""The integer in the last `\boxed{...}`, for answers that follow reasoning.
+
+    None where the last box holds anything else or does not close, and where there are more than `MOST_BOXES` different
+    boxes: a list of answers is none.
+
+    >>> final_integer(r"\boxed{3}? No, \boxed{4}."), final_integer(r"\boxed{4} or \boxed{x}")
+    (4, None)
+    """
+    contents = list(_boxes(text))
+    if not contents or len(set(contents)) > MOST_BOXES:
+        return None
+    return int(contents[-1]) if contents[-1] and INTEGER.fullmatch(contents[-1]) else None
 
 
 def _boxes(text: str) -> Iterator[str | None]:

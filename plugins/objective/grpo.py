@@ -9,11 +9,11 @@ For each prompt the policy samples a group of G answers, which a reward judges. 
     L    = - sum over answers and tokens of [ min(w_t A_i, clip(w_t, 1 - clip_low, 1 + clip_high) A_i)
                                               - kl w_t (r_t - ln r_t - 1) ] / denominator
 
-pi_old is the policy as it sampled the answer. A step makes one update, so w_t differs from 1 only as far as the sampler
-differs from training, which `rollout_mismatch` records; clipping and `off_policy_mask` bound the weight of such tokens
-and answers. The divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch
-changes: answers times max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each
-(`sequence`).
+pi_old is the policy as it sampled the answer. Of the `epochs` steps that are made of the same answers, the first has a
+w_t that differs from 1 only as far as the sampler differs from training; in the others it differs by what was learnt
+since. `rollout_mismatch` records it; clipping and `off_policy_mask` bound the weight of such tokens and answers. The
+divergence is the unbiased estimate of DeepSeek-V3.2. The denominator is one that no micro-batch changes: answers times
+max_tokens (`constant`), all answers' tokens (`tokens`), or answers times the length of each (`sequence`).
 
 MTP learns the answers that are better than their group's mean, and none of the others.
 
@@ -92,10 +92,13 @@ class GRPO(nn.Module):
         kl: NonNegativeFloat,
         off_policy_mask: NonNegativeFloat | None,
         drop_flat_groups: bool,
+        epochs: PositiveInt = 1,
     ) -> None:
         super().__init__()
         if group < 2:
             raise ValueError(f"group={group}: must be at least 2; an answer alone has no group to be compared with")
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs}: must be at least 1")
         for name, value, choices in (
             ("advantage", advantage, ("mean", "mean_std")),
             ("denominator", denominator, ("constant", "tokens", "sequence")),
@@ -120,7 +123,9 @@ class GRPO(nn.Module):
         ]
         if kl:
             self.statistics.append(Statistic("kl", "nats per token", "kl", over="trained_tokens"))
+        self.epochs = epochs
         self._sampled: list[Sampled] = []  # of the step that is being taken
+        self._answers: dict[int, list[Rollout]] = {}  # to the prompts of the last step, by their numbers
         self._flat_steps = 0  # in a row
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -131,9 +136,15 @@ class GRPO(nn.Module):
         """Sample, judge and pack the answers."""
         if not step.prompts:
             raise ValueError("objective=grpo: the data has no prompts; data=prompts has")
-        settings = {"count": self.group, "seed": self.seed, "max_tokens": self.max_tokens}
-        rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
-        self._sampled = self._judged(step.prompts, rollouts)
+        is_new = self.epochs == 1 or any(prompt.number not in self._answers for prompt in step.prompts)
+        if is_new:
+            settings = {"count": self.group, "seed": self.seed, "max_tokens": self.max_tokens}
+            rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+            self._answers = {
+                prompt.number: rollouts[i * self.group : (i + 1) * self.group] for i, prompt in enumerate(step.prompts)
+            }
+        if is_new or not self._sampled:
+            self._sampled = self._judged(step.prompts)
         self._refuse_standstill()
         kept = [self._drawn(one) for one in self._sampled if not (one.flat and self.drop_flat_groups)]
         packed = pack(
@@ -146,7 +157,15 @@ class GRPO(nn.Module):
         if self.kl:
             packed = [self._with_reference(micro, models) for micro in packed]
         packed = [_better_for_mtp(micro) for micro in packed]
-        return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled])
+        return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled if is_new])
+
+    def state(self) -> dict[str, Any]:
+        """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
+        kept = self._answers if self.epochs > 1 else {}
+        return {str(number): [list(one) for one in rollouts] for number, rollouts in kept.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._answers = {int(number): [Rollout(*one) for one in rollouts] for number, rollouts in state.items()}
 
     def denominators(self, step: Step) -> Denominators:
         """Of the answers that were sampled, and of the tokens that are trained on."""
@@ -200,8 +219,9 @@ class GRPO(nn.Module):
         }
         return over[self.denominator].clamp(min=1)
 
-    def _judged(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Sampled]:
+    def _judged(self, prompts: Sequence[Prompt]) -> list[Sampled]:
         asked = [prompt for prompt in prompts for _ in range(self.group)]
+        rollouts = [one for prompt in prompts for one in self._answers[prompt.number]]
         answers = [
             Answer(prompt.text, one.text, one.ids, one.ended, prompt.item)
             for prompt, one in zip(asked, rollouts, strict=True)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, peak_memory, training_step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, onnx_decoding, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
+from dsv3.runtime import resident
 from dsv3.training.run import build_run
 from tests.synthetic import TARGETS
 
@@ -66,10 +67,28 @@ def test_speculation_compares_the_same_texts(
     (figure,) = drafts.speculation(1, CPU, tmp_path)
     assert figure.value > 0
     assert "3 of 3 texts the same" in figure.note
+    monkeypatch.setattr(onnx_decoding, "held_out_data", lambda loaded: made.data)
+    monkeypatch.setattr(onnx_decoding, "INT8_SIZES", ((16, 1.0),))
+    monkeypatch.setattr(onnx_decoding, "VOCABULARY", 256)
+    loaded = load_run(tmp_path, allow=TARGETS)
+    values = {figure.what: figure.value for figure in onnx_decoding.quantised(loaded, loaded.model, 1)}
+    assert 0 < values["INT8: mean KL to FP32, trained run"] < 0.01
+    assert values["INT8: equal likeliest tokens"] > 0.9
+    assert values["INT8, 1 row at 16, eager over onnx"] > 0
+
+
+def test_the_graph_is_compared_with_eager_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = {"SIZES": ((2, 16, 1.0),), "TEXTS": 3, "TEXT_TOKENS": 4, "ROLLOUTS": 2, "ROLLOUT_TOKENS": 3}
+    for name, value in (sizes | {"RUN": tmp_path / "none"}).items():
+        monkeypatch.setattr(onnx_decoding, name, value)
+    figures = {figure.what: figure for figure in onnx_decoding.onnx_decoding(1, CPU)}
+    assert len(figures) == 4
+    assert figures["equal greedy texts of 4 tokens, of 3"].value == 3
+    assert all(figure.value > 0 for figure in figures.values())
 
 
 def test_memory_is_that_of_a_process_of_its_own() -> None:
-    assert peak_memory.resident("VmHWM") >= peak_memory.resident("VmRSS") > 0
+    assert resident("VmHWM") >= resident("VmRSS") > 0
 
 
 def test_turns_are_interleaved_and_the_median_is_taken() -> None:

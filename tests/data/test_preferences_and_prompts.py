@@ -1,5 +1,6 @@
 """Pairs and prompts: what becomes of a row, what is refused, and the steps of a run."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -140,9 +141,28 @@ def test_prompts_go_on_after_any_step_and_are_dealt_to_ranks(make: Make) -> None
         prompts_of(data, 1)
 
 
+def test_prompts_come_for_several_steps_in_a_row_also_after_any_of_them(make: Make) -> None:
+    once = prompts_of(make(Prompts, PROMPTS), 4)
+    repeated = functools.partial(make, Prompts, PROMPTS, steps_per_prompt=3)
+    whole = prompts_of(repeated(), 12)
+    assert whole == [step for step in once for _ in range(3)]
+    states = [step.state_after for step in itertools.islice(repeated().train_dataloader(), 12)]
+    for done in range(1, 12):
+        data = repeated()
+        data.restore(json.loads(json.dumps(states[done - 1])))
+        assert prompts_of(data, 12 - done) == whole[done:]
+    with pytest.raises(ValueError, match=r"data\.steps_per_prompt=0: must be at least 1"):
+        make(Prompts, PROMPTS, steps_per_prompt=0)
+
+
 def test_other_rows_are_another_stream(make: Make) -> None:
     state = next(iter(make(Prompts, PROMPTS).train_dataloader())).state_after
-    for rows, changes in ((PROMPTS[1:], {}), (PROMPTS, {"seed": 2}), (PROMPTS, {"max_answer_tokens": ROOM + 1})):
+    for rows, changes in (
+        (PROMPTS[1:], {}),
+        (PROMPTS, {"seed": 2}),
+        (PROMPTS, {"max_answer_tokens": ROOM + 1}),
+        (PROMPTS, {"steps_per_prompt": 2}),
+    ):
         with pytest.raises(ValueError, match="the data state was saved with other"):
             make(Prompts, rows, **changes).restore(state)
 

@@ -130,6 +130,28 @@ def test_a_killed_rank_is_named_and_the_same_command_goes_on(tmp_path: Path) -> 
     assert len(losses(tmp_path / "run")) == 60
 
 
+def test_out_of_time_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
+    """By SIGUSR1 to the program that started them, then by a limit of time; the program at the end is called once."""
+    command = train("run.dir=run", f"run.on_end=[{sys.executable}, {FAKE.parent}/note_end.py, ended]", steps=60)
+    process = start(tmp_path, *command, "run.checkpoint_every_tokens=256")
+    while not RunFolder(tmp_path / "run").checkpoints():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 75, errors
+    begun = len(losses(tmp_path / "run"))
+    late = start(tmp_path, *command, "run.checkpoint_every_tokens=256", "trainer.max_time=00:00:00:01")
+    _, errors = late.communicate(timeout=400)
+    assert late.returncode == 75, errors
+    assert errors.count("trainer.max_time is over: saving a checkpoint") == 1
+    assert len(losses(tmp_path / "run")) == begun + 1, "the time is over in the first step, on both ranks"
+    finished(start(tmp_path, *command, "run.checkpoint_every_tokens=256"))
+    assert len(losses(tmp_path / "run")) == 60
+    states = [f"{tmp_path}/run {state}" for state in ("interrupted", "interrupted", "finished")]
+    assert (tmp_path / "ended").read_text().splitlines() == states
+
+
 def descendants(pid: int) -> Iterator[int]:
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         yield int(child)

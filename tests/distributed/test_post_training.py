@@ -90,16 +90,24 @@ def kill(config: DictConfig, place: tuple[type, str], *, after: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo", "distill"))]
+    ("objective", "settings"),
+    [
+        ("grpo", ["objective.epochs=2"]),
+        *(pytest.param(name, [], marks=pytest.mark.slow) for name in ("grpo", "sft", "dpo", "distill")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_a_run_that_was_killed_and_resumed_is_the_whole_one(runs: Runs, tmp_path: Path, objective: str) -> None:
-    """Those that sample are killed in a rollout; each is resumed from a checkpoint some steps before."""
-    whole = finish(runs.config(objective, tmp_path / "whole"))
+def test_a_run_that_was_killed_and_resumed_is_the_whole_one(
+    runs: Runs, tmp_path: Path, objective: str, settings: list[str]
+) -> None:
+    """Those that sample are killed in a rollout, or between two epochs of one; all go on from a checkpoint before."""
+    whole = finish(runs.config(objective, tmp_path / "whole", *settings))
     steps = len(whole.read("metrics/train"))
-    config = runs.config(objective, tmp_path / "killed")
-    place = (RunModels, "sample") if objective in ("grpo", "distill") else (LanguageModel, "take_step")
-    kill(config, place, after=steps - 2)
-    assert RunFolder(tmp_path / "killed").checkpoints()
+    config = runs.config(objective, tmp_path / "killed", *settings)
+    in_a_rollout = objective in ("grpo", "distill") and not settings
+    kill(config, (RunModels, "sample") if in_a_rollout else (LanguageModel, "take_step"), after=steps - 1)
+    newest = load_checkpoint(RunFolder(tmp_path / "killed").checkpoints()[-1])["dsv3"]
+    assert bool(newest.get("samples")) == bool(newest["data_state"].get("steps_with_them")) == bool(settings)
     finish(config)
     assert_same_run(whole.path, tmp_path / "killed")
 

@@ -52,6 +52,10 @@ def test_top_p(seed, top_p):
     torch.testing.assert_close(nucleus(logits.softmax(-1), top_p), wanted)
 
 
+def test_the_smallest_nucleus_is_the_likeliest_token():
+    assert nucleus(torch.tensor([0.2, 0.7, 0.1]), 1e-300).tolist() == [0.0, 1.0, 0.0]
+
+
 @few
 @given(seed=SEEDS, min_p=st.floats(0.01, 1.0))
 def test_min_p(seed, min_p):

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsv3.checkpoint.loading import load_run, set_weights
+from dsv3.checkpoint.shards import write_shards
 from dsv3.cli import main
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
@@ -234,3 +236,23 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "must be a new or empty folder" in capsys.readouterr().err
     assert status([*arguments[:2], f"out={tmp_path / 'other'}", "max_shard_size=5"]) == 2
     assert "max_shard_size=5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [1, 700, 1000, 4096, 10**6])
+def test_tensors_are_divided_among_files_as_by_hugging_face(tmp_path, limit):
+    generator = torch.Generator().manual_seed(limit)
+    sizes = torch.randint(1, 300, (40,), generator=generator).tolist()
+    tensors = {f"t{i}": torch.zeros(size) for i, size in enumerate(sizes)}
+    write_shards(tmp_path, tensors, dtype=torch.bfloat16, max_bytes=limit)
+    halved = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    theirs = split_torch_state_dict_into_shards(halved, max_shard_size=limit)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == set(theirs.filename_to_tensors)
+    for file, names in theirs.filename_to_tensors.items():
+        with safe_open(tmp_path / file, framework="pt") as opened_file:
+            assert set(opened_file.keys()) == set(names)
+    index = tmp_path / "model.safetensors.index.json"
+    assert index.exists() == theirs.is_sharded
+    if theirs.is_sharded:
+        written = json.loads(index.read_text())
+        assert written["weight_map"] == theirs.tensor_to_filename
+        assert written["metadata"]["total_size"] == theirs.metadata["total_size"]

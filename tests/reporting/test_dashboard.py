@@ -83,9 +83,7 @@ def test_ten_questions_about_a_sick_run(url: str, browser: Any) -> None:
         dead = data_of(tab, "map", "[plot._fullData[0].z[2][0], plot._fullData[0].z[2][7]]")
         assert dead[0] > 0.1  # the load over tokens: no click
         assert dead[1] == 0
-        findings = text_of(
-            tab, "findings", "slow-down"
-        )  # why is it slow, was there a spike, is a domain gone? no click
+        findings = text_of(tab, "findings", "slow-down")  # is it slow, did it spike, is a domain gone? no click
         assert "open\tslow-down" in findings
         assert "event\tloss spike" in findings
         assert "open\tstarved domain\t\tprose has under a tenth" in findings
@@ -170,8 +168,8 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         tab.page.click("#pin")
         tab.page.wait_for_selector(".ag-floating-top .ag-row >> nth=1")
         address = tab.page.url
-        for part in ("view=runs", "group=router.top_k", "log=y", "picked=wide%2Fseed2", "pinned=wide%2Fseed1", "filters=",
-                     "sort=setting+router.top_k"):  # fmt: skip
+        choices = ("view=runs", "group=router.top_k", "log=y", "picked=wide%2Fseed2", "pinned=wide%2Fseed1", "filters=")
+        for part in (*choices, "sort=setting+router.top_k"):
             assert part in address
         tab.page.goto("about:blank")
         tab.page.goto(address)

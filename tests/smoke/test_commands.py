@@ -62,6 +62,12 @@ def test_run_folder_holds_what_the_readme_says(trained: Path) -> None:
     assert summary["steps"] == 20
     assert summary["validation"]["before"]["code"]["bpb"] > summary["validation"]["after"]["code"]["bpb"]
     assert {"seed", "parameters", "tokens_per_second", "max_violation", "samples", "versions"} <= set(summary)
+    assert summary["seconds"] == pytest.approx(timing.seconds.sum(), abs=0.1)
+    assert summary["peak_memory_bytes"] == {"resident": timing.peak_resident_bytes.max()}
+    assert (timing.peak_resident_bytes.diff().dropna() >= 0).all()
+    assert timing.peak_resident_bytes.iloc[0] > 50_000_000
+    assert timing.seconds_left.iloc[-1] == 0
+    assert (timing.seconds_left.iloc[:-1] > 0).all()
 
 
 def test_wandb_run_has_tokens_as_its_axis(trained: Path) -> None:

@@ -34,7 +34,6 @@ KINDS = (
     "precision",
     "optimizer",
     "schedule",
-    "logger",
 )
 ELSEWHERE = {
     "data": "tests/data; data=large has to be fetched first",
@@ -46,6 +45,7 @@ ELSEWHERE = {
     "objective": "pretraining here; the others need data of their own: tests/distributed/test_post_training.py",
     "reward": "tests/plugins/reward; objectives of pretraining have none",
     "hydra": "tests/study: the sweeper of studies",
+    "logger": "tests/plugins/logger; wandb in tests/smoke/test_commands.py",
     "benchmarks": "tests/evaluation/benchmarks",
     "callbacks": "tests/training/callbacks",
 }
@@ -100,9 +100,9 @@ def assert_learnt(losses: pd.Series) -> None:
 def test_trains_through_its_one_key(
     trained: Callable[[DictConfig], RunFolder], kind: str, option: str, tmp_path: Path
 ) -> None:
-    logger = [] if kind == "logger" else ["logger=none"]
-    config = configured(f"{kind}={option}", *logger)
-    problems = instantiate(config.precision).check(torch.device(settled(config).trainer.accelerator))
+    config = configured(f"{kind}={option}", "logger=none")
+    device = settled(config, RunFolder(tmp_path)).trainer.accelerator
+    problems = instantiate(config.precision).check(torch.device(device))
     if problems:
         config.run.dir = str(tmp_path / "run")
         with pytest.raises(ValueError, match=re.escape(problems[0])):

@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-    "run.tokens=12288", "run.checkpoint_every_tokens=3072", "run.validate_every_tokens=4608",
-    "balancing=v3", "precision=fp32", "benchmarks=none", "callbacks.monitor.every_tokens=1536",
+    "run.tokens=7680", "run.checkpoint_every_tokens=1536", "run.validate_every_tokens=2304",
+    "balancing=v3", "precision=fp32", "benchmarks=none", "callbacks.monitor.every_tokens=768",
 ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_moments_with_a_damaged_checkpoint_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
     """The second time the newest checkpoint is damaged too: the one before it is taken."""
     folder = tmp_path / "killed"
-    for after in (3072, 6144):
+    for after in (1536, 3072):
         process = begin(folder)
         wait_for_tokens(process, folder, after)
         time.sleep(random.random() / 4)
@@ -90,14 +90,15 @@ def test_killed_at_random_moments_with_a_damaged_checkpoint_and_continued(uninte
 
 def test_signals_write_a_checkpoint_exit_and_continue(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    for number, after in ((signal.SIGINT, 3072), (signal.SIGTERM, 6144)):
+    statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+    for (number, status), after in zip(statuses.items(), (1536, 3072, 4608), strict=True):
         process = begin(folder)
         wait_for_tokens(process, folder, after)
         with pytest.raises(ValueError, match="another process is training there"):
             RunFolder(folder).hold()
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, errors
+        assert process.returncode == status, errors
         assert "Traceback" not in errors
         assert not (folder / "summary.json").exists()
     finish(folder)
@@ -146,4 +147,4 @@ def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Pat
     assert parts[0] == parts[1] != []
     for part in parts[0]:
         assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
-    assert len(RunFolder(folders[0]).read("metrics/train")) == 48
+    assert len(RunFolder(folders[0]).read("metrics/train")) == 30

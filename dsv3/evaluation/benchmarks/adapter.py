@@ -3,6 +3,7 @@
     loglikelihood           log p(continuation | context), and whether it is what greedy decoding gives
     loglikelihood_rolling   log p(text), in windows of the model's length, each conditioned on one token before it
     generate_until          text after a prompt, up to a stop sequence
+    play                    episodes of an agent (see `dsv3.evaluation.agents`)
 
 Requests are sorted by length; so many are scored or continued at once as a batch holds. Requests that lead to the same
 row of tokens (one-token choices) are scored once, and rows that begin alike share the computation of their beginning
@@ -22,6 +23,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from dsv3.evaluation.agents.journal import Journal
+from dsv3.evaluation.agents.play import Game, play
+from dsv3.evaluation.agents.player import ModelPlayer
+from dsv3.evaluation.agents.shown import with_experts
 from dsv3.inference.engine import complete
 from dsv3.inference.prefixes import group_by_prefix
 from dsv3.inference.sampling import Settings
@@ -33,6 +38,17 @@ DEFAULT_TOKENS = 256
 Scored = tuple[float, bool]
 
 
+class Written(str):
+    """A generated text that knows whether the room for it ended first."""
+
+    truncated: bool
+
+    def __new__(cls, text: str, *, truncated: bool) -> "Written":
+        written = super().__new__(cls, text)
+        written.truncated = truncated
+        return written
+
+
 class Adapter(TemplateLM):
     """`model` behind lm-eval's interface; draws of sampled generations follow from `seed` and the request's number."""
 
@@ -40,6 +56,7 @@ class Adapter(TemplateLM):
         super().__init__()
         self.model, self.batch_size, self.seed = model, batch_size, seed
         self.max_length = model.max_length
+        self.journal: Journal | None = None  # of episodes
 
     @property
     def eot_token_id(self) -> int:
@@ -151,7 +168,18 @@ class Adapter(TemplateLM):
             decode=self.model.decode,
             at_once=self.batch_size,
         )
-        return [completion.text for completion in completions]
+        return [Written(completion.text, truncated=completion.finished == "length") for completion in completions]
+
+    def play(self, requests: list[Instance]) -> list[dict[str, Any]]:
+        games = [Game(name, seed, **how, draws=self.seed) for name, seed, how in (r.args for r in requests)]
+        return play(games, self._player(), journal=self.journal)
+
+    def explained(self, result: dict[str, Any]) -> dict[str, Any]:
+        """An episode with the experts that its prompts used."""
+        return with_experts(result, self._player())
+
+    def _player(self) -> ModelPlayer:
+        return ModelPlayer(self.model, at_once=self.batch_size)
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -15,6 +15,7 @@ from lm_eval.utils import apply_template
 
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.code import runs_code
+from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 
 
 class AnswerBits(NamedTuple):
@@ -24,14 +25,16 @@ class AnswerBits(NamedTuple):
     n_bytes: int
 
 
-def answer_bits(task: Any, samples: Sequence[dict[str, Any]], adapter: Adapter, answer: str | None) -> list[AnswerBits]:
+def answer_bits(
+    task: Any, samples: Sequence[dict[str, Any]], adapter: Adapter | RemoteAdapter, answer: str | None
+) -> list[AnswerBits]:
     """Of every sample that lm-eval logged, in its order; empty where the task has no right answer in words.
 
     `answer`: a template of the document that gives the right answer, where the task's own target is something else,
     such as the tests of a program.
     """
     own_target_is_answer = not runs_code(task) or task.config.metadata.get("target") == "answer"
-    if task.OUTPUT_TYPE == "loglikelihood_rolling" or (answer is None and not own_target_is_answer):
+    if task.OUTPUT_TYPE in ("loglikelihood_rolling", "play") or (answer is None and not own_target_is_answer):
         return []
     pairs, known = [], []
     for sample in samples:

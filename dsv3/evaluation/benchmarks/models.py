@@ -1,11 +1,12 @@
 """Models for benchmarks: each gives logits of token sequences, and a backend for generation.
 
-There are two kinds: a `Decoder` of ours with its tokenizer, and any causal model that transformers opens.
+There are three kinds: a `Decoder` of ours with its tokenizer, an export of one to ONNX graphs, and any causal model
+that transformers opens.
 
 Shape legend: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
-from dsv3.inference.backend import DecoderBackend
+from dsv3.inference.backend import Backend
 from dsv3.inference.engine import PREFILL
+from dsv3.inference.engines import Source, backend_of, exported_writer
 from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.prefixes import common_prefix, padded
 from dsv3.model.decoder import Caches, Decoder
@@ -25,22 +27,12 @@ from dsv3.prompts.chat import Message, chat_prompt
 from dsv3.prompts.infilling import Order
 
 
-class NativeModel:
-    """A Decoder and its tokenizer. Rows that begin alike share what their latent caches hold of the beginning."""
+class TextModel:
+    """What models with a tokenizer of ours have in common: texts and prompts as ids."""
 
-    shares_prefixes = True
     scores_bos = False
 
-    def __init__(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        *,
-        name: str,
-        max_length: int,
-        fim_order: Order = "psm",
-        chat: bool = False,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, name: str, max_length: int, fim_order: Order, chat: bool) -> None:
         """`max_length`: the length of the rows that the model was trained on. `fim_order`: as it was trained.
         `chat`: prompts are a user's messages in the chat template.
 
@@ -48,20 +40,9 @@ class NativeModel:
         """
         if chat:
             chat_prompt(tokenizer, [Message("user", "")])
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
         self.name, self.max_length, self.fim_order, self.chat = name, max_length, fim_order, chat
         self.prefix_token, self.eos = tokenizer.bos, {tokenizer.eos}
-        self.device = model.device
-        self._prefix: list[int] = []
-        self._prefix_caches: Caches | None = None
-
-    @contextmanager
-    def steady(self) -> Iterator[None]:
-        try:
-            with cached_weight_casts(self.model):
-                yield
-        finally:  # a task may fail, and training goes on
-            self._prefix, self._prefix_caches = [], None
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         return [self.tokenizer.bos] * bos + self.tokenizer.encode(text)
@@ -78,6 +59,38 @@ class NativeModel:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
+
+class NativeModel(TextModel):
+    """A Decoder and its tokenizer. Rows that begin alike share what their latent caches hold of the beginning."""
+
+    shares_prefixes = True
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        max_length: int,
+        fim_order: Order = "psm",
+        chat: bool = False,
+        source: Callable[[], Source] | None = None,
+    ) -> None:
+        """`source`: makes what writes text, of the weights as they are then; None: the model does. For the rest, and
+        what is raised, see `TextModel`."""
+        super().__init__(tokenizer, name=name, max_length=max_length, fim_order=fim_order, chat=chat)
+        self.model, self.device, self.source = model, model.device, source or (lambda: model)
+        self._prefix: list[int] = []
+        self._prefix_caches: Caches | None = None
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        try:
+            with cached_weight_casts(self.model):
+                yield
+        finally:  # a task may fail, and training goes on
+            self._prefix, self._prefix_caches = [], None
+
     @torch.no_grad()
     def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
         if not shared:
@@ -89,8 +102,8 @@ class NativeModel:
         ends = [len(row) - shared for row in rows]
         return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]
 
-    def backend(self) -> DecoderBackend:
-        return DecoderBackend(self.model)
+    def backend(self) -> Backend:
+        return backend_of(self.source())
 
     def _hidden(self, tokens_BT: Tensor) -> Tensor:
         positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
@@ -111,6 +124,49 @@ class NativeModel:
         for row in range(1, rows + 1):
             copies.copy(0, row, len(prefix))
         return copies.select(range(1, rows + 1))
+
+
+class OnnxModel(TextModel):
+    """A folder of ONNX graphs."""
+
+    shares_prefixes = True
+    device = torch.device("cpu")
+
+    def __init__(self, folder: str, *, chat: bool) -> None:
+        """Raises ValueError as `exported_writer` and `TextModel`."""
+        self.writer = writer = exported_writer(Path(folder), engine="auto", device="cpu", drafts=False)
+        super().__init__(
+            writer.tokenizer, name=folder, max_length=writer.sequence_length, fim_order=writer.fim_order, chat=chat
+        )
+
+    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
+        backend, numbers = self.backend(), range(len(rows))
+        found: list[list[Tensor]] = [[] for _ in rows]
+        for row in numbers:
+            backend.add(row, drafts=False)
+        held = 0
+        if shared:
+            for start in range(0, shared, PREFILL):
+                backend.read([0], [rows[0][start : min(start + PREFILL, shared)]], [0])
+            for row in numbers[1:]:
+                backend.copy(0, row, shared)
+            held = shared
+        for start in range(held, max(map(len, rows)), PREFILL):
+            reading = [row for row in numbers if start < len(rows[row])]
+            pieces = [rows[row][start : start + PREFILL] for row in reading]
+            ends = [start + len(piece) - max(start, len(rows[row]) - keep[row]) for row, piece in zip(reading, pieces)]
+            logits = backend.read(reading, pieces, [max(0, end) for end in ends])
+            for row, logits_KV in zip(reading, logits, strict=True):
+                found[row].append(logits_KV)
+        for row in numbers:
+            backend.drop(row)
+        return [torch.cat(pieces) for pieces in found]
+
+    def backend(self) -> Backend:
+        return backend_of(self.writer.source)
+
+    def steady(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class HFModel:

@@ -3,6 +3,7 @@
     results.json                lm-eval's results of all tasks together, and under "dsv3" what is ours
     tasks/<task>.json           the same of one task, with the key of the settings it was run with
     samples_<task>.jsonl        every document with prompt, generations, scores
+    episodes/<task>.json        of agents, the first won and the first lost episode
 
 A task whose file carries the same key is not run again: an interrupted evaluation goes on where it stopped.
 """
@@ -52,6 +53,7 @@ class ResultsFolder:
         for task, samples in outcome.samples.items():
             lines = "".join(text_of(sample, indent=None) + "\n" for sample in samples)
             write_atomically(self.samples_path(task), lambda path, lines=lines: path.write_text(lines))
+        write_episodes(self.path, outcome.episodes)
         content = {
             "key": key,
             "results": outcome.results,
@@ -59,6 +61,7 @@ class ResultsFolder:
             "seconds": round(outcome.seconds, 2),
         }
         write_atomically(self._file(name), lambda path: path.write_text(text_of(content) + "\n"))
+        self.journal_path(name, key).unlink(missing_ok=True)
 
     def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
         """All tasks' results as lm-eval writes them, also into results.json."""
@@ -78,6 +81,10 @@ class ResultsFolder:
         write_atomically(self.path / "results.json", lambda path: path.write_text(text_of(combined) + "\n"))
         return combined
 
+    def journal_path(self, name: str, key: str) -> Path:
+        """Where finished episodes of a task are kept until it has results."""
+        return self.path / "tasks" / f"{name}-{key}.jsonl"
+
     def tasks(self, name: str) -> list[str]:
         """The tasks of which this task or group has samples."""
         return list(json.loads(self._file(name).read_text())["shots_used"])
@@ -91,6 +98,13 @@ class ResultsFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.json"
+
+
+def write_episodes(folder: Path, episodes: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Into episodes/<task>.json, for reports."""
+    for task, shown in episodes.items():
+        text = text_of(shown, indent=None) + "\n"
+        write_atomically(folder / "episodes" / f"{task}.json", lambda path, text=text: path.write_text(text))
 
 
 def settings_key(*parts: Any) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv3.evaluation.benchmarks.adapter import DEFAULT_TOKENS, Adapter
+from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 
 
 class FittingShots:
     """Replaces a task's `fewshot_context`; counts the examples that were left."""
 
-    def __init__(self, task: Any, adapter: Adapter) -> None:
+    def __init__(self, task: Any, adapter: Adapter | RemoteAdapter) -> None:
         self.task, self.adapter = task, adapter
         self.build: Callable[..., Any] = task.fewshot_context
         self.used: list[int] = []  # examples in each prompt

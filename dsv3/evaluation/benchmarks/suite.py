@@ -9,9 +9,9 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval.api.task
 import numpy as np
@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from dsv3.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from dsv3.config.moved import answer
+from dsv3.evaluation.agents.shown import won_and_lost
 from dsv3.evaluation.benchmarks.adapter import Adapter
 from dsv3.evaluation.benchmarks.answers import AnswerBits, answer_bits
 from dsv3.evaluation.benchmarks.code import runs_code, sandbox_in_use
+from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 from dsv3.evaluation.benchmarks.shots import FittingShots
 from dsv3.evaluation.benchmarks.statistics import ratio_estimate
 from dsv3.evaluation.benchmarks.tasks import TaskFinder, UnavailableError
@@ -41,9 +43,12 @@ class Entry:
 
     limit: PositiveInt | None = None  # documents, from the first
     num_fewshot: NonNegativeInt | None = None  # few-shot examples
-    num_samples: PositiveInt | None = None  # generations for each document, of tasks that run programs
+    num_samples: PositiveInt | None = None  # generations for each document, of tasks that give pass@k
     temperature: NonNegativeFloat | None = None  # of sampling; with more than one sample 0.8 where nothing is said
     answer: str | None = None  # template of the right answer in words, where the task's own target is none
+    actions: Literal["likelihood", "text"] | None = None  # how an agent's action is taken from the model
+    history: NonNegativeInt | None = None  # earlier steps in an agent's prompt
+    steps: PositiveInt | None = None  # of an agent's episode, at most
 
     def changed(self, **settings: Any) -> "Entry":
         """A copy in which the settings that are not None replace this one's."""
@@ -75,12 +80,13 @@ class Outcome:
     samples: dict[str, list[dict[str, Any]]]  # by task
     shots_used: dict[str, float]  # mean over the documents, by task
     seconds: float
+    episodes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # to look at, by task of agents
 
 
 class Suite:
     """Runs tasks on one model."""
 
-    def __init__(self, adapter: Adapter, finder: TaskFinder, sandbox: Sandbox, *, seed: int) -> None:
+    def __init__(self, adapter: Adapter | RemoteAdapter, finder: TaskFinder, sandbox: Sandbox, *, seed: int) -> None:
         self.adapter, self.finder, self.sandbox, self.seed = adapter, finder, sandbox, seed
 
     def run(self, name: str, entry: Entry) -> Outcome:
@@ -103,25 +109,39 @@ class Suite:
                     confirm_run_unsafe_code=True,
                 )
                 samples = results.pop("samples")
+                episodes = {key: self._episodes(samples[key]) for key, t in tasks.items() if t.OUTPUT_TYPE == "play"}
                 bits = {key: self._answer_bits(task, samples[key], entry) for key, task in tasks.items()}
             except Exception as error:  # what a task's own code raises is up to it
                 raise UnavailableError(f"{type(error).__name__}: {error}") from error
         add_answer_bits(results, bits)
         used = {key: float(np.mean(fitting.used)) for key, fitting in shots.items()}
-        return Outcome(results, samples, used, time.perf_counter() - started)
+        return Outcome(results, samples, used, time.perf_counter() - started, episodes)
 
     def _prepare(self, task: Any, entry: Entry) -> FittingShots:
         count = entry.num_fewshot if entry.num_fewshot is not None else task.get_config("num_fewshot") or 0
         task.set_config(key="num_fewshot", value=count)
         task.set_fewshot_seed(seed=self.seed)
-        if runs_code(task) and entry.num_samples is not None:
+        takes_samples = runs_code(task) or task.config.metadata.get("samples")
+        if takes_samples and entry.num_samples is not None:
             task.set_config(key="repeats", value=entry.num_samples)
         if task.OUTPUT_TYPE == "generate_until" and (entry.temperature or (entry.num_samples or 1) > 1):
             sampling = {"do_sample": True, "temperature": entry.temperature or 0.8}
             task.set_config(key="generation_kwargs", value=sampling, update=True)
+        if task.OUTPUT_TYPE == "play":
+            wanted = {key: getattr(entry, key) for key in ("actions", "history", "steps", "temperature")}
+            changed = {key: value for key, value in wanted.items() if value is not None}
+            task.set_config(key="generation_kwargs", value=changed, update=True)
         fitting = FittingShots(task, self.adapter)
         task.fewshot_context = fitting
         return fitting
+
+    def _episodes(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those to look at. In the samples a line stands for the filtered response, a second copy of the episode."""
+        played = [sample["resps"][0][0] for sample in samples]
+        for sample, one in zip(samples, played, strict=True):
+            actions = ", ".join(str(step["action"]) for step in one["trajectory"])
+            sample["filtered_resps"] = [f"progress {one['progress']:.2f}: {actions}"]
+        return [self.adapter.explained(one) for one in won_and_lost(played)]
 
     def _answer_bits(self, task: Any, samples: list[dict[str, Any]], entry: Entry) -> list[AnswerBits]:
         """Of each document; also written into its samples (one for each of the task's filters)."""

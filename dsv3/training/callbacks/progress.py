@@ -1,4 +1,7 @@
-"""Progress bar: the objective's metrics, held-out text, balance, tokens/s. Without a terminal, a line at intervals."""
+"""Progress bar: the objective's metrics, held-out text, balance, tokens/s, peak memory, time left.
+
+Without a terminal, a line at intervals.
+"""
 
 import sys
 import time
@@ -6,12 +9,13 @@ from typing import Any
 
 import lightning
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from dsv3.contracts import Step
+from dsv3.distributed.rank_bytes import text_of_bytes
 from dsv3.training.callbacks.phases import Phase, find
-from dsv3.training.callbacks.record import Record
+from dsv3.training.callbacks.record import Record, text_of_seconds
 from dsv3.training.callbacks.validate import Validate
 from dsv3.training.lightning_module import LanguageModel
 
@@ -31,7 +35,7 @@ class Progress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         if self.console.is_terminal and pl_module.folder.writes:
             columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(20), TextColumn("{task.description}"))
-            self.bar = Bar(*columns, TimeRemainingColumn(), console=self.console)
+            self.bar = Bar(*columns, console=self.console)
             self.task = self.bar.add_task("", total=pl_module.total_tokens, completed=pl_module.tokens_seen)
             self.bar.start()
 
@@ -72,4 +76,6 @@ def describe(trainer: lightning.Trainer, pl_module: LanguageModel) -> str:
         parts.append(f"MaxVio {sum(violations) / len(violations):.2f}")
     if record is not None:
         parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+        parts.append("peak " + ", ".join(f"{text_of_bytes(n)} {kind}" for kind, n in record.peak_memory.items()))
+        parts.append(f"{text_of_seconds(record.seconds_left)} left")
     return "  ".join(parts)

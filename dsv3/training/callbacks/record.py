@@ -6,20 +6,41 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from dsv3.contracts import Step
+from dsv3.runtime import peak_resident_bytes
 from dsv3.training.callbacks.guard import RollBack
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process has held at most: resident, and what torch allocated on the GPU."""
+    peaks = {"resident": peak_resident_bytes()}
+    return peaks | {"cuda": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else peaks
+
+
+def text_of_seconds(seconds: float) -> str:
+    """For people: 48 s, 12 min, 3 h 05 min, 2 d 07 h."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
+
 
 HISTOGRAM_STEPS = 10  # steps between load histograms in wandb
 
 
 class Record(lightning.Callback):
     """Three tables: `metrics/train` (the figures of a step), `metrics/experts` (load and bias of each MoE layer, one
-    number an expert), `timing/train` (seconds of a step: wall-clock measurements go to `timing/` only).
+    number an expert), `timing/train` (seconds of a step, peak memory of this process so far in bytes, estimated seconds
+    left: measurements of the machine go to `timing/` only).
     """
 
     phase: Phase = "record"
@@ -27,6 +48,9 @@ class Record(lightning.Callback):
     def __init__(self) -> None:
         self.started = 0.0
         self.tokens_per_second = 0.0
+        self.seconds_left = 0.0
+        self.peak_memory: dict[str, int] = {}  # kind -> bytes
+        self.first: tuple[float, int] | None = None  # end of this process's first step: clock, tokens
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         settings = OmegaConf.to_container(pl_module.config, resolve=True)
@@ -48,12 +72,27 @@ class Record(lightning.Callback):
         record, folder = pl_module.record, pl_module.folder
         self.tokens_per_second = (record.tokens - record.tokens_before) / seconds
         folder.table("metrics/train").append(record.row())
-        folder.table("timing/train").append({"tokens": record.tokens, "seconds": seconds})
+        self.peak_memory = peak_memory(pl_module.device)
+        self.seconds_left = self._estimated_left(pl_module)
+        peaks = {f"peak_{kind}_bytes": count for kind, count in self.peak_memory.items()}
+        timing = {"tokens": record.tokens, "seconds": seconds, **peaks, "seconds_left": self.seconds_left}
+        folder.table("timing/train").append(timing)
         experts = folder.table("metrics/experts")
         for layer, load_E in record.loads.items():
             bias = record.biases[layer].tolist()
             experts.append({"tokens": record.tokens, "layer": layer, "load": load_E.tolist(), "bias": bias})
         self._log(trainer, record.row() | {"tokens_per_second": self.tokens_per_second}, record.loads)
+
+    def _estimated_left(self, pl_module: LanguageModel) -> float:
+        """Seconds to the last step, at the pace since this process's first one, pauses for evaluation included."""
+        now, record = time.perf_counter(), pl_module.record
+        began, before = self.first or (self.started, record.tokens_before)
+        self.first = self.first or (now, record.tokens)
+        left = pl_module.total_tokens - record.tokens
+        if pl_module.max_steps >= 0:
+            of_a_step = record.tokens - record.tokens_before
+            left = min(left, (pl_module.max_steps - record.step) * of_a_step)
+        return max(left, 0) * (now - began) / max(record.tokens - before, 1)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: LanguageModel, stage: str) -> None:
         """End the wandb run with the training: the next one in this process, of a sweep, has one of its own."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,7 +12,7 @@ from dsv3.bounds import PositiveInt
 from dsv3.contracts import Step
 from dsv3.model.decoder import Decoder
 from dsv3.training.callbacks.interruption import interrupted
-from dsv3.training.callbacks.intervals import crossed
+from dsv3.training.callbacks.intervals import crossed, ends_early
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.whole_model import whole_model
@@ -40,13 +41,18 @@ class Benchmarks(lightning.Callback):
 
     def setup(self, trainer: Any, pl_module: LanguageModel, stage: str) -> None:
         self.config = pl_module.config
+        self.wanted = bool(self.config.benchmarks.tasks)
+        if self.wanted and ends_early(self.config):
+            self.wanted = False
+            steps, every = self.config.trainer.max_steps, self.config.run.checkpoint_every_tokens
+            log.info(
+                "no benchmarks: trainer.max_steps=%s ends before run.checkpoint_every_tokens=%s", steps, f"{every:,}"
+            )
         self.table = pl_module.folder.table("metrics/benchmarks")
         self.timing = pl_module.folder.table("timing/benchmarks")
 
     def on_train_start(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if (
-            self.config.benchmarks.tasks and pl_module.folder.writes
-        ):  # a task that there is not stops the run before its first step
+        if self.wanted and pl_module.folder.writes:  # a task that there is not stops the run before its first step
             self._suite = self._build(trainer, pl_module.model)
             self._suite.finder.require(self.config.benchmarks.tasks)
         if self.before and pl_module.tokens_seen == 0:
@@ -71,7 +77,7 @@ class Benchmarks(lightning.Callback):
         self.run_at = state_dict["run_at"]
 
     def run(self, trainer: Any, pl_module: LanguageModel) -> None:
-        if not self.config.benchmarks.tasks or self.run_at == pl_module.tokens_seen:
+        if not self.wanted or self.run_at == pl_module.tokens_seen:
             return
         self.run_at = pl_module.tokens_seen
         model = whole_model(pl_module)
@@ -80,7 +86,7 @@ class Benchmarks(lightning.Callback):
         if model is not pl_module.model:
             self._suite = self._build(trainer, model)
         started = time.perf_counter()
-        from dsv3.evaluation.benchmarks.results import scores
+        from dsv3.evaluation.benchmarks.results import scores, write_episodes
         from dsv3.evaluation.benchmarks.suite import entries
         from dsv3.evaluation.benchmarks.tasks import UnavailableError
 
@@ -96,10 +102,11 @@ class Benchmarks(lightning.Callback):
                 self.failures[name] = str(error)
                 log.warning("skipping benchmark %s: %s", name, error)
                 continue
+            write_episodes(pl_module.folder.path, outcome.episodes)
             rows = list(scores(outcome.results, outcome.shots_used))
             for row in rows:
                 self.table.append({"tokens": tokens, **row._asdict()})
-            self._log(trainer, tokens, rows, outcome.samples)
+            self._log(trainer, pl_module.folder.path, tokens, rows, outcome)
         model.train()
         seconds = time.perf_counter() - started
         self.timing.append({"tokens": tokens, "seconds": seconds})
@@ -110,6 +117,7 @@ class Benchmarks(lightning.Callback):
         from dsv3.evaluation.benchmarks.models import NativeModel
         from dsv3.evaluation.benchmarks.suite import Suite
         from dsv3.evaluation.benchmarks.tasks import RunTexts, TaskFinder
+        from dsv3.inference.engines import source_of
         from dsv3.sandbox import Sandbox
 
         settings, data = self.config.benchmarks, trainer.datamodule
@@ -120,26 +128,34 @@ class Benchmarks(lightning.Callback):
             max_length=self.config.data.sequence_length,
             fim_order=self.config.data.fim.order,
             chat=settings.chat,
+            source=lambda: source_of(weights, self.config, self.config.engine),
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
         finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
         return Suite(adapter, finder, Sandbox(), seed=self.config.seed)
 
-    def _log(self, trainer: Any, tokens: int, rows: Any, samples: dict[str, list[dict[str, Any]]]) -> None:
+    def _log(self, trainer: Any, folder: Path, tokens: int, rows: Any, outcome: Any) -> None:
         values: dict[str, Any] = {"tokens": tokens}
         for row in rows:
             values[f"benchmarks/{row.task}/{row.metric}"] = row.value
             values[f"benchmarks/{row.task}/{row.metric}_stderr"] = row.stderr
         for logger in trainer.loggers:
-            tables = {}
+            tables: dict[str, Any] = {}
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                for task, of_task in samples.items():
+                from dsv3.reporting.episode_page import write_episode
+
+                for task, of_task in outcome.samples.items():
                     cells = [sample_row(sample) for sample in of_task[:SHOWN]]
                     tables[f"benchmarks/{task}/samples"] = wandb.Table(
                         columns=list(cells[0]), data=[[*c.values()] for c in cells]
                     )
+                for task, kept in outcome.episodes.items():
+                    for name, result in zip(("best", "worst"), kept):
+                        html, gif = write_episode(folder / "episodes", task, result)
+                        tables[f"benchmarks/{task}/{name}"] = wandb.Html(html.read_text(), inject=False)
+                        tables[f"benchmarks/{task}/{name}_gif"] = wandb.Video(str(gif), format="gif")
             logger.log_metrics(values | tables)
 
 

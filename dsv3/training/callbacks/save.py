@@ -65,7 +65,7 @@ class SaveCheckpoints(lightning.Callback):
             pl_module.folder.flush(pl_module.tokens_seen)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
-        """Where a limit of the Trainer's, such as `max_time`, has ended training."""
+        """Where a limit of the Trainer's, such as `limit_train_batches`, has ended training."""
         if pl_module.steps and self.saved_at != pl_module.tokens_seen:
             self.save(trainer, pl_module)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.training.callbacks.intervals import ends_early
+from dsv3.training.callbacks.run_benchmarks import Benchmarks
 from dsv3.training.run import build_run
 from dsv3.training.summary import benchmark_scores
 from tests.smoke.test_resume import differences
@@ -77,3 +80,28 @@ def test_a_task_that_cannot_run_is_named_once_and_left_out(
     named = [record for record in caplog.records if "skipping benchmark stdlib_infilling" in record.getMessage()]
     assert len(named) == 1
     assert torch.is_grad_enabled()
+
+
+STEPS_OF_AT_MOST_8_ROWS = "+data.global_batch_size={peak: 8, start: 0.5, segments: [{until: 1.0, to: 1.0}]}"
+
+
+@pytest.mark.parametrize(
+    ("options", "early"),
+    [
+        ((), False),
+        (("trainer.max_steps=4",), True),
+        (("trainer.max_steps=4", "run.checkpoint_every_tokens=1024"), False),  # 4 steps of 8 rows of 32 tokens
+        (("trainer.max_steps=20",), False),  # the whole run
+    ],
+)
+def test_a_run_that_ends_before_its_first_checkpoint_runs_none(
+    composed: Callable[..., DictConfig], options: tuple[str, ...], early: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = composed(STEPS_OF_AT_MOST_8_ROWS, *SUITE, *options)
+    module: Any = SimpleNamespace(config=config, folder=SimpleNamespace(table=lambda name: []))
+    callback = Benchmarks(every_tokens=None, before=True)
+    with caplog.at_level("INFO"):
+        callback.setup(None, module, "fit")
+    assert callback.wanted != early
+    assert (f"no benchmarks: {' '.join(options)} ends before" in caplog.text) == early
+    assert not ends_early(composed(*options)), "the tokens of its steps are not known"

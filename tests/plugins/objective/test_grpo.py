@@ -1,5 +1,6 @@
 """GRPO: closed forms of small groups, what is trained on, and what is left out."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,6 +118,41 @@ def test_prompts_are_asked_as_often_as_a_group_has_answers_each_with_a_seed_of_i
     objective = grpo()
     objective.prepare(Step([], 0, {}, prompts=PROMPTS[1:]), other)  # type: ignore[arg-type]
     assert other.asked[0][1] == seeds[GROUP:], "a prompt's seeds do not depend on the prompts beside it"
+
+
+def test_answers_serve_as_many_steps_as_there_are_epochs_also_where_a_checkpoint_lies_between() -> None:
+    models, later = Models(), [prompt._replace(number=prompt.number + 2) for prompt in PROMPTS]
+    objective, resumed = grpo(epochs=2), grpo(epochs=2)
+    first = prepared(objective, models)
+    saved = json.loads(json.dumps(objective.state()))
+    second = prepared(objective, models)
+    assert len(models.asked) == 1
+    assert answers_in(second) == answers_in(first)
+    assert [len(step.rollouts) for step in (first, second)] == [len(REWARDS), 0], "the table has each answer once"
+    resumed.restore(saved)
+    again, others = Outcome(resumed, prepared(resumed, models)), Outcome(objective, second)
+    assert len(models.asked) == 1
+    assert again.loss == others.loss
+    assert all(map(torch.equal, again.gradients, others.gradients))
+    for each in (objective, resumed):
+        each.prepare(Step([], 0, {}, prompts=later), models)  # type: ignore[arg-type]
+    assert len(models.asked) == 3
+    alone = grpo()
+    prepared(alone, models)
+    prepared(alone, models)
+    assert len(models.asked) == 5, "an epoch of one samples anew for every step"
+    assert alone.state() == {}
+
+
+def test_ranks_find_their_own_answers_among_those_of_all() -> None:
+    models, ranks = Models(), [grpo(epochs=2) for _ in PROMPTS]
+    for objective, prompt in zip(ranks, PROMPTS, strict=True):
+        objective.prepare(Step([], 0, {}, prompts=[prompt]), models)  # type: ignore[arg-type]
+    together = {name: value for objective in ranks for name, value in objective.state().items()}
+    resumed = grpo(epochs=2)
+    resumed.restore(together)
+    resumed.prepare(Step([], 0, {}, prompts=PROMPTS[1:]), models)  # type: ignore[arg-type]
+    assert len(models.asked) == 2
 
 
 @pytest.mark.parametrize("advantage", ["mean", "mean_std"])

@@ -39,6 +39,9 @@ ITEMS = VERIFIED | {
         for name in ("exact", "boxed_integer", "reasoning_gym")
         for marked in VERIFIED[name]
     ],
+    "episode": [
+        Marked({"environment": "babyai/goto", "seed": 0, "steps": 9}, "go forward, go forward, turn right", "turn left")
+    ],
     "format": [Marked({}, r"It is \boxed{x}", "It is x.")],
     "weighted_sum": [Marked({"answer": 25, "verifier": "boxed_integer"}, r"It is \boxed{25}", r"\boxed{26}")],
 }

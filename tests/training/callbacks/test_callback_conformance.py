@@ -24,6 +24,8 @@ def test_shipped_callbacks_conform(name):
             | {"checkpoint_format": "file"},
             "model": {"n_groups": 1},
             "benchmarks": {"every_tokens": 64, "before": True},
+            "trainer": {"max_time": None},
+            "profile": False,
             "callback": OmegaConf.load(CONF / f"{name}.yaml"),
         }
     )

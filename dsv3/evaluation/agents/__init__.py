@@ -1,0 +1,1 @@
+"""Agents: a model plays episodes of `dsv3.environments`, many at once."""

@@ -1,0 +1,126 @@
+"""ONNX graphs as a backend of the engine: the same text as a `Decoder`'s in FP32, in a third of the time on a CPU.
+
+Shape legend: D model width, K experts per token.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsv3.checkpoint.families import Parts
+from dsv3.checkpoint.onnx.onnx_manifest import read_manifest
+from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
+from dsv3.inference.slots import SlotCaches
+from dsv3.inference.speculation import Drafter
+from dsv3.model.decoder import Decoder
+
+
+class OnnxBackend:
+    """`main` reads texts, `modules` are MTP's, one graph each.
+
+    Weights are those of when it was made. All rows' caches are as wide as the longest row's.
+    """
+
+    shares_prefixes = True
+
+    def __init__(self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str]) -> None:
+        """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers."""
+        self.main, self.routed = main, routed
+        self.drafter = Drafter(GraphModules(modules, normed))
+        self._latest: tuple[Outputs, list[int]] | None = None
+
+    @classmethod
+    def of(cls, model: Decoder, parts: Parts, *, drafts: bool) -> "OnnxBackend":
+        """The model as it is now. parts: of its configuration, which `expressible` found nothing in. drafts: with MTP's
+        modules, where it has some."""
+        from dsv3.checkpoint.onnx.step_graph import StepGraph
+
+        graph = StepGraph(model, parts)
+        depth = parts.mtp_layers if drafts else 0
+        graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
+        steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
+        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed)
+
+    @classmethod
+    def opened(cls, folder: Path, *, drafts: bool) -> "OnnxBackend":
+        """The graphs of an exported folder. drafts: with MTP's modules, where it has some.
+
+        Raises:
+            ValueError: its manifest is of another format, or onnxruntime cannot open a graph.
+        """
+        manifest = read_manifest(folder)
+        modules = [name for name in manifest["graphs"] if name != "model"] if drafts else []
+        try:
+            steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
+        except Exception as error:  # onnxruntime has no class of its own errors
+            raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
+        normed = bool(manifest["mtp_takes_normed_states"])
+        return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])
+
+    def add(self, row: int, *, drafts: bool) -> None:
+        if drafts:
+            self.drafter.add(row)
+        self.main.caches.add(row)
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        self.main.caches.copy(source, row, length)
+        if self.drafter.holds(row):
+            self.drafter.copy(source, row, length)
+
+    def drop(self, row: int) -> None:
+        self.main.caches.drop(row)
+        if self.drafter.holds(row):
+            self.drafter.drop(row)
+
+    def rewind(self, row: int, length: int) -> None:
+        self.main.caches.rewind(row, length)
+        if self.drafter.holds(row):
+            self.drafter.rewind(row, length)
+
+    def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
+        picked = [range(len(ids) - n, len(ids)) for ids, n in zip(tokens, wanted, strict=True)]
+        outputs = self.main.run(rows, tokens, picked)
+        for i, (row, ids) in enumerate(zip(rows, tokens, strict=True)):
+            if self.drafter.holds(row):
+                self.drafter.read([row], torch.from_numpy(outputs.of_row("states", i, len(ids))).unsqueeze(0))
+        self._latest = outputs, list(map(len, tokens))
+        return list(outputs.picked("logits").split(list(wanted)))
+
+    def chosen_experts(self) -> list[dict[str, Array]]:
+        """Of each row of the latest `read`, the experts that every MoE layer chose: int64 [T, K], by its name."""
+        if self._latest is None:
+            return []
+        outputs, counts = self._latest
+        return [
+            {name: outputs.of_row(f"experts_{layer}", i, count).copy() for layer, name in enumerate(self.routed)}
+            for i, count in enumerate(counts)
+        ]
+
+    def draft(
+        self,
+        rows: Sequence[int],
+        texts: Sequence[Sequence[int]],
+        counts: Sequence[int],
+        choose: Sequence[Callable[[Tensor], int]],
+    ) -> list[list[int]]:
+        return self.drafter.draft(rows, texts, counts, choose)
+
+
+class GraphModules:
+    """MTP's modules for the drafter."""
+
+    def __init__(self, steps: Sequence[OnnxStep], normed: bool) -> None:
+        self.steps, self.normed = steps, normed
+        self.caches: list[SlotCaches] = [step.caches for step in steps]
+        self.width = steps[0].widths["states"] if steps else 0
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def extend(
+        self, k: int, rows: Sequence[int], pieces: Sequence[Tensor], tokens: Sequence[Sequence[int]]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        last = [[len(ids) - 1] for ids in tokens]
+        outputs = self.steps[k - 1].run(rows, tokens, last, [piece.numpy() for piece in pieces])
+        states = [torch.from_numpy(outputs.of_row("states", i, len(ids)).copy()) for i, ids in enumerate(tokens)]
+        return states, outputs.picked("hidden"), outputs.picked("logits")

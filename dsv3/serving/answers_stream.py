@@ -1,0 +1,126 @@
+"""Texts under way for one request: jobs at a scheduler, and their news in the order in which they come."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dsv3.inference.sampling import Settings, choice_of
+from dsv3.serving.recorder import Grammar, Likelihood, Recorder, likelihoods
+from dsv3.serving.routed_backend import RoutedBackend
+from dsv3.serving.scheduler import Job, News
+from dsv3.serving.served_model import Served
+
+Experts = list[list[int]]
+"""Of one token: the chosen experts of each layer."""
+
+
+@dataclass
+class Answer:
+    """One text of a request."""
+
+    index: int
+    job: Job
+    recorder: Recorder
+    shown_prompt: str  # what `echo` gives before the text
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    end: str | None = None
+    experts: dict[int, Experts] = field(default_factory=dict)  # by position
+    read: list[Likelihood | None] = field(default_factory=list)  # of the prompt's tokens, where these are asked for
+
+    def written(self, start: int, end: int) -> list[Likelihood]:
+        """Of tokens start to end of the text."""
+        return self.recorder.likelihoods[start:end]
+
+    def experts_of(self, start: int, end: int) -> list[Experts]:
+        """The experts that wrote these tokens: those of the position before each."""
+        first = len(self.job.prompt) - 1
+        return [self.experts.get(first + place, []) for place in range(start, end)]
+
+    def routed(self, position: int, experts_TLK: Tensor) -> None:
+        """Called by the engine's thread. Positions of drafts that were not kept are read again."""
+        for offset, experts in enumerate(experts_TLK.tolist()):
+            self.experts[position + offset] = experts
+
+    def watch(self, logits_TV: Tensor) -> None:
+        """Called by the engine's thread with the logits of the prompt's positions."""
+        best = self.recorder.best or 0
+        first = len(self.read)  # the logits at a position are those of the token after it
+        following = self.job.prompt[first : first + len(logits_TV)]
+        self.read += likelihoods(logits_TV[: len(following)], following, best) if following else []
+
+
+class Answers:
+    """All texts of one request. Whoever submits them must `cancel` in the end: that ends what still runs."""
+
+    def __init__(self, served: Served, account: str, *, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        """`loop`: where the news is awaited."""
+        self.served, self.account, self.seconds = served, account, seconds
+        self.answers: list[Answer] = []
+        self._news: asyncio.Queue[tuple[Answer, News]] = asyncio.Queue()
+        self._loop = loop
+
+    def add(
+        self,
+        prompt: list[int],
+        settings: Settings,
+        *,
+        best: int | None = None,
+        grammar: Grammar | None = None,
+        reads: bool = False,
+        experts: bool = False,
+        shown_prompt: str = "",
+    ) -> None:
+        """`reads`: note the prompt's log-probabilities; `experts`: note those of each token."""
+        recorder = Recorder(choice_of(settings), best=best, grammar=grammar)
+        job = Job(self.account, prompt, settings, lambda news: self._deliver(answer, news), recorder)
+        job.seconds = self.seconds
+        answer = Answer(len(self.answers), job, recorder, shown_prompt)
+        if reads:
+            answer.read.append(None)  # nothing comes before the first token
+            job.watch = answer.watch
+        backend = self.served.backend
+        if experts and isinstance(backend, RoutedBackend):
+            job.began = lambda row: backend.listeners.__setitem__(row, answer.routed)
+        self.answers.append(answer)
+
+    def _deliver(self, answer: Answer, news: News) -> None:
+        """Called by the engine's thread."""
+        backend, row = self.served.backend, answer.job.row
+        if news.end is not None and row is not None and isinstance(backend, RoutedBackend):
+            backend.listeners.pop(row.number, None)  # the row may be kept
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.put_nowait, (answer, news))
+
+    def submit(self) -> None:
+        """Raises BusyError, RuntimeError: as the scheduler says; then none is left waiting."""
+        try:
+            for answer in self.answers:
+                self.served.scheduler.submit(answer.job)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        for answer in self.answers:
+            if answer.end is None:
+                self.served.scheduler.cancel(answer.job)
+
+    @property
+    def tokens(self) -> int:
+        """Read and written so far."""
+        return sum(len(answer.ids) + (answer.job.row.prompt if answer.job.row else 0) for answer in self.answers)
+
+    async def news(self) -> AsyncIterator[tuple[Answer, News]]:
+        """Until all have ended. Each is in its `Answer` already."""
+        left = len(self.answers)
+        while left:
+            answer, news = await self._news.get()
+            answer.ids += news.ids
+            answer.text += news.text
+            if news.end is not None:
+                answer.end = news.end
+                left -= 1
+            yield answer, news

@@ -1,0 +1,97 @@
+"""The documentation site: what is made from the project is complete, and the commands that pages show are sound."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dsv3 import cli
+from dsv3.config.preflight import check
+from tests.conftest import ROOT
+
+SPEC = importlib.util.spec_from_file_location("generated", ROOT / "docs" / "hooks" / "generated.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+GENERATED: Any = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(GENERATED)
+
+BLOCK = re.compile(r"^```(?:bash|shell)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PLACES = ("run.init_from", "objective.teachers", "run.dir", "run.on_end", "resume", "checkpoint", "compare")
+"""Keys whose value a page may name although it is not on this machine: runs and programs of the reader's."""
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return dict(GENERATED.pages())
+
+
+def test_every_kind_has_a_page_with_its_contract_and_every_option(pages: dict[str, str]) -> None:
+    for kind in (path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        page = pages[f"components/{kind.name}.md"]
+        for option in kind.glob("*.yaml"):
+            text = option.read_text()
+            assert text in page
+            if target := (yaml.safe_load(text) or {}).get("_target_"):
+                assert f"::: {target}\n" in page
+    without = {kind for kind in GENERATED.kinds() if "## Contract" not in pages[f"components/{kind}.md"]}
+    assert without == {"benchmarks", "experiment", "model", "parallel", "trainer"}
+
+
+def test_every_key_and_tool_is_on_a_page(pages: dict[str, str]) -> None:
+    assert "trainer.max_time=null  # DD:HH:MM:SS" in pages["reference/keys.md"]
+    assert "held_out" in pages["reference/evaluate_keys.md"]
+    for package in ("dsv3", "data"):
+        for tool in (ROOT / package / "tools").glob("[!_]*.py"):
+            assert f"## python -m {package} {tool.stem.rstrip('_')}\n" in pages["reference/tools.md"]
+
+
+def test_the_site_lists_every_page(pages: dict[str, str]) -> None:
+    listed = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
+    written = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(listed) == sorted({*written, *pages})
+
+
+def test_links_of_the_roots_pages_are_those_of_the_site() -> None:
+    text = "[a](docs/plan.md#x) [b](CHANGELOG.md) [c](https://x.y/docs/z) ![d](docs/images/e.png)"
+    assert GENERATED.of_root(text) == "[a](plan.md#x) [b](changes.md) [c](https://x.y/docs/z) ![d](images/e.png)"
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of every command of the project that a page shows."""
+    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in BLOCK.findall(page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"(python (train|evaluate)\.py|python -m (dsv3|data)|dsv3) ?", line):
+                    yield page.name, shlex.split(line, comments=True)
+
+
+COMMANDS = list(commands())
+
+
+def mistakes(words: list[str]) -> list[str]:
+    """Of a command's keys and values; of values, not whether files of the reader's are there."""
+    if words[0] == "python" and words[1].endswith(".py"):
+        problems = check(words[1].removesuffix(".py"), words[2:])
+    else:
+        package, *rest = words[2:] if words[0] == "python" else words
+        name, *options = rest or ["--help"]
+        if "--help" in (name, *options):
+            return []
+        modules = {path.stem.rstrip("_"): path.stem for path in (ROOT / package / "tools").glob("[!_]*.py")}
+        problems = cli._read(importlib.import_module(f"{package}.tools.{modules[name]}"), options, None)[1]
+    return [str(each) for each in problems if each.key not in PLACES and not each.key.endswith(".path")]
+
+
+@pytest.mark.slow  # a minute
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:80] for _, words in COMMANDS])
+def test_a_command_that_a_page_shows_is_sound(
+    page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mistakes(words) == []
