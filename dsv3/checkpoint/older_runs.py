@@ -1,5 +1,6 @@
 """Run folders of older versions, read by today's names: tables, columns, files, keys of JSON."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ from dsv3.checkpoint.parts import numbered, tokens_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow
 
 TABLES = {"metrics/alerts": "metrics/findings"}
 COLUMNS = {
@@ -34,14 +36,42 @@ def read_part(part: Path) -> "pd.DataFrame":
     Raises:
         ValueError: the file is damaged.
     """
-    import pandas as pd
-    import pyarrow
+    return read_parts([part])
 
-    try:
-        return pd.read_parquet(part).rename(columns=COLUMNS.get(part.parent.name, {}))
-    except (pyarrow.ArrowException, OSError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
+
+def read_parts(parts: Sequence[Path]) -> "pd.DataFrame":
+    """The rows of parts of one table, in order.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    rows = arrow_rows(parts).to_pandas()
+    return rows.rename(columns=COLUMNS.get(parts[0].parent.name, {}))
+
+
+def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> "pyarrow.Table":
+    """Rows as Arrow has them, under the names in the files: a tenth of the time that pandas takes for each part.
+
+    columns: what to read, of those that are there; None: all.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    read = []
+    for part in parts:
+        try:
+            with pyarrow.parquet.ParquetFile(part) as file:
+                kept = None if columns is None else list({*columns} & {*file.schema_arrow.names})
+                read.append(file.read(columns=kept, use_threads=False))
+        except (pyarrow.ArrowException, OSError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows"
+            ) from None
+    return pyarrow.concat_tables(read, promote_options="permissive")
 
 
 def file_to_read(run: Path, name: str) -> Path:

@@ -30,10 +30,15 @@ def condition(figures: dict[str, Any], *, top_k: int) -> dict[tuple[str, int], f
     load, effective = figures["load"], figures["effective_experts"]
     even = sum(load) / len(load)
     wrong = {("dead expert", i): count / even for i, count in enumerate(load) if even and count < DEAD_BELOW * even}
-    near_top_k = min(COLLAPSED_NEAR_TOP_K * top_k, (top_k + len(load)) / 2)
-    if even and effective < max(COLLAPSED_BELOW * len(load), near_top_k):
+    if even and effective < fewest_effective(len(load), top_k):
         wrong["collapse", -1] = effective
     return wrong
+
+
+def fewest_effective(n_experts: int, top_k: int) -> float:
+    """Effective experts below which a layer's routing has collapsed."""
+    near_top_k = min(COLLAPSED_NEAR_TOP_K * top_k, (top_k + n_experts) / 2)
+    return max(COLLAPSED_BELOW * n_experts, near_top_k)
 
 
 def changes(

@@ -10,13 +10,11 @@ import plotly.graph_objects as go
 from dsv3.evaluation.benchmarks.statistics import accuracy_interval
 from dsv3.reporting.history import History
 from dsv3.reporting.palette import COLOURS
-from dsv3.reporting.style import GRID, TOKENS, X_AXES, Panel, empty, framed, line, stacked
-
-MOST_POINTS = 1500
-"""Points of a line that are drawn; a longer one is thinned evenly, its last point kept."""
+from dsv3.reporting.style import GRID, MOST_POINTS, TOKENS, X_AXES, Panel, empty, framed, line, outline, stacked
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+    """At most `MOST_POINTS` rows, evenly, for what is smooth; the last one is kept."""
     if len(frame) <= MOST_POINTS:
         return frame
     return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).astype(int))]
@@ -30,13 +28,15 @@ def numbers(column: Any) -> np.ndarray:
 
 def loss(run: History) -> go.Figure:
     """The objective's loss, as it was and smoothed, and every other figure of its unit."""
-    train = thinned(run.train())
+    every = run.train()
+    train = thinned(every)
     figure = go.Figure()
     if train.empty:
         return empty("Training loss", "no training steps logged yet")
     (first, unit), *others = run.statistics().items()
     raw = {"color": COLOURS[0], "width": 0.6}
-    figure.add_scatter(x=train.tokens, y=numbers(train[first]), line=raw, opacity=0.35, name=f"{first}, each step")
+    x, y = outline(every.tokens.to_numpy(), every[first].to_numpy())
+    figure.add_scatter(x=x, y=numbers(y), line=raw, opacity=0.35, name=f"{first}, each step")
     for i, name in enumerate([first, *(name for name, other in others if other == unit)]):
         figure.add_scatter(x=train.tokens, y=numbers(train[f"{name}_mean"]), line=line(i), name=f"{name}, smoothed")
     return framed(figure, "Training loss", x=TOKENS, y=unit)
@@ -78,7 +78,7 @@ def held_out(run: History) -> go.Figure:
 
 def rates(run: History) -> go.Figure:
     """Learning rate, norm of the gradient before clipping, and speed."""
-    train = thinned(run.train())
+    train = run.train()
     if train.empty:
         return empty("Learning rate, gradient norm, speed", "no training steps logged yet")
     seconds = train.seconds.diff() / train.tokens.diff()
@@ -88,10 +88,10 @@ def rates(run: History) -> go.Figure:
         Panel("gradient norm before clipping", "L2"),
         Panel("speed", "tokens/s"),
     ]
-    traces = (
-        (i, go.Scatter(x=train.tokens, y=numbers(column), line=line(i), name=panels[i].title, showlegend=False))
-        for i, column in enumerate(values)
-    )
+    traces = []
+    for i, column in enumerate(values):
+        x, y = outline(train.tokens.to_numpy(), column.to_numpy())
+        traces.append((i, go.Scatter(x=x, y=numbers(y), line=line(i), name=panels[i].title, showlegend=False)))
     figure = stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS)
     return figure.update_yaxes(rangemode="tozero")
 

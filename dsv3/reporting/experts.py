@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from dsv3.monitoring.expert_states import relative
 from dsv3.reporting.curves import numbers
 from dsv3.reporting.history import History
-from dsv3.reporting.style import SHARES, SIGNED, TOKENS, Panel, empty, framed, line, stacked
+from dsv3.reporting.style import LOADS, SHARES, SIGNED, TOKENS, TOP, Panel, empty, framed, line, stacked
 
-TOP = 2.0  # of an even share: the end of the colour scale; more is shown in its last colour
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
 MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
+MOST_HIGHEST = 6  # layers that are drawn of more than these
 
 
 def nothing(run: History) -> str:
@@ -32,19 +33,13 @@ def moments(routing: pd.DataFrame) -> list[int]:
     return [int(t) for t in dict.fromkeys(routing.tokens)] if len(routing) else []
 
 
-def relative(load_E: Any) -> np.ndarray:
-    """Load over an even share of it, float32 [E]."""
-    load_E = np.asarray(load_E, dtype=np.float64)
-    return (load_E / max(load_E.mean(), 1e-9)).astype(np.float32)
-
-
 def load_at(routing: pd.DataFrame, tokens: int) -> np.ndarray:
     """Relative load over the interval that ends at `tokens`, [layers, E]."""
     return np.stack([relative(load) for load in routing[routing.tokens == tokens].load])
 
 
 def even_scale(title: str = "relative load (1 = balanced)") -> dict[str, Any]:
-    return {"colorscale": SHARES, "zmin": 0.0, "zmax": TOP, "colorbar": bar(title)}
+    return {"colorscale": LOADS, "zmin": 0.0, "zmax": TOP, "colorbar": bar(title)}
 
 
 def bar(title: str) -> dict[str, Any]:
@@ -104,17 +99,27 @@ SCALARS = {
 
 
 def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
-    """Columns of `metrics/routing` over tokens, a line for each layer."""
+    """Columns of `metrics/routing` over tokens, a line for each layer; of many, for those that are highest now in the
+    first column, and the median of all."""
     routing = run.table("metrics/routing")
     if routing.empty:
         return empty(title, nothing(run))
+    if len(layers(routing)) > MOST_LEGENDS:
+        title += f", the {MOST_HIGHEST} highest of {len(layers(routing))} layers"
+        routing = highest(routing, columns)
     traces = []
     for i, (layer, rows) in enumerate(routing.groupby("layer", sort=False)):
         for panel, column in enumerate(columns):
             shown = {"name": str(layer), "legendgroup": str(layer), "showlegend": panel == 0}
             traces.append((panel, go.Scatter(x=rows.tokens, y=numbers(rows[column]), line=line(i), **shown)))
-    figure = stacked(title, [SCALARS[column] for column in columns], traces, x=TOKENS)
-    return figure.update_layout(showlegend=len(layers(routing)) <= MOST_LEGENDS)
+    return stacked(title, [SCALARS[column] for column in columns], traces, x=TOKENS)
+
+
+def highest(routing: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows of the layers that are highest at the end, and of the median of all layers."""
+    last = routing[routing.tokens == routing.tokens.iloc[-1]].nlargest(MOST_HIGHEST, columns[0])
+    median = routing.groupby("tokens", as_index=False)[list(columns)].median().assign(layer="median of all")
+    return pd.concat([routing[routing.layer.isin(last.layer)], median], ignore_index=True)
 
 
 def violation(run: History) -> go.Figure:
@@ -197,7 +202,7 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
     pairs_EE = pairs.reshape(int(len(pairs) ** 0.5), -1)
     lift_EE = lift(pairs_EE)
     hover = "experts %{y} and %{x}: lift %{z:.2f}<extra></extra>"
-    scale = even_scale("lift")
+    scale = {"colorscale": SHARES, "zmin": 0.0, "zmax": 2.0, "colorbar": bar("lift")}
     figure = go.Figure(go.Heatmap(z=lift_EE.astype(np.float32), hovertemplate=hover, **scale))
     return framed(figure, f"Co-activation of experts, {layer}", x="expert", y="expert", height=440, below=MAP_BELOW)
 
@@ -227,4 +232,4 @@ def stability(run: History) -> go.Figure:
             x=rows.tokens, y=numbers(100 * rows.unchanged_fraction), mode="lines+markers", line=line(i), name=str(layer)
         )
     figure.update_layout(showlegend=table.layer.nunique() <= MOST_LEGENDS)
-    return framed(figure, "Routing stability between checkpoints", x=TOKENS, y="unchanged top-K choices, per cent")
+    return framed(figure, "Routing stability between checkpoints", x=TOKENS, y="unchanged choices, %")

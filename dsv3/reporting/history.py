@@ -11,8 +11,9 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.older_runs import file_to_read, read_part, table_parts
+from dsv3.checkpoint.older_runs import file_to_read, read_part, read_parts, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.reporting.routing_history import RoutingHistory
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +28,24 @@ class History:
     def __init__(self, path: Path, name: str) -> None:
         self.folder = RunFolder(path)
         self.name = name
-        self._tables: dict[str, tuple[list[Path], pd.DataFrame]] = {}
+        self._tables: dict[str, tuple[list[Path], int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
+        self._routing = RoutingHistory()
+        self._joined = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
         parts = table_parts(self.folder.path, name)
-        known, frame = self._tables.get(name, ([], pd.DataFrame()))
-        if parts != known:
-            if parts[: len(known)] != known:  # a run that went back to a checkpoint
+        known, written, frame = self._tables.get(name, ([], 0, pd.DataFrame()))
+        same = parts[: len(known)] == known and (not known or known[-1].stat().st_mtime_ns == written)
+        if parts != known or not same:
+            if not same:  # a run that went back to a checkpoint, or added to its last part
                 known, frame = [], pd.DataFrame()
-            new = [read_part(part) for part in parts[len(known) :]]
+            written = parts[-1].stat().st_mtime_ns if parts else 0
+            new = [read_parts(parts[len(known) :])] if len(parts) > len(known) else []
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
-            self._tables[name] = (parts, frame)
+            self._tables[name] = (parts, written, frame)
             if name == "metrics/train" and (gap := missing_steps(frame)):
                 log.warning("%s: %s of metrics/train are missing; a part was deleted", self.folder.path, gap)
         return frame
@@ -49,6 +54,11 @@ class History:
         """The rows of a table's newest part alone."""
         parts = table_parts(self.folder.path, name)
         return read_part(parts[-1]) if parts else pd.DataFrame()
+
+    def routing(self) -> RoutingHistory:
+        """The load of every expert over all intervals."""
+        self._routing = self._routing.grown(self.folder.path)
+        return self._routing
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -101,8 +111,13 @@ class History:
 
     def train(self) -> pd.DataFrame:
         """`metrics/train` with `seconds` and `flops` since the beginning, and statistics smoothed as `<name>_mean`."""
-        train = self.table("metrics/train")
-        timing = self.table("timing/train").reindex(columns=["tokens", "seconds"])
+        tables = self.table("metrics/train"), self.table("timing/train")
+        if any(now is not before for now, before in zip(tables, self._joined[:2], strict=True)):
+            self._joined = (*tables, self._join(*tables))
+        return self._joined[2]
+
+    def _join(self, train: pd.DataFrame, timing: pd.DataFrame) -> pd.DataFrame:
+        timing = timing.reindex(columns=["tokens", "seconds"])
         if train.empty:
             return train
         train = train.assign(flops=train.tokens * self.info.get("flops_per_token", float("nan")))

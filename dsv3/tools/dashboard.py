@@ -34,7 +34,7 @@ def run(options: Options) -> dict[str, Any]:
         return build_workspace(project=options.project, entity=options.entity, out=options.out)
     from werkzeug.serving import make_server
 
-    from dsv3.reporting.dashboard import build_app
+    from dsv3.reporting.dashboard.application import build_app
     from dsv3.reporting.history import find_runs
 
     find_runs(Path(options.runs))

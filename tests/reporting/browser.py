@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,14 @@ class Tab:
         page.on("pageerror", lambda error: self.wrong.append(f"exception: {error}"))
         page.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
         page.on("request", lambda r: self.wrong.append(f"external: {r.url}") if is_external(r.url) else None)
+
+    def until(self, condition: str, seconds: float = 30) -> None:
+        """Wait until an expression of JavaScript holds. Playwright's own way is to have the page evaluate a string,
+        which a page that forbids scripts but its own refuses."""
+        deadline = time.monotonic() + seconds
+        while not self.page.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"after {seconds} s there is not: {condition}"
+            self.page.wait_for_timeout(50)
 
 
 def is_external(url: str) -> bool:

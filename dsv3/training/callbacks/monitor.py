@@ -55,6 +55,7 @@ class Monitor(lightning.Callback):
         self.statistics: dict[str, RoutingStatistics] = {}
         self.pairs: dict[str, Tensor] = {}
         self.wrong: dict[str, list[tuple[str, int]]] = {}
+        self.ended = 0  # tokens at the end of the last interval
         self.probe: MicroBatch | None = None
         self.chosen: dict[str, Tensor] = {}  # what the probe's tokens chose last time, by layer
         self.sampling = True  # whether this step's expert outputs are measured
@@ -158,9 +159,11 @@ class Monitor(lightning.Callback):
             row = {"tokens": tokens, "layer": layer} | figures | {"bias": bias_E.tolist(), "domains": self.domains}
             row["dispatch_bytes"] = figures["nodes"] * self.dispatch_bytes
             rows.append(row)
-            alerts += [alert._asdict() for alert in self._alerts_of(tokens, layer, figures)]
+            if tokens - self.ended >= self.every_tokens / 2:  # else cut short: too few tokens to judge experts by
+                alerts += [alert._asdict() for alert in self._alerts_of(tokens, layer, figures)]
             self.pairs[layer] = self.pairs.get(layer, 0) + pairs_EE
             statistics.reset()
+        self.ended = tokens
         scalars: dict[str, float] = {"tokens": tokens}
         for row in self._add(self.routing, rows):
             scalars |= {f"{row['layer']}/{name}": value for name, value in row.items() if isinstance(value, float)}
@@ -217,6 +220,7 @@ class Monitor(lightning.Callback):
             "statistics": states,
             "pairs": self.pairs,
             "wrong": self.wrong,
+            "ended": self.ended,
             "probe": list(self.probe[:-1]) if self.probe else [],
             "chosen": self.chosen,
             "sampling": self.sampling,
@@ -226,6 +230,7 @@ class Monitor(lightning.Callback):
         self.restored = state_dict["statistics"]
         self.pairs = state_dict["pairs"]
         self.wrong = {layer: [tuple(item) for item in items] for layer, items in state_dict["wrong"].items()}
+        self.ended = state_dict.get("ended", 0)  # checkpoints of before have none
         self.probe = MicroBatch(*state_dict["probe"]) if state_dict["probe"] else None
         self.chosen = state_dict["chosen"]
         self.sampling = state_dict["sampling"]

@@ -1,0 +1,1 @@
+"""Live dashboard: one page on loopback, a file for each view."""

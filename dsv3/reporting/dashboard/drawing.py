@@ -1,0 +1,99 @@
+"""Contents of the page: a skeleton for each view; its plots and parts are drawn when what they show has changed."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from dash import no_update
+
+from dsv3.reporting.dashboard.address import Choice
+from dsv3.reporting.dashboard.watched import Watched, stamp
+from dsv3.reporting.history import History
+from dsv3.reporting.style import empty
+
+log = logging.getLogger(__name__)
+
+
+class Scene(NamedTuple):
+    """What is drawn: a run, those picked in the table, and the choices of the controls."""
+
+    run: History
+    picked: Sequence[History]
+    choice: Choice
+
+
+class Drawn(NamedTuple):
+    """A plot (`make` returns a figure) or another part of a view, and the choices that it depends on.
+
+    Among them `picked`: then it depends on the picked runs instead of on the one run.
+    """
+
+    make: Callable[[Scene], Any]
+    uses: tuple[str, ...] = ()
+
+
+class View(NamedTuple):
+    """`skeleton(run)`: the elements, of which each plot and each part has its name in `drawn`."""
+
+    skeleton: Callable[[str], Any]
+    drawn: Mapping[str, Drawn]
+
+
+def scene_of(watched: Watched, run: str, choice: Choice) -> Scene | None:
+    """None where the run is not there any more."""
+    found = watched.look()
+    names = dict.fromkeys([*choice.pinned, *choice.picked])
+    return Scene(found[run], [found[name] for name in names if name in found], choice) if run in found else None
+
+
+def key(scene: Scene, part: Drawn, stamps: Mapping[str, str]) -> str:
+    """Differs once the part would be drawn differently."""
+    runs = scene.picked if "picked" in part.uses else [scene.run]
+    choices = [getattr(scene.choice, name) for name in part.uses]
+    return f"{hash(json.dumps([[run.name, stamps[run.name]] for run in runs] + choices)):x}"
+
+
+def redrawn(
+    watched: Watched, scene: Scene, parts: Mapping[str, Drawn], names: Sequence[str], known: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What has changed of the named parts since they had the known keys, and all keys now."""
+    stamps = {run.name: stamp(run) for run in (scene.run, *scene.picked)}
+    now = {name: key(scene, parts[name], stamps) for name in names}
+    changed = {}
+    for name in names:
+        if known.get(name) != now[name]:
+            with watched.lock:
+                changed[name] = made(parts[name], scene, name)
+    return changed, now
+
+
+def made(part: Drawn, scene: Scene, name: str) -> Any:
+    """A part; a line about what is wrong where its tables cannot be read, so that the others are shown."""
+    try:
+        return part.make(scene)
+    except Exception as error:  # a run folder may hold anything
+        log.warning("%s of %s: %s", name, scene.run.name, error)
+        return empty(name, f"cannot be drawn: {str(error)[:150]}")
+
+
+def figure_and_style(figure: Any) -> tuple[Any, Any]:
+    """A plot as its graph takes it, with the height that it needs."""
+    if not isinstance(figure, go.Figure):
+        return no_update, no_update
+    return figure, {"height": f"{figure.layout.height}px"}
+
+
+def zoomed(figure: Any, moved: Mapping[str, Any] | None) -> Any:
+    """The plot in the ranges that its reader last moved its axes to (`relayoutData`)."""
+    for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
+        low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
+        if isinstance(figure, go.Figure) and None not in (low, high):
+            figure.update_layout({axis: {"range": [low, high]}})
+    return figure
+
+
+def text_of(content: Any) -> Any:
+    """A part that is no plot; of a plot that stands for a failed one, its text."""
+    return content.layout.annotations[0].text if isinstance(content, go.Figure) else content

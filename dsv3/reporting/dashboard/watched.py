@@ -1,0 +1,79 @@
+"""Runs of a folder as the dashboard watches them: found again as they come and go, read only when they have changed."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsv3.reporting.history import History, find_runs
+from dsv3.reporting.overview import overview
+from dsv3.reporting.routing_history import RoutingHistory
+
+log = logging.getLogger(__name__)
+
+SHARE = 50
+"""A search for runs is not repeated before so many times the time that it took: at most 2% of a core."""
+
+
+class Watched:
+    """Histories by name. What was read of one is kept."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = threading.RLock()  # requests come in threads; tables are read by one of them at a time
+        self._known: dict[str, History] = {}
+        self._rows: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self._next = 0.0
+
+    def look(self) -> dict[str, History]:
+        """Every run that is there, by name."""
+        with self.lock:
+            if (started := time.monotonic()) >= self._next:
+                found = {run.name: run for run in find_runs(self.root)}
+                self._known = {name: self._known.get(name, run) for name, run in found.items()}
+                self._next = time.monotonic() + SHARE * (time.monotonic() - started)
+            return {name: run for name, run in self._known.items() if run.folder.config_path.exists()}
+
+    def newest(self) -> str | None:
+        """The run that began last."""
+        runs = self.look()
+        return max(runs, key=lambda name: runs[name].folder.config_path.stat().st_mtime, default=None)
+
+    def routing(self, run: History) -> RoutingHistory:
+        """Its routing; none where it cannot be read, which the parts that show it say."""
+        with self.lock:
+            try:
+                return run.routing()
+            except ValueError:
+                return RoutingHistory()
+
+    def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
+        """See `overview`, for each run; made anew where it has changed."""
+        with self.lock:
+            for run in runs:
+                if self._rows.get(run.name, ("", {}))[0] != (now := stamp(run)):
+                    self._rows[run.name] = now, row_of(run)
+            return [self._rows[run.name][1] for run in runs]
+
+
+def row_of(run: History) -> Mapping[str, Any]:
+    """Its `overview`, number of parameters and settings; of a run whose files cannot be read, what is wrong."""
+    try:
+        row, counts = overview(run), run.info.get("parameters", {})
+        done = row["tokens"] / row["planned"] if row["planned"] else None
+        return {**row, "done": done, "parameters": counts.get("total"), "active": counts.get("active")}
+    except Exception as error:  # a run folder may hold anything
+        log.warning("%s: %s", run.name, error)
+        return {"run": run.name, "state": run.state, "why": f"cannot be read: {error}"}
+
+
+def stamp(run: History) -> str:
+    """Differs once anything of the run that a page shows has changed: its state, or when its folders and files last
+    did. A folder changes with each part that comes or goes."""
+    folder = run.folder.path
+    tables = [path for kind in ("metrics", "timing") for path in sorted((folder / kind).glob("*"))]
+    files = [run.folder.config_path, run.folder.summary_path, folder / "run_info.json", folder / "spikes"]
+    changed = [path.stat().st_mtime_ns for path in [*tables, *files] if path.exists()]
+    return f"{run.state} {hash(tuple(changed)):x}"

@@ -1,0 +1,64 @@
+"""Plots of the first screen: load of every expert of a layer over tokens, and the vital figures of a run."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dsv3.reporting.curves import numbers
+from dsv3.reporting.experts import MAP_BELOW, even_scale, nothing
+from dsv3.reporting.findings import STEPS, speeds
+from dsv3.reporting.history import SMOOTHING, History
+from dsv3.reporting.style import TOKENS, Panel, empty, framed, line, outline, stacked
+
+MOST_INTERVALS = 400
+"""Columns of the map; of more intervals, evenly many are shown."""
+
+
+def load_over_tokens(run: History, layer: str | None, domain: str | None = None) -> go.Figure:
+    """Expert x tokens: the load of each expert of a layer, of all tokens or of a domain's."""
+    routing = run.routing()
+    title = f"Load of each expert, {layer}" + (f", {domain}" if domain else "")
+    if layer not in routing.layers:
+        return empty("Load of each expert", nothing(run))
+    load = routing.layers[layer]
+    load_TE = load.domain_TXE[:, routing.domains.index(domain)] if domain in routing.domains else load.load_TE
+    at = np.unique(np.linspace(0, len(load_TE) - 1, MOST_INTERVALS).astype(int))
+    hover = "expert %{y}, up to %{x:,} tokens: %{z:.2f} relative load<extra></extra>"
+    figure = go.Figure(go.Heatmap(z=load_TE[at].T, x=load.tokens_T[at], hovertemplate=hover, **even_scale()))
+    height = 150 + min(max(14 * load_TE.shape[1], 240), 520)
+    return framed(figure, title, x=TOKENS, y="expert", height=height, below=MAP_BELOW)
+
+
+def vitals(run: History) -> go.Figure:
+    """Loss, held-out bits per byte, gradient norm, the worst layer's MaxVio and speed."""
+    train, title = run.train(), "Training"
+    if train.empty:
+        return empty(title, "no training steps logged yet")
+    (first, unit), *_ = run.statistics().items()
+    scores = run.validation()
+    scores = scores[scores.domain == "all"] if len(scores) else scores
+    tokens_T, max_vio_T = worst_violation(run)
+    speed = speeds(run).rolling(STEPS, min_periods=1).median()
+    columns = [
+        (Panel(first, unit), train.tokens, train[first].ewm(alpha=1 - SMOOTHING).mean()),
+        (Panel("held-out text", "bits/byte"), *((scores.tokens, scores.bpb) if len(scores) else ([], []))),
+        (Panel("gradient norm", "L2"), train.tokens, train.get("grad_norm", [])),
+        (Panel("MaxVio, worst layer", "MaxVio"), tokens_T, max_vio_T),
+        (Panel("speed", "tokens/s"), speed.index, speed),
+    ]
+    traces = []
+    for i, (panel, x, y) in enumerate(columns):
+        x, y = outline(np.asarray(x), np.asarray(y))
+        mode = "lines" if len(x) > 1 else "markers"
+        drawn = {"mode": mode, "line": line(i), "name": panel.title, "showlegend": False}
+        traces.append((i, go.Scatter(x=x, y=numbers(y), **drawn)))
+    return stacked(title, [panel for panel, *_ in columns], traces, x=TOKENS, each=100, below=MAP_BELOW)
+
+
+def worst_violation(run: History) -> tuple[np.ndarray, np.ndarray]:
+    """The largest MaxVio of any layer, by the tokens at each interval's end."""
+    layers = [load for load in run.routing().layers.values() if len(load.tokens_T)]
+    if not layers:
+        return np.array([], dtype=int), np.array([])
+    last = min(len(load.tokens_T) for load in layers)
+    worst_T = np.max([load.load_TE[:last].max(1) - 1 for load in layers], axis=0)
+    return layers[0].tokens_T[:last], worst_T
