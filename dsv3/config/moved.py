@@ -90,6 +90,7 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
         todays = OmegaConf.select(current, part) if current is not None else None
         if todays is not None and OmegaConf.select(config, part) is None:
             OmegaConf.update(config, part, OmegaConf.to_container(todays, resolve=True))
+    _upgrade_logger(config)
     for key, now in MOVED.items():
         _move(config, key, now)
     _upgrade_data(config)
@@ -97,6 +98,14 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
         if (value := OmegaConf.select(config, key)) is not None:
             OmegaConf.update(config, key, todays_value(key, value))
     return config
+
+
+def _upgrade_logger(config: DictConfig) -> None:
+    """There was one logger without a name, or a function that made none."""
+    logger = config.get("logger")
+    if isinstance(logger, DictConfig) and (target := logger.get("_target_")) is not None:
+        name = "wandb" if target.endswith(".wandb_logger") else "own"
+        config.logger = {} if target == "plugins.logger.none.no_logger" else {name: logger}
 
 
 def _upgrade_data(config: DictConfig) -> None:
