@@ -6,12 +6,14 @@ from pathlib import Path
 from dsv3.config.facts import Facts, Relation
 from dsv3.config.problems import Problem
 
+CONVERSATIONS = ("conversations", "babyai", "competition")
+PROMPTS = ("prompts", "babyai_prompts", "competition_prompts")
 DATA_OF = {
     "pretraining": ("default", "files", "hub", "large", "token_files"),
-    "sft": ("conversations",),
+    "sft": CONVERSATIONS,
     "dpo": ("preferences",),
-    "grpo": ("prompts",),
-    "distill": ("prompts", "conversations"),
+    "grpo": PROMPTS,
+    "distill": (*PROMPTS, *CONVERSATIONS),
 }
 """Options of `data` that conf/ ships, by the objective that they are for."""
 
@@ -48,7 +50,7 @@ def teachers_exist(facts: Facts) -> Iterator[Problem]:
 
 def answers_fit_rows(facts: Facts) -> Iterator[Problem]:
     answer, length = facts.number("objective.max_tokens"), facts.number("data.sequence_length")
-    if answer and length and facts.view.choices.get("data") == "prompts" and answer.value >= length.value:
+    if answer and length and facts.view.choices.get("data") in PROMPTS and answer.value >= length.value:
         yield Problem(*answer, f"must be below {length.key}={length.value}, so that a prompt has room too")
 
 

@@ -43,7 +43,8 @@ class Written(str):
 
     truncated: bool
 
-    def __new__(cls, text: str, *, truncated: bool) -> "Written":
+    def __new__(cls, text: str, *, truncated: bool = False) -> "Written":
+        """`truncated` has a default because lm-eval makes a text of the same type of the right answer."""
         written = super().__new__(cls, text)
         written.truncated = truncated
         return written
