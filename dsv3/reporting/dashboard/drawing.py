@@ -75,7 +75,8 @@ def made(part: Drawn, scene: Scene, name: str) -> Any:
         return part.make(scene)
     except Exception as error:  # a run folder may hold anything
         log.warning("%s of %s: %s", name, scene.run.name, error)
-        return empty(name, f"cannot be drawn: {str(error)[:150]}")
+        what = str(error).replace(f"{scene.run.folder.path}/", "")
+        return empty(name, f"cannot be drawn: {what[:200]}")
 
 
 def figure_and_style(figure: Any) -> tuple[Any, Any]:
