@@ -13,7 +13,7 @@ from dsv3.testing.tokenizer import check_tokenizer
 train = partial(train_bpe, vocab_size=300, sample_characters=10_000)
 
 
-@pytest.mark.parametrize("factory", [train, partial(deepseek, vocab_size=129280)])
+@pytest.mark.parametrize("factory", [train, pytest.param(partial(deepseek, vocab_size=129280), marks=pytest.mark.slow)])
 def test_shipped_tokenizers_conform(factory):
     check_tokenizer(factory)
 

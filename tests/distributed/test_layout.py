@@ -103,7 +103,7 @@ def test_ranks_hold_what_was_expected(composed: Compose, workers: Workers, sizes
         (Sizes(1, 2, 1, 4), "fp8", ["model=tiny", "mtp=none"]),
         (Sizes(1, 3, 1, 4), "bf16", ["model=small", "model.tie_embeddings=true", "attention=gqa"]),
         (Sizes(3, 2, 1, 2), "fp8", ["model=tiny"]),
-        (Sizes(1, 32, 8, 8), "fp8", ["model=v3_671b"]),
+        pytest.param(Sizes(1, 32, 8, 8), "fp8", ["model=v3_671b"], marks=pytest.mark.slow),
         pytest.param(Sizes(1, 2048, 1, 1), "bf16", ["model=v3_671b"], marks=pytest.mark.slow),
         pytest.param(Sizes(16, 2, 8, 8), "fp8", ["model=v3_671b"], marks=pytest.mark.slow),
     ],

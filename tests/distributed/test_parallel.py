@@ -42,7 +42,7 @@ RUNS = {
 }
 
 QUICK = ("pipeline 2",)
-"""Layouts whose whole runs are part of the quick tests; those of sharding and experts are legs of one run below."""
+"""Layouts whose whole runs are part of the quick tests; of sharding and experts, test_folder_checkpoint has one."""
 
 
 def norm(taken: Taken) -> float:
@@ -130,6 +130,7 @@ def test_a_run_is_the_run_of_one_process(
     assert_same_run(ours, one_process[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_by_any_number_of_ranks(
     composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path]
 ) -> None:

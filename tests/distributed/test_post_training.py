@@ -122,7 +122,9 @@ def losses(folder: RunFolder) -> np.ndarray:
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [
-        pytest.param("grpo", ["mtp=none", "precision=fp8_blockwise"], id="grpo fp8 without mtp"),
+        pytest.param(
+            "grpo", ["mtp=none", "precision=fp8_blockwise"], id="grpo fp8 without mtp", marks=pytest.mark.slow
+        ),
         pytest.param("dpo", ["precision=fp8_blockwise"], id="dpo fp8", marks=pytest.mark.slow),
         pytest.param("sft", ["precision=fp8_blockwise"], id="sft fp8", marks=pytest.mark.slow),
         pytest.param("distill", ["precision=fp8_blockwise"], id="distill fp8", marks=pytest.mark.slow),

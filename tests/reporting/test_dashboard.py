@@ -299,6 +299,7 @@ def test_report_is_one_file_that_needs_nothing_else(folder: Path, browser: Any) 
         assert tab.wrong == []
 
 
+@pytest.mark.slow
 def test_256_experts_in_58_layers(browser: Any, tmp_path: Path) -> None:
     """Every layer and expert is there, and the report stays under 20 MB."""
     run = MadeUpRun(tmp_path / "runs" / "big", layers=58, experts=256, top_k=8)

@@ -140,6 +140,7 @@ def test_a_folder_in_which_nothing_was_trained_takes_other_settings(
         prepare(composed("seed=1"), folder)
 
 
+@pytest.mark.slow
 def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Path) -> None:
     folders = [uninterrupted, tmp_path / "again"]
     finish(folders[1])

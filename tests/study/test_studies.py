@@ -61,7 +61,8 @@ def numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return sections
 
 
-@pytest.mark.parametrize("seeds", [[1], pytest.param([1, 2], marks=pytest.mark.slow)], ids=["a seed", "two seeds"])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[1], [1, 2]], ids=["a seed", "two seeds"])
 def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[int]
 ) -> None:
