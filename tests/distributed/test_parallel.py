@@ -42,7 +42,7 @@ RUNS = {
 }
 
 QUICK = ("pipeline 2",)
-"""Layouts whose whole runs are part of the quick tests; of sharding and experts, test_folder_checkpoint has one."""
+"""Layouts whose whole runs are quick tests; one over sharding and experts is in test_folder_checkpoint."""
 
 
 def norm(taken: Taken) -> float:
