@@ -88,8 +88,7 @@ def test_ten_questions_about_a_sick_run(url: str, browser: Any) -> None:
         assert "event\tloss spike" in findings
         assert "open\tstarved domain\t\tprose has under a tenth" in findings
         assert "33% of the usual" in text_of(tab, "tiles", "tokens/s")
-        tab.page.wait_for_timeout(2500)  # a click in the first seconds is lost: Dash has yet to join the buttons
-        tab.page.click("button.link:text-is('layers.1')")  # what is wrong with another layer? one click
+        tab.page.click("a:text-is('layers.1')")  # what is wrong with another layer? one click
         unwell = text_of(tab, "unwell", "layers.1")
         assert "5\tdead\t327,680\tcode\t0.00" in unwell
         assert "6\tdead\t327,680\tcode\t0.00" in unwell

@@ -102,11 +102,6 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
 
 def add_buttons(app: Dash, watched: Watched) -> None:
     app.callback(
-        Output("layer", "value", allow_duplicate=True),
-        Input({"layer": ALL, "run": ALL}, "n_clicks"),
-        prevent_initial_call=True,
-    )(choose_layer)
-    app.callback(
         Output("pinned", "data", allow_duplicate=True),
         Input("pin", "n_clicks"),
         State("grid", "selectedRows"),
@@ -257,12 +252,6 @@ def draw(
     figures = [figure_and_style(zoomed(made.get(each["plot"]), m)) for each, m in zip(plots, kept, strict=True)]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
     return [[figure for figure, _ in figures], [style for _, style in figures], texts, [now]]
-
-
-def choose_layer(clicks: list[int | None]) -> str:
-    if not ctx.triggered_id or not any(clicks):
-        raise PreventUpdate
-    return str(ctx.triggered_id["layer"])
 
 
 def pin(clicks: int, rows: Any, pinned: list[str]) -> list[str]:

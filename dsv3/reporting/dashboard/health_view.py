@@ -4,10 +4,11 @@ import math
 import time
 from typing import Any
 
-from dash import html
+from dash import dcc, html
 
 from dsv3.monitoring.expert_states import DEAD, HOT, STARVED
 from dsv3.reporting import health, health_plots
+from dsv3.reporting.dashboard.address import Choice, to_search
 from dsv3.reporting.dashboard.drawing import Drawn, Scene, View
 from dsv3.reporting.dashboard.elements import badge, part, plot, table
 from dsv3.reporting.findings import STEPS, findings, speeds, usual
@@ -110,14 +111,14 @@ def layer_row(scene: Scene, layer: LayerNow) -> list[Any]:
     on = ["all"] if dead else []
     on += [f"{domain} ({named([each for each in on_domain if each.domain == domain])})" for domain in domains]
     since = min((each.since for each in dead or on_domain), default=None)
-    button = html.Button(layer.layer, id={"layer": layer.layer, "run": scene.run.name}, className="link")
+    address = to_search(scene.choice._replace(run=scene.run.name, layer=layer.layer))
     kinds = ((dead, "bad") if dead else (on_domain, "warn"), (layer.of(STARVED), "warn"), (layer.of(HOT), "hot"))
     counts = [
         html.Span(len(some), title=named(some), className=f"badge {kind}") if some else "" for some, kind in kinds
     ]
     when = "" if since is None else compact(since)
     dead_count, *others = counts
-    return [button, f"{layer.max_vio:.2f}", dead_count, when, "; ".join(on), *others]
+    return [dcc.Link(layer.layer, href=address), f"{layer.max_vio:.2f}", dead_count, when, "; ".join(on), *others]
 
 
 def load_map(scene: Scene) -> Any:
@@ -178,7 +179,7 @@ VIEW = View(
     {
         "headline": Drawn(headline),
         "tiles": Drawn(tiles),
-        "layers": Drawn(layers, ("layer",)),
+        "layers": Drawn(layers, tuple(name for name in Choice._fields if name != "picked")),  # they are in its links
         "map": Drawn(load_map, ("layer", "domain")),
         "unwell": Drawn(unwell, ("layer",)),
         "vitals": Drawn(lambda scene: health_plots.vitals(scene.run)),
