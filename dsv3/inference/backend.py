@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsv3.inference.prefixes import padded
 from dsv3.inference.speculation import DecoderModules, Drafter
-from dsv3.model.decoder import Decoder
+from dsv3.model.decoder import Caches, Decoder
 
 
 class Backend(Protocol):
@@ -55,15 +55,24 @@ class Backend(Protocol):
         """
 
 
-class DecoderBackend:
-    """A `Decoder` over its caches, with its MTP modules as the drafter."""
+class RowCaches(Protocol):
+    """What holds the rows of a model, or of the graph of one."""
+
+    def add(self, row: int) -> None: ...
+
+    def copy(self, source: int, row: int, length: int) -> None: ...
+
+    def drop(self, row: int) -> None: ...
+
+    def rewind(self, row: int, length: int) -> None: ...
+
+
+class DraftingBackend:
+    """The part of a backend that keeps the rows of its caches and of its drafter together; `read` is left to it."""
 
     shares_prefixes = True
-
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
-        self.caches = model.new_caches()
-        self.drafter = Drafter(DecoderModules(model))
+    caches: RowCaches
+    drafter: Drafter
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:
@@ -85,6 +94,26 @@ class DecoderBackend:
         if self.drafter.holds(row):
             self.drafter.rewind(row, length)
 
+    def draft(
+        self,
+        rows: Sequence[int],
+        texts: Sequence[Sequence[int]],
+        counts: Sequence[int],
+        choose: Sequence[Callable[[Tensor], int]],
+    ) -> list[list[int]]:
+        return self.drafter.draft(rows, texts, counts, choose)
+
+
+class DecoderBackend(DraftingBackend):
+    """A `Decoder` over its caches, with its MTP modules as the drafter."""
+
+    caches: Caches
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.caches = model.new_caches()
+        self.drafter = Drafter(DecoderModules(model))
+
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         ends = [len(ids) for ids in tokens]
         held = self.caches.select(rows)
@@ -102,12 +131,3 @@ class DecoderBackend:
             return [hidden_BTD.new_empty(0, 0)] * len(rows)
         asked = [hidden_D[end - n : end] for hidden_D, end, n in zip(hidden_BTD, ends, wanted, strict=True)]
         return list(self.model.logits(torch.cat(asked)).split(list(wanted)))
-
-    def draft(
-        self,
-        rows: Sequence[int],
-        texts: Sequence[Sequence[int]],
-        counts: Sequence[int],
-        choose: Sequence[Callable[[Tensor], int]],
-    ) -> list[list[int]]:
-        return self.drafter.draft(rows, texts, counts, choose)

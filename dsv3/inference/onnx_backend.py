@@ -3,7 +3,7 @@
 Shape legend: D model width, K experts per token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,23 +11,22 @@ from torch import Tensor
 
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.onnx.onnx_manifest import read_manifest
+from dsv3.inference.backend import DraftingBackend
 from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
 from dsv3.model.decoder import Decoder
 
 
-class OnnxBackend:
+class OnnxBackend(DraftingBackend):
     """`main` reads texts, `modules` are MTP's, one graph each.
 
     Weights are those of when it was made. All rows' caches are as wide as the longest row's.
     """
 
-    shares_prefixes = True
-
     def __init__(self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str]) -> None:
         """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers."""
-        self.main, self.routed = main, routed
+        self.main, self.caches, self.routed = main, main.caches, routed
         self.drafter = Drafter(GraphModules(modules, normed))
         self._latest: tuple[Outputs, list[int]] | None = None
 
@@ -59,26 +58,6 @@ class OnnxBackend:
         normed = bool(manifest["mtp_takes_normed_states"])
         return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])
 
-    def add(self, row: int, *, drafts: bool) -> None:
-        if drafts:
-            self.drafter.add(row)
-        self.main.caches.add(row)
-
-    def copy(self, source: int, row: int, length: int) -> None:
-        self.main.caches.copy(source, row, length)
-        if self.drafter.holds(row):
-            self.drafter.copy(source, row, length)
-
-    def drop(self, row: int) -> None:
-        self.main.caches.drop(row)
-        if self.drafter.holds(row):
-            self.drafter.drop(row)
-
-    def rewind(self, row: int, length: int) -> None:
-        self.main.caches.rewind(row, length)
-        if self.drafter.holds(row):
-            self.drafter.rewind(row, length)
-
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         picked = [range(len(ids) - n, len(ids)) for ids, n in zip(tokens, wanted, strict=True)]
         outputs = self.main.run(rows, tokens, picked)
@@ -97,15 +76,6 @@ class OnnxBackend:
             {name: outputs.of_row(f"experts_{layer}", i, count).copy() for layer, name in enumerate(self.routed)}
             for i, count in enumerate(counts)
         ]
-
-    def draft(
-        self,
-        rows: Sequence[int],
-        texts: Sequence[Sequence[int]],
-        counts: Sequence[int],
-        choose: Sequence[Callable[[Tensor], int]],
-    ) -> list[list[int]]:
-        return self.drafter.draft(rows, texts, counts, choose)
 
 
 class GraphModules:
