@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dsv3.monitoring.expert_states import DEAD, HOT, NAMES, STARVED, WELL, states
+from dsv3.reporting.amounts import compact
 from dsv3.reporting.findings import MOST_NAMED, Finding, findings
 from dsv3.reporting.history import History
 from dsv3.reporting.routing_history import RoutingHistory
@@ -133,22 +134,3 @@ def named(experts: Sequence[Unwell]) -> str:
 
 def state_name(each: Unwell) -> str:
     return NAMES[each.state]
-
-
-def compact(number: float) -> str:
-    """Three digits and a letter: 1.23M."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -53,13 +53,15 @@ def run(options: Options) -> dict[str, Any]:
 
 def cells(row: Any) -> list[str]:
     """A row as text; what a run has no figure of is left empty."""
+    from dsv3.reporting.amounts import text_of_seconds
+
     planned, left = row["planned"], row["seconds_left"]
     return [
         row["run"],
         row["state"],
         f"{row['tokens']:,}",
         f"{row['tokens'] / planned:.0%}" if planned else "",
-        "" if left is None else f"{left / 60:,.0f} min" if left >= 90 else f"{left:.0f} s",
+        "" if left is None else text_of_seconds(left),
         "" if row["bpb"] is None else f"{row['bpb']:.4f}",
         "" if row["max_violation"] is None else f"{row['max_violation']:.2f}",
         row["worst_layer"] or "",

@@ -24,10 +24,10 @@ from dsv3.model.decoder import Decoder
 from dsv3.model.parameters import count_parameters
 from dsv3.prompts.chat import prompt_ids
 from dsv3.prompts.infilling import infilling_prompt
+from dsv3.reporting.amounts import text_of_seconds
 from dsv3.reporting.page import write_run_report
 from dsv3.runtime import OUT_OF_TIME
 from dsv3.strict_json import finite
-from dsv3.training.callbacks.record import text_of_seconds
 from dsv3.training.provenance import git_commit
 from dsv3.training.run import Run
 from dsv3.training.whole_model import whole_model

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
+from dsv3.reporting.amounts import text_of_seconds
 from dsv3.training import provenance
-from dsv3.training.callbacks.record import Record, text_of_seconds
+from dsv3.training.callbacks.record import Record
 from tests.commands import start
 from tests.smoke.test_resume import SETTINGS
 

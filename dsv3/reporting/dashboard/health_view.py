@@ -8,11 +8,12 @@ from dash import dcc, html
 
 from dsv3.monitoring.expert_states import DEAD, HOT, STARVED
 from dsv3.reporting import health, health_plots
+from dsv3.reporting.amounts import compact, text_of_seconds
 from dsv3.reporting.dashboard.address import Choice, to_search
 from dsv3.reporting.dashboard.drawing import Drawn, Scene, View
 from dsv3.reporting.dashboard.elements import badge, part, plot, table
 from dsv3.reporting.findings import STEPS, findings, speeds, usual
-from dsv3.reporting.health import LayerNow, Unwell, compact, duration, named
+from dsv3.reporting.health import LayerNow, Unwell, named
 from dsv3.reporting.overview import overview
 from dsv3.reporting.page import SPIKE_HEADERS, spike_rows, spike_text, spike_title
 
@@ -64,7 +65,7 @@ def ending(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return ""
     at = time.time() + seconds
-    return f" · {duration(seconds)} left, ends {time.strftime('%a %d %b, %H:%M', time.localtime(at))}"
+    return f" · {text_of_seconds(seconds)} left, ends {time.strftime('%a %d %b, %H:%M', time.localtime(at))}"
 
 
 def tiles(scene: Scene) -> list[Any]:
@@ -86,7 +87,9 @@ def tiles(scene: Scene) -> list[Any]:
     left = row["seconds_left"]
     missing = (row["planned"] or 0) - row["tokens"]
     tokens_left = f"{compact(missing)} tokens" if missing > 0 else "nothing"
-    shown.append(("left", tokens_left if left is None else duration(left), tokens_left if left else row["state"]))
+    shown.append(
+        ("left", tokens_left if left is None else text_of_seconds(left), tokens_left if left else row["state"])
+    )
     return [
         html.Div([html.Span(name, className="label"), html.B(value), html.Span(note, className="label")])
         for name, value, note in shown

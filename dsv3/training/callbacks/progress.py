@@ -14,8 +14,9 @@ from rich.progress import Progress as Bar
 
 from dsv3.contracts import Step
 from dsv3.distributed.rank_bytes import text_of_bytes
+from dsv3.reporting.amounts import text_of_seconds
 from dsv3.training.callbacks.phases import Phase, find
-from dsv3.training.callbacks.record import Record, text_of_seconds
+from dsv3.training.callbacks.record import Record
 from dsv3.training.callbacks.validate import Validate
 from dsv3.training.lightning_module import LanguageModel
 

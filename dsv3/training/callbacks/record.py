@@ -23,17 +23,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return peaks | {"cuda": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else peaks
 
 
-def text_of_seconds(seconds: float) -> str:
-    """For people: 48 s, 12 min, 3 h 05 min, 2 d 07 h."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
-
-
 HISTOGRAM_STEPS = 10  # steps between load histograms in wandb
 
 
