@@ -1,4 +1,4 @@
-"""What is noted of each token that a row writes: log-probabilities, drafts kept, and a grammar that holds it."""
+"""Notes on each token that a row writes: log-probabilities, drafts kept, and a grammar that holds it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""What a finished run says of itself."""
+"""Summary of a finished run."""
 
 from dsv3.training.summary import balance_text
 

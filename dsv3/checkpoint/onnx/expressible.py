@@ -1,4 +1,4 @@
-"""Which models the ONNX graph of `step_graph` computes."""
+"""Models that the ONNX graph of `step_graph` computes."""
 
 from collections.abc import Iterator
 

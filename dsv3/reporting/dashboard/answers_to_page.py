@@ -1,4 +1,4 @@
-"""What answers the page: its address, the choices that it offers, and the contents of the view."""
+"""Answers to the page: its address, the choices that it offers, and the contents of the view."""
 
 import json
 from collections.abc import Mapping, Sequence

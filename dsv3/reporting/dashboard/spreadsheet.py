@@ -1,4 +1,4 @@
-"""What a view shows, as CSV."""
+"""Contents of a view as CSV."""
 
 import csv
 import io
