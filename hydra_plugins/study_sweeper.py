@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
@@ -82,6 +83,19 @@ def write_report(folder: Path, study: Mapping[str, Any]) -> None:
         log.warning("No report of the study: %s", error)
 
 
+def runs_of(job: list[str], study: Mapping[str, Any] | None) -> list[list[list[str]]]:
+    """Batches of a study's runs, as `expanded`; those of an IsoFLOP grid from the cheapest to the most expensive."""
+    if not study or not study.get("grid"):
+        return expanded(job, study)
+    from dsv3.study.isoflop import cells  # torch, which Hydra's start does not wait for
+
+    batches = [
+        expanded(job, {**study, "arms": {cell.arm: cell.overrides}, "only": None})
+        for cell in cells(lambda overrides: compose("train", overrides=overrides), job, study)
+    ]
+    return [[run for (runs,) in batches for run in runs]]
+
+
 class StudySweeper(BasicSweeper):
     """Hydra's own sweeper, with each of its jobs run once for each arm and seed of `study`, if there are arms."""
 
@@ -93,7 +107,7 @@ class StudySweeper(BasicSweeper):
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         stages: list[list[list[str]]] = []
         for job in jobs:
-            for depth, runs in enumerate(expanded(job, self.config.get("study"))):
+            for depth, runs in enumerate(runs_of(job, self.config.get("study"))):
                 stages.extend([[]] * (depth + 1 - len(stages)))
                 stages[depth] = stages[depth] + [settled(run, self.config) for run in runs]
         return [chunk for runs in stages for chunk in BasicSweeper.split_overrides_to_chunks(runs, max_batch_size)]

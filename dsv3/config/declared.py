@@ -46,6 +46,7 @@ class Study:
     arm: str | None
     stage: PositiveInt | None
     arms: dict[str, Any] | None
+    grid: dict[str, Any] | None
     only: Sequence[str] | None
     seeds: Sequence[Seed]
     baseline: str | None
