@@ -5,9 +5,9 @@
     NAME.failed     why it failed: no worker tries it again until it is asked to
 
 A claim is a hard link to a file that is complete and locked: the file system lets one worker make it, over NFS too. It
-is dead where its lock is free (seen from the machine that it was made on), or where it was not touched for STALE seconds
-(from others). Then the next number may be claimed, which again one worker can; nothing is deleted under another's feet.
-A run that is finished says so by its own summary.json.
+is dead where its lock is free, seen from the machine that it was made on, or, seen from another, where it was not touched
+for STALE seconds. Then the next number may be claimed, which again one worker can. A run that is finished says so by
+its own summary.json.
 """
 
 import contextlib
@@ -40,14 +40,18 @@ State = Literal["finished", "failed", "running", "waiting"]
 
 
 class Entry(NamedTuple):
-    """A run that a queue holds. `name` is that of its file."""
+    """A run that a queue holds."""
 
-    name: str
-    number: int  # order in which runs are taken
     run: str  # its folder, within the study's
     overrides: list[str]
+    number: int  # order in which runs are taken
     after: str | None  # the run of this queue that it begins with
     tokens: int  # that it trains on
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return name_of(self.run)
 
 
 class QueuedRun(NamedTuple):
@@ -117,7 +121,14 @@ class Queue:
         Raises:
             ValueError: a file is not an entry.
         """
-        return sorted((_read(path) for path in self.folder.glob("*.json")), key=lambda entry: (entry.number, entry.name))
+        return sorted(
+            (_read(path) for path in self.folder.glob("*.json")), key=lambda entry: (entry.number, entry.name)
+        )
+
+    def entry(self, run: str) -> Entry | None:
+        """That of a run folder within the study; None: the queue does not have it."""
+        path = self.folder / f"{name_of(run)}.json"
+        return _read(path) if path.exists() else None
 
     def states(self) -> list[QueuedRun]:
         entries, claims = self.entries(), self._claims()
@@ -200,11 +211,10 @@ class Queue:
         return time.monotonic() - first_seen < STALE
 
 
-def entry_of(run: str, overrides: Sequence[str], *, number: int, after: str | None, tokens: int) -> Entry:
-    """The entry of a run; its name follows from its folder, so that a run has one entry, whoever writes it."""
+def name_of(run: str) -> str:
+    """The name of a run's files: it follows from its folder, so that a run has one entry, whoever writes it."""
     digest = hashlib.blake2b(run.encode(), digest_size=4).hexdigest()
-    readable = re.sub(r"[^A-Za-z0-9_=+-]+", "-", run)[:80]
-    return Entry(f"{readable}-{digest}", number, run, list(overrides), after, tokens)
+    return f"{re.sub(r'[^A-Za-z0-9_=+-]+', '-', run)[:80]}-{digest}"
 
 
 def _read(path: Path) -> Entry:
@@ -214,11 +224,10 @@ def _read(path: Path) -> Entry:
         ValueError: it is not the file of a run.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            content: Any = json.loads(file.read(MOST_BYTES))
-        entry = Entry(**content | {"name": path.stem})
+        entry = Entry(**json.loads(_text(path) or ""))
         places = [place for place in (entry.run, entry.after) if place is not None]
-        fits = isinstance(entry.number, int) and isinstance(entry.tokens, int) and entry.tokens >= 0
+        fits = entry.name == path.stem and isinstance(entry.number, int)
+        fits &= isinstance(entry.tokens, int) and entry.tokens >= 0
         fits &= all(isinstance(place, str) and _is_within(place) for place in places)
         fits &= isinstance(entry.overrides, list) and all(isinstance(override, str) for override in entry.overrides)
     except (ValueError, TypeError, RecursionError):
