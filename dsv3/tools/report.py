@@ -10,6 +10,7 @@ from dsv3.cli import REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.reporting.study_results import Study
+    from dsv3.study.scaling_results import Grid
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ FIRST = "folder"  # may be given without its name
 class Options:
     folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
     out: str | None = option(None, "the folder to write a study's report.html, report.md and plots to; null: the same")
+    predict: str | None = option(None, "of a scaling law: a run folder whose loss to predict, by its run_info.json")
     metric: str | None = option(None, "of a study: metric of the verdict; null: `study.metric` of its runs")
 
 
@@ -32,18 +34,25 @@ def run(options: Options) -> dict[str, Any]:
     """
     from dsv3.reporting.page import write_run_report
     from dsv3.reporting.study_results import read_study
+    from dsv3.study.scaling_results import is_grid, read_grid
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():
-        if options.out or options.metric:
-            raise ValueError(f"{folder} is one run: out and metric are for studies")
+        if options.out or options.metric or options.predict:
+            raise ValueError(f"{folder} is one run: out, metric and predict are for studies")
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}
+    out = Path(options.out) if options.out else folder
+    if is_grid(folder):
+        predict = Path(options.predict) if options.predict else None
+        return write_grid(read_grid(folder, predict=predict), out)
+    if options.predict:
+        raise ValueError(f"predict={options.predict}: {folder} is no scaling law (study.grid)")
     study = read_study(folder)
     if options.metric:
         study = study._replace(metric=options.metric)
-    return write_study(study, Path(options.out) if options.out else folder)
+    return write_study(study, out)
 
 
 def report_of_ended(folder: Path, current: Mapping[str, Any] | None = None) -> None:
@@ -52,9 +61,13 @@ def report_of_ended(folder: Path, current: Mapping[str, Any] | None = None) -> N
     current: the study's settings as they are now, if not as its runs have recorded them.
     """
     from dsv3.reporting.study_results import read_study
+    from dsv3.study.scaling_results import is_grid, read_grid
 
     try:
-        write_study(read_study(folder, current), folder)
+        if is_grid(folder):
+            write_grid(read_grid(folder, current=current), folder)
+        else:
+            write_study(read_study(folder, current), folder)
     except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
         log.warning("No report of the study: %s", error)
 
@@ -75,3 +88,13 @@ def write_study(study: "Study", folder: Path) -> dict[str, Any]:
     paths = write_study_report(study, content, folder)
     print("\n".join([*found[0]["sentences"], f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
+
+
+def write_grid(grid: "Grid", folder: Path) -> dict[str, Any]:
+    """Write the report of a scaling law into `folder` and print what it says."""
+    from dsv3.study.scaling_report import sentences, write_scaling_report
+    from dsv3.study.scaling_results import as_json
+
+    paths = write_scaling_report(grid, folder)
+    print("\n".join([*sentences(grid), f"written to {paths['html']} and {paths['md']}"]))
+    return as_json(grid) | paths
