@@ -46,13 +46,13 @@ def envelope(runs: Sequence[Run], seed: int = 0) -> Exponents | None:
     losses = np.stack([np.interp(c, *run.curve, right=np.inf) for run in runs])  # [runs, points]
     n, cost = np.array([run.parameters for run in runs]), np.array([run.flops / run.tokens for run in runs])
 
-    def exponents(chosen: Array) -> tuple[Array, Array, Array]:
+    def exponents(chosen: NDArray[np.intp]) -> tuple[Array, Array, NDArray[np.intp]]:
         best = chosen[np.argmin(losses[chosen], axis=0)]
         reached = np.isfinite(losses[best, np.arange(POINTS)])
         best, at = best[reached], c[reached]
         return np.array([_slope(at, n[best]), _slope(at, at / cost[best])]), at, best
 
-    point, at, best = exponents(np.arange(len(runs)))
+    point, at, best = exponents(np.arange(len(runs), dtype=np.intp))
     if len(set(n[best])) < 2:
         return None
     random = np.random.default_rng(seed)

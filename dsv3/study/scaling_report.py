@@ -38,13 +38,13 @@ def sections(grid: Grid) -> Iterator[Section]:
     yield Section("Laws", [LAW], ("arm", "N", "E", "A", "alpha", "B", "beta", "noise of a run"), rows)
     yield Section("Growth with compute", [GROWTH], ("arm", "N", "approach", "a", "b", "budgets"), list(growth(grid)))
     if grid.gains:
-        rows = [
+        gains = [
             (arm, count, *map(cell, gain[:4]), "yes" if gain.constant else "no")
             for arm, of in grid.gains.items()
             for count, gain in of.items()
         ]
-        headers = ("arm", "N", "factor", "at the smallest budget", "at the largest", "their ratio", "constant?")
-        yield Section("Gain in compute", [f"FLOPs that `{grid.baseline}` needs for the same loss."], headers, rows)
+        factors = ("arm", "N", "factor", "at the smallest budget", "at the largest", "their ratio", "constant?")
+        yield Section("Gain in compute", [f"FLOPs that `{grid.baseline}` needs for the same loss."], factors, gains)
     for arm, found in grid.arms.items():
         headers = ("FLOPs", "N total", "N active", "D", "budget", "L", "law, total N", "law, active N")
         yield Section(f"Runs of {arm}", [], headers, runs_of(found))
@@ -168,6 +168,6 @@ def write_scaling_report(grid: Grid, folder: Path) -> dict[str, str]:
         "html": page(f"Study {grid.name}", html),
         "json": text_of(as_json(grid)) + "\n",
     }
-    for kind, text in texts.items():
-        write_atomically(paths[kind], lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    for kind, written in texts.items():
+        write_atomically(paths[kind], lambda path, text=written: path.write_text(text, encoding="utf-8"))
     return {kind: str(path) for kind, path in paths.items()}
