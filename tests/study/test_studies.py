@@ -103,8 +103,8 @@ def test_a_second_worker_finishes_a_study_whose_first_is_killed_and_its_report_i
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert_ended(call_python(ROOT, *study(alone)), alone)
-    first = start(ROOT, *study(shared))
+    assert_ended(call(ROOT, *study(alone), "study.seeds=[1]"), alone)
+    first = start(ROOT, *study(shared), "study.seeds=[1]")
     while not RunFolder(shared / "sequence_aux" / "seed1").checkpoints():
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
