@@ -14,8 +14,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from dsv3.config.study_metrics import Figure, held_out
+from dsv3.reporting.documents import differing_by_document, half_widths
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.paired import Difference, paired
+from dsv3.reporting.sequential import sequential
 
 BUDGETS = ("tokens", "flops", "seconds")
 Curve = tuple[np.ndarray, np.ndarray]  # of a budget, and bits per byte there
@@ -26,6 +28,7 @@ class Metric(NamedTuple):
     unit: str
     lower_is_better: bool | None  # None: it is neither good nor bad
     of: Callable[[History], float | None]  # None: this run has no such number
+    documents: tuple[str, str] | None = None  # weights and domain whose held-out documents it is the mean of
 
 
 class Study(NamedTuple):
@@ -40,6 +43,7 @@ class Study(NamedTuple):
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
     failed: dict[str, str]  # run -> why it ended
+    until: Mapping[str, Any] | None = None  # `study.until`
 
     def seeds(self, *arms: str) -> list[int]:
         """Those finished in all the arms."""
@@ -55,10 +59,24 @@ class Study(NamedTuple):
         return [value for value in values if value is not None]
 
     def difference(self, metric: Metric, arm: str) -> Difference | None:
-        """From the baseline; None where either has no such number."""
+        """From the baseline, by the rule of `until` for what the verdict is on; None where either has no such number."""
         seeds = self.seeds(arm, self.baseline)
         ours, theirs = self.values(metric, arm, seeds), self.values(metric, self.baseline, seeds)
-        return paired(ours, theirs) if len(ours) == len(theirs) == len(seeds) > 0 else None
+        if not len(ours) == len(theirs) == len(seeds) > 0:
+            return None
+        documents = self.document_errors(metric, arm, seeds)
+        if self.until and metric.name == headline(self).name:
+            return sequential(ours, theirs, documents, self.until)
+        return paired(ours, theirs, documents[-1])
+
+    def document_errors(self, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:
+        """Half width by documents of the difference from the baseline after the first, the first two, ... seeds."""
+        if metric.documents is None:
+            return [0.0] * len(seeds)
+        weights, domain = metric.documents
+        runs = ([self.runs[name][seed] for seed in seeds] for name in (arm, self.baseline))
+        documents = differing_by_document(*runs, weights=weights, domain=domain)
+        return half_widths(documents).tolist() if documents is not None else [0.0] * len(seeds)
 
 
 def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
@@ -104,6 +122,7 @@ def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
         runs=arms,
         unfinished=unfinished,
         failed=failed,
+        until=settings.get("until"),
     )
 
 
@@ -121,13 +140,13 @@ def common_budget(study: Study, budget: str) -> float:
 
 
 def at_equal(study: Study, budget: str) -> Metric:
-    """Held-out bits per byte where every run has had as much of the budget."""
+    """Held-out bits per byte where every run has had as much of the budget; documents as at the ends of the runs."""
     point = common_budget(study, budget)
 
     def value(run: History) -> float | None:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
 
-    return Metric(f"held-out text at equal {budget}", "bits per byte", True, value)
+    return Metric(f"held-out text at equal {budget}", "bits per byte", True, value, ("live", "all"))
 
 
 def headline(study: Study) -> Metric:
@@ -159,8 +178,8 @@ def metrics(study: Study) -> Iterator[Metric]:
     layers = shared_layers(study)
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
-        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"))
-    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"))
+        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"), ("live", domain))
+    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"), ("ema", "all"))
     yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
     yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
     distance = "mean distance of relative load on a domain from that on all"
