@@ -66,6 +66,7 @@ class Study:
     tuned: Literal["trial", "best"] | None
     stage: PositiveInt | None
     arms: dict[str, Any] | None
+    grid: dict[str, Any] | None
     only: Sequence[str] | None
     seeds: Sequence[Seed]
     baseline: str | None

@@ -1,5 +1,7 @@
 """Report a study (or one run): arms side by side, paired differences with intervals, verdicts."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,8 @@ from dsv3.cli import REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.reporting.study_results import Study
+
+log = logging.getLogger(__name__)
 
 FIRST = "folder"  # may be given without its name
 
@@ -40,6 +44,19 @@ def run(options: Options) -> dict[str, Any]:
     if options.metric:
         study = study._replace(metric=options.metric)
     return write_study(study, Path(options.out) if options.out else folder)
+
+
+def report_of_ended(folder: Path, current: Mapping[str, Any] | None = None) -> None:
+    """The report of a study all of whose runs have ended; a warning where none of them is finished.
+
+    current: the study's settings as they are now, if not as its runs have recorded them.
+    """
+    from dsv3.reporting.study_results import read_study
+
+    try:
+        write_study(read_study(folder, current), folder)
+    except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
+        log.warning("No report of the study: %s", error)
 
 
 def write_study(study: "Study", folder: Path) -> dict[str, Any]:

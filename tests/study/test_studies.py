@@ -18,7 +18,6 @@ from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import Study, at_equal, headline, read_study
 from dsv3.tools import report
-from hydra_plugins.study_sweeper import write_report
 from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
 from tests.reporting.test_study_results import made
@@ -220,8 +219,8 @@ def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
     reported: list[Study] = []
     monkeypatch.setattr(report, "write_study", lambda study, folder: reported.append(study))
     now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
-    write_report(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
-    write_report(tmp_path, {**now, "metric": None})
+    report.report_of_ended(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
+    report.report_of_ended(tmp_path, {**now, "metric": None})
     assert [headline(study).name for study in reported] == [
         "training loss, last 10% of tokens",
         "held-out text at equal tokens",
