@@ -119,9 +119,10 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
         for seed in (1, 2):
             made(tmp_path, arm, seed, bpb=bpb + 0.01 * seed)
     assert main(["report", str(tmp_path), "metric=held-out all", "format=json"]) == 0
-    verdict = json.loads(capsys.readouterr().out)["sections"][0]["sentences"]
-    assert "By held-out all:" in verdict
-    assert any(sentence.startswith("b: better than a by 0.5000 bits per byte") for sentence in verdict)
+    sections = {section["title"]: section for section in json.loads(capsys.readouterr().out)["sections"]}
+    assert list(sections)[:3] == ["Arms", "Verdict", "Results"]
+    (answer, *_) = sections["Verdict"]["sentences"]
+    assert answer.startswith("By held-out all, b is better than a by 0.5000 bits per byte (95% interval -0.5")
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
     assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err
