@@ -34,7 +34,7 @@ nav {{ display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 8px 0; }}
 .scroll {{ overflow-x: auto; margin: 8px 0 16px; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }}
 th, td {{ padding: 4px 10px; border-bottom: 1px solid {GRID}; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child, td.text {{ text-align: left; }}
+th:first-child, td:first-child, .word, td.text {{ text-align: left; }}
 td.text {{ white-space: normal; overflow-wrap: anywhere; min-width: 22ch; }}
 code {{ overflow-wrap: anywhere; }}
 """
@@ -51,7 +51,7 @@ def page(title: str, parts: Iterable[Part | list[Part]], *, plotly: str | None =
     from plotly.offline import get_plotlyjs
 
     parts = list(parts)
-    body = "\n".join(_grid(part) if isinstance(part, list) else rendered(part, "wide") for part in parts)
+    body = "\n".join(grid(part) if isinstance(part, list) else _rendered(part, "wide") for part in parts)
     inside = "" if all(isinstance(part, str) for part in parts) else f"<script>{get_plotlyjs()}</script>"
     script = f'<script src="{plotly}"></script>' if plotly else inside
     return f"""<!DOCTYPE html>
@@ -64,12 +64,12 @@ def page(title: str, parts: Iterable[Part | list[Part]], *, plotly: str | None =
 """
 
 
-def _grid(parts: Sequence[Part]) -> str:
-    return f'<div class="grid">{"".join(rendered(part, "card") for part in parts)}</div>'
+def grid(parts: Sequence[Part]) -> str:
+    """HTML of plots side by side, as far as the screen is wide."""
+    return f'<div class="grid">{"".join(_rendered(part, "card") for part in parts)}</div>'
 
 
-def rendered(part: Part, kind: str) -> str:
-    """HTML of a part; a plot in a box of this class."""
+def _rendered(part: Part, kind: str) -> str:
     if isinstance(part, str):
         return part
     html = part.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=PLOTLY)

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dsv3.config.problems import did_you_mean
 from dsv3.paths import CONF
@@ -25,7 +26,7 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-CONDITION = re.compile(rf"\s*([\w./]+)\s*({'|'.join(SIGNS)})\s*(.*?)\s*")
+CONDITION = re.compile(rf"\s*(\w[\w.]*(?:/\w+)*)\s*({'|'.join(SIGNS)})\s*(.*?)\s*")
 FIGURES = ("run", "state", "tokens", "bpb", "max_violation")
 """Of `overview`, besides the settings."""
 NO_ARM = ("seed", "study", "logger", "run.checkpoint", "run.keep")
@@ -41,12 +42,20 @@ class Condition(NamedTuple):
 
     def holds(self, values: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
         """Of a run's settings and figures, and its configuration. A run without the setting only fails to equal."""
-        value, asked = values.get(self.key), yaml.safe_load(self.text)
+        value, asked = values.get(self.key), read(self.text)
         if self.sign in ("=", "!="):
             equal = value == asked or str(value) == self.text or is_option(self.key, self.text, parts)
             return equal == (self.sign == "=")
         numbers = all(isinstance(each, int | float) for each in (value, asked))
         return numbers and SIGNS[self.sign](value, asked)
+
+
+def read(text: str) -> Any:
+    """A value as in a configuration; itself where it is none."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index,call-overload]
+    except (YAMLError, OmegaConfBaseException):
+        return text
 
 
 def conditions(text: str) -> list[Condition]:
@@ -144,8 +153,12 @@ def by_settings(runs: Sequence[History]) -> Arms:
 
 
 def short(settings: Mapping[str, Any], run: History, taken: Any) -> str:
-    """A name for an arm: its settings where they are few, otherwise its folder."""
-    words = [f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if value is not None]
+    """A name for an arm: its settings where they are few, those of a part that differs left out; otherwise its folder."""
+    words = [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, value in settings.items()
+        if value is not None and not any(key.startswith(f"{part}.") for part in settings)
+    ]
     folder = re.sub(r"/?seed\d+$", "", run.name) or run.name
     name = ", ".join(words) if 0 < len(words) <= MOST_KEYS else folder
     return name if name not in taken else run.name

@@ -75,16 +75,37 @@ def read_study(
     where: str | None = None,
     baseline: str | None = None,
 ) -> Study:
-    """Read the runs below `root`: of one study by its arms; all others by the settings in which they differ.
-
-    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
-    where: conditions on the runs that are read (`dsv3.reporting.picked_runs`). baseline: an arm; None: the study's.
+    """The study in a folder: `study_of` all runs below it for which the conditions `where` hold
+    (`dsv3.reporting.picked_runs`).
 
     Raises:
         FileNotFoundError: there is no such folder, or no finished run in it.
-        ValueError: two runs are the same arm with the same seed, there is no such baseline, or no run is picked.
+        ValueError: no run is picked; see also `study_of`.
     """
     found = picked(find_runs(root), where)
+    try:
+        return study_of(root, found, current, where=where, baseline=baseline)
+    except LookupError as error:
+        raise FileNotFoundError(f"{root}: {error}") from None
+
+
+def study_of(
+    root: Path,
+    found: Sequence[History],
+    current: Mapping[str, Any] | None = None,
+    *,
+    where: str | None = None,
+    baseline: str | None = None,
+) -> Study:
+    """Runs of one study by its arms; all others by the settings in which they differ.
+
+    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
+    where: the conditions by which the runs were picked. baseline: an arm; None: the study's.
+
+    Raises:
+        LookupError: no run is finished.
+        ValueError: two runs are the same arm with the same seed, or there is no such baseline.
+    """
     of_studies = [run for run in found if OmegaConf.select(run.config, "study.arms")]
     names = {run.config.run.experiment for run in of_studies}
     settings: Mapping[str, Any]
@@ -100,7 +121,7 @@ def read_study(
         name, command = root.absolute().name, "`{}`" + (f" where `{where}`" if where else "")
     failed = {run.name: why for run in found if run.summary is None and (why := run.folder.failure())}
     if not arms.runs:
-        raise FileNotFoundError(f"{root}: there is no finished run" + (f" where {where}" if where else " of a study"))
+        raise LookupError("there is no finished run" + (f" where {where}" if where else ""))
     planned = baseline or settings["baseline"] or next(iter(arms.overrides))
     if baseline is not None and baseline not in arms.runs:
         raise ValueError(f"baseline={baseline}: {one_of([*arms.runs], baseline)}")

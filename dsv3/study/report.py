@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 
 from dsv3.checkpoint.run_folder import write_atomically
-from dsv3.reporting.page import page, rendered
+from dsv3.reporting.page import grid, page
 from dsv3.reporting.study_results import Study
 from dsv3.reporting.tables import shown, table
 from dsv3.study import contents
-from dsv3.study.figures import draw, draw_domains, first_runs
+from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.study.section import Section
 
 SECTIONS: tuple[Callable[[Study], Iterable[Section]], ...] = (
@@ -115,7 +115,9 @@ def packed(of_page: Sequence[Section]) -> Iterator[list[str]]:
 def html_of(section: Section) -> Iterator[str]:
     text = "".join(f"<p>{marked_up(sentence)}</p>" for sentence in section.sentences)
     body = [table(section.headers, section.rows)] if section.rows else []
-    first, *others = [*body, *(rendered(figure, "wide") for figure in section.figures)] or [""]
+    figures = section.figures
+    pairs = (figures[i : i + 2] for i in range(0, len(figures), 2))
+    first, *others = [*body, *(grid(pair) for pair in pairs)] or [""]
     yield f"<h2>{escape(section.title)}</h2>{text}{first}"
     yield from others
 
