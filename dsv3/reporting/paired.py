@@ -84,21 +84,3 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
         found[i] = highest
     return found
 
-
-def verdict(name: str, baseline: str, difference: Difference, *, unit: str, lower_is_better: bool | None) -> str:
-    """One plain sentence. `lower_is_better` None: neither is, only more or less."""
-    if difference.seeds == 1:
-        return f"{name}: one seed only, so its difference from {baseline} has no interval."
-    interval = f"95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds"
-    if not difference.significant:
-        if math.isnan(difference.detectable):
-            return f"{name}: equal to {baseline} with every seed."
-        return (
-            f"{name}: no significant difference from {baseline} ({interval}); the minimum detectable effect is "
-            f"about {difference.detectable:.4f} {unit}."
-        )
-    if lower_is_better is None:
-        word = "higher" if difference.mean > 0 else "lower"
-    else:
-        word = "better" if (difference.mean < 0) == lower_is_better else "worse"
-    return f"{name}: {word} than {baseline} by {abs(difference.mean):.4f} {unit} ({interval})."

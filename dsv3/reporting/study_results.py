@@ -5,7 +5,7 @@ the end of the run that got least of it; the others are read there from their va
 validations. Only seeds that are finished in the arm and in the baseline enter a difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from dsv3.config.arms import stages_of
+from dsv3.config.problems import one_of
 from dsv3.config.study_metrics import Figure, held_out
 from dsv3.reporting.documents import differing_by_document, half_widths
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.paired import Difference, paired
+from dsv3.reporting.picked_runs import Arms, by_settings, picked
 from dsv3.reporting.sequential import sequential
 
 BUDGETS = ("tokens", "flops", "seconds")
@@ -43,6 +46,10 @@ class Study(NamedTuple):
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
     failed: dict[str, str]  # run -> why it ended
+    overrides: Mapping[str, str] = {}  # arm -> what differs
+    repeated: Sequence[str] = ()  # runs with the settings and the seed of another
+    command: str = ""  # what its runs are, in a word
+    folder: Path = Path()
     until: Mapping[str, Any] | None = None  # `study.until`
 
     def seeds(self, *arms: str) -> list[int]:
@@ -79,51 +86,116 @@ class Study(NamedTuple):
         return half_widths(documents).tolist() if documents is not None else [0.0] * len(seeds)
 
 
-def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
-    """Read the runs below `root` that belong to a study.
-
-    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
+def read_study(
+    root: Path,
+    current: Mapping[str, Any] | None = None,
+    *,
+    where: str | None = None,
+    baseline: str | None = None,
+    tuned: str | None = None,
+) -> Study:
+    """The study in a folder: `study_of` all runs below it for which the conditions `where` hold
+    (`dsv3.reporting.picked_runs`).
 
     Raises:
-        FileNotFoundError: there is no such folder, or no finished run of a study in it.
-        ValueError: two runs are the same arm with the same seed.
+        FileNotFoundError: there is no such folder, or no finished run in it.
+        ValueError: no run is picked; see also `study_of`.
     """
-    runs: dict[str, dict[int, History]] = {}
-    order: dict[str, None] = {}  # arms of all configs: one may have been added later
-    unfinished, failed, about = [], {}, None
-    for run in find_runs(root):
-        config = run.config
-        arm = OmegaConf.select(config, "study.arm")
-        if arm is None:
-            continue
-        about = about or config
-        order |= dict.fromkeys([*(config.study.arms or {}), arm])
-        seeds, seed = runs.setdefault(arm, {}), int(config.seed)
-        if run.summary is None and (why := run.folder.failure()):
-            failed[run.name] = why
-        elif run.summary is None:
-            unfinished.append(run.name)
-        elif seed in seeds:
-            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {arm} with seed {seed}")
-        else:
-            seeds[seed] = run
-    arms = {arm: runs[arm] for arm in order if runs.get(arm)}
-    if about is None or not arms:
-        raise FileNotFoundError(f"{root}: there is no finished run of a study")
-    settings = about.study if current is None else current
-    planned = settings["baseline"] or next(iter(order))
+    found = picked(find_runs(root), where)
+    try:
+        return study_of(root, found, current, where=where, baseline=baseline, tuned=tuned)
+    except LookupError as error:
+        raise FileNotFoundError(f"{root}: {error}") from None
+
+
+def study_of(
+    root: Path,
+    found: Sequence[History],
+    current: Mapping[str, Any] | None = None,
+    *,
+    where: str | None = None,
+    baseline: str | None = None,
+    tuned: str | None = None,
+) -> Study:
+    """Runs of one study by its arms; all others by the settings in which they differ.
+
+    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
+    where: the conditions by which the runs were picked. baseline: an arm; None: the study's. tuned: what the runs are
+    to `study.tune`, best or trial; None: runs of the arms as they are written.
+
+    Raises:
+        LookupError: no run is finished.
+        ValueError: two runs are the same arm with the same seed, or there is no such baseline.
+    """
+    if where is None:
+        found = [run for run in found if OmegaConf.select(run.config, "study.tuned") == tuned]
+    of_studies = [run for run in found if OmegaConf.select(run.config, "study.arms")]
+    names = {run.config.run.experiment for run in of_studies}
+    settings: Mapping[str, Any]
+    if len(names) == 1 and (where is None or len(of_studies) == len(found)):
+        found = [run for run in of_studies if run.config.study.arm is not None]  # others only lead to these
+        overrides = arms_of(of_studies)
+        arms = Arms(by_arm(root, ended(found), overrides), overrides, [])
+        settings = of_studies[0].config.study if current is None else current
+        name, command = names.pop(), "`experiment={}`"
+    else:
+        arms = by_settings(ended(found))
+        settings = {"baseline": None, "question": None, "finding": None, "metric": None}
+        name, command = root.absolute().name, "`{}`" + (f" where `{where}`" if where else "")
+    failed = {run.name: why for run in found if run.summary is None and (why := run.folder.failure())}
+    if not arms.runs:
+        raise LookupError("there is no finished run" + (f" where {where}" if where else ""))
+    planned = baseline or settings["baseline"] or next(iter(arms.overrides))
+    if baseline is not None and baseline not in arms.runs:
+        raise ValueError(f"baseline={baseline}: {one_of([*arms.runs], baseline)}")
     return Study(
-        name=about.run.experiment,
+        name=name,
         question=settings["question"] or "",
         finding=settings["finding"] or "",
         metric=settings["metric"],
-        baseline=planned if planned in arms else next(iter(arms)),
+        baseline=planned if planned in arms.runs else next(iter(arms.runs)),
         planned_baseline=planned,
-        runs=arms,
-        unfinished=unfinished,
+        runs=arms.runs,
+        unfinished=[run.name for run in found if run.summary is None and run.name not in failed],
         failed=failed,
+        overrides=arms.overrides,
+        repeated=arms.repeated,
+        command=command.format(name),
+        folder=root,
         until=settings.get("until"),
     )
+
+
+def arms_of(runs: Sequence[History]) -> dict[str, str]:
+    """Arm -> its overrides, of all configs: one may have been added later."""
+    found: dict[str, str] = {}
+    for run in runs:
+        arms = OmegaConf.to_container(run.config.study.arms, resolve=False)
+        found |= {arm: overrides_text(overrides) for arm, overrides in arms.items()}  # type: ignore[union-attr]
+        if (arm := run.config.study.arm) is not None:
+            found.setdefault(arm, "")
+    return found
+
+
+def overrides_text(arm: Any) -> str:
+    """An arm's overrides as on the command line; those of its stages one after the other."""
+    stages = stages_of(arm or [])
+    texts = [" ".join(map(str, stage)) or "no override" for stage in stages]
+    return texts[0] if len(texts) == 1 else "; ".join(f"stage {n}: {text}" for n, text in enumerate(texts, 1))
+
+
+def ended(runs: Iterable[History]) -> list[History]:
+    return [run for run in runs if run.summary is not None]
+
+
+def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dict[str, dict[int, History]]:
+    runs: dict[str, dict[int, History]] = {arm: {} for arm in order}
+    for run in finished:
+        seeds, seed = runs[run.config.study.arm], int(run.config.seed)
+        if seed in seeds:
+            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {run.config.study.arm} with seed {seed}")
+        seeds[seed] = run
+    return {arm: seeds for arm, seeds in runs.items() if seeds}
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:

@@ -10,6 +10,7 @@ from typing import Any
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.overview import overview
 from dsv3.reporting.routing_history import RoutingHistory
+from dsv3.reporting.study_progress import study_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,12 @@ class Watched:
         """The run that began last."""
         runs = self.look()
         return max(runs, key=lambda name: runs[name].folder.config_path.stat().st_mtime, default=None)
+
+    def study(self, run: History) -> list[History]:
+        """Every run of the study that this one belongs to; none where it belongs to no study."""
+        with self.lock:
+            folder = study_folder(run)
+            return [other for other in self.look().values() if folder is not None and folder in other.folder.path.parents]
 
     def routing(self, run: History) -> RoutingHistory:
         """Its routing; none where it cannot be read, which the parts that show it say."""

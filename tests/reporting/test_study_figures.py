@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dsv3.reporting.study_results import Study
-from dsv3.study import figures
-from dsv3.study.figures import gap, interval, shared_points
+from dsv3.reporting import study_figures
+from dsv3.reporting.study_figures import gap, interval, shared_points
 from dsv3.study.report import inert, marked_up
 
 CURVES = {  # (arm, seed) -> points of a budget, bits per byte
@@ -22,7 +22,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
         x, y = CURVES[run]  # type: ignore[index]
         return np.array(x, dtype=float), np.array(y)
 
-    monkeypatch.setattr(figures, "curve", curve)
+    monkeypatch.setattr(study_figures, "curve", curve)
     runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b")}
     return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 
