@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dsv3.contracts import IGNORE, MicroBatch, Tokenizer
+from dsv3.contracts import IGNORE, MicroBatch
 
 
 class DocumentNats:
@@ -16,10 +16,9 @@ class DocumentNats:
     without a BOS goes on with the document before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, domains: Sequence[str]) -> None:
-        self.bos = tokenizer.bos
-        self.bytes_V = np.array([len(piece) for piece in tokenizer.token_bytes()])
-        self.domains = domains
+    def __init__(self, *, bos: int, bytes_V: Tensor, domains: Sequence[str]) -> None:
+        """bytes_V: that each token stands for (`dsv3.build.token_bytes`)."""
+        self.bos, self.bytes_V, self.domains = bos, bytes_V.numpy(), domains
         self.number, self.last_domain = -1, -1
         self.parts: list[np.ndarray] = []  # [4, N]: document, domain, nats, bytes of each target
 

@@ -54,6 +54,14 @@ class Matching(NamedTuple):
     target: float
     arms: list[Matched]
 
+    def lines(self) -> list[str]:
+        """What was solved, an arm a line."""
+        sizes = {arm.arm: "as it is" if arm.value is None else f"{self.by}={arm.value}" for arm in self.arms}
+        return [
+            f"{arm.arm}: {sizes[arm.arm]}, {self.quantity} {arm.reached:,.6g} ({arm.error(self.target):+.2%})"
+            for arm in self.arms
+        ]
+
 
 def quantity_of(config: DictConfig, quantity: str) -> float:
     """What a run of this config would have of a quantity that arms are matched by.
@@ -72,9 +80,13 @@ def quantity_of(config: DictConfig, quantity: str) -> float:
     return count.active if quantity == "active_parameters" else count.total
 
 
-def matched(study: Mapping[str, Any], job: Sequence[str], compose: Compose, folder: Path) -> dict[str, Any]:
-    """The study with the solved size as the last override of each arm; `matching.json` in its folder says what was
-    solved, and is read where it is of the same arms: a measured quantity would not come out equal again.
+def matched(
+    study: Mapping[str, Any], job: Sequence[str], compose: Compose, folder: Path
+) -> tuple[dict[str, Any], Matching]:
+    """The study with the solved size as the last override of each arm, and what was solved.
+
+    `matching.json` in the study's folder keeps that, and is read again where it is of the same arms: a measured
+    quantity would not come out equal.
 
     Raises:
         ValueError: an arm does not reach the tolerance; the message names the nearest that it does reach.
@@ -90,7 +102,7 @@ def matched(study: Mapping[str, Any], job: Sequence[str], compose: Compose, fold
         write_atomically(path, lambda temporary: temporary.write_text(text))
     values = {arm.arm: arm.value for arm in found.arms if arm.value is not None}
     arms = {name: with_overrides(arm, {match.by: values.get(name)}) for name, arm in study["arms"].items()}
-    return {**study, "arms": arms}
+    return {**study, "arms": arms}, found
 
 
 def with_overrides(arm: Sequence[Any], values: Mapping[str, Any]) -> list[Any]:

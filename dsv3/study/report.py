@@ -12,13 +12,17 @@ from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.reporting.page import grid, page
 from dsv3.reporting.study_results import Study
 from dsv3.reporting.tables import shown, table
-from dsv3.study import contents
+from dsv3.study import contents, evidence
 from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.study.section import Section
 
 SECTIONS: tuple[Callable[[Study], Iterable[Section]], ...] = (
     contents.arms,
+    evidence.matching,
     contents.verdict,
+    evidence.tuning,
+    evidence.errors,
+    evidence.power,
     contents.results,
     contents.plots,
     contents.runs,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning
 
 from dsv3.bounds import PositiveInt
+from dsv3.build import token_bytes
 from dsv3.contracts import HasHeldOutRows, JudgesHeldOut, Step
 from dsv3.evaluation.document_bits import DocumentNats
 from dsv3.evaluation.held_out import dealt, domain_scores
@@ -67,7 +68,7 @@ class Validate(lightning.Callback):
         self.validated_at[weights] = tokens
         data, ema, mesh = trainer.datamodule, find(trainer, EMA), pl_module.mesh
         batches = data.validation_batches()
-        documents = DocumentNats(data.tokenizer, data.domains) if by_document and mesh is None else None
+        documents = documents_of(data, pl_module) if by_document and mesh is None else None
         if mesh is not None:
             batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
         averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
@@ -103,3 +104,8 @@ class Validate(lightning.Callback):
             found = held_out_figures(pl_module.losses, models, data.held_out_rows(), names, pl_module.tokens_seen)
         pl_module.folder.table("metrics/held_out").append({"tokens": pl_module.tokens_seen, **found})
         log.info("held out: %s", "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+
+
+def documents_of(data: Any, pl_module: LanguageModel) -> DocumentNats:
+    bytes_V = token_bytes(data.tokenizer, pl_module.config.model.vocab_size)
+    return DocumentNats(bos=data.tokenizer.bos, bytes_V=bytes_V, domains=data.domains)
