@@ -13,9 +13,7 @@ MOST_CANDIDATES = 64
 ADAPTIVE = ("match", "tune", "until")
 
 
-def unfit_settings(
-    study: Mapping[str, Any], job: Sequence[str], arms: Mapping[str, DictConfig]
-) -> Iterator[Problem]:
+def unfit_settings(study: Mapping[str, Any], job: Sequence[str], arms: Mapping[str, DictConfig]) -> Iterator[Problem]:
     """job: the command's overrides. arms: the config of each arm's run."""
     given = {override.partition("=")[0] for override in job}
     set_here = [key for key in ADAPTIVE if study.get(key)]

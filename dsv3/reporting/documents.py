@@ -7,7 +7,7 @@ all seeds (they share them, so that more seeds make this error no smaller):
     R_h = sum_j mean_k(d_kj) / sum_j b_j          difference of the domain
     V_h = variance of R_h over resamples          of n_h - 1 documents each, which leaves it unbiased (Rao and Wu 1988)
     V   = sum_h (B_h / B)^2 V_h                   with the domain's share of all bytes, which is fixed
-    D   = t_0.975(nu) sqrt(V)                     half width; nu of Satterthwaite, sum_h(..)^2 / sum_h (..)^2 / (n_h - 1)
+    D   = t_0.975(nu) sqrt(V)                     half width, with the degrees of freedom nu of Satterthwaite
 
 A domain of one document adds nothing to V: its error cannot be known.
 """

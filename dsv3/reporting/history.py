@@ -33,6 +33,7 @@ class History:
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
         self._joined = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+        self._validation: dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = {}
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -127,10 +128,15 @@ class History:
 
     def validation(self, *, weights: str = "live") -> pd.DataFrame:
         """Rows of `metrics/validation` with `seconds` and `flops` of training since the beginning."""
-        scores = self.table("metrics/validation")
+        scores, timing = self.table("metrics/validation"), self.table("timing/train")
         if scores.empty:
             return scores
-        timing = self.table("timing/train")
+        known = self._validation.get(weights)
+        if known is None or known[0] is not scores or known[1] is not timing:
+            self._validation[weights] = known = (scores, timing, self._timed(scores, timing, weights))
+        return known[2]
+
+    def _timed(self, scores: pd.DataFrame, timing: pd.DataFrame, weights: str) -> pd.DataFrame:
         clock = pd.concat([pd.DataFrame({"tokens": [0], "seconds": [0.0]}), timing], ignore_index=True)
         clock["seconds"] = clock.seconds.cumsum()
         scores = scores[scores.weights == weights].merge(clock, on="tokens", how="left")

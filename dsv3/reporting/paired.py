@@ -83,4 +83,3 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p * (len(order) - rank)))
         found[i] = highest
     return found
-

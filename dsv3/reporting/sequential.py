@@ -1,8 +1,8 @@
 """Sequential rule of `study.until`: after how many seeds a pair of arms is settled, and its interval then.
 
 With d_1 ... d_n the paired differences of the first n seeds, s_n their standard deviation, D_n the half width that the
-held-out documents alone give (`dsv3.reporting.documents`), and N = `most_seeds`, there is a look after each seed from the
-`FIRST_LOOK`-th on, and at each
+held-out documents alone give (`dsv3.reporting.documents`), and N = `most_seeds`, there is a look after each seed from
+the `FIRST_LOOK`-th on, and at each
 
     difference shown    |mean(d)| > hypot(c_n s_n / sqrt(n), D_n)           the pair is settled
     bounded             hypot(w_n s_n / sqrt(n), D_n) <= `half_width`       the pair is settled
@@ -10,8 +10,8 @@ held-out documents alone give (`dsv3.reporting.documents`), and N = `most_seeds`
 The three quantiles are Student's t for repeated looks. Without a difference, a share `SPENT` (n / N)^1.5 of all studies
 crosses a c_n by look n (Lan and DeMets' spending of alpha, by Kim and DeMets' power function). e_n is the quantile of
 a look that is known to be the last, and spends the rest of `SPENT`. w_n spends `ON_WIDTH` of `SPENT` instead: it is
-wider, because looks at which s_n is small by chance are where a study stops. For n = N all three are one. Student's t over few
-seeds has no closed form for this, so they are read off simulated studies of a fixed seed.
+wider, because looks at which s_n is small by chance are where a study stops. For n = N all three are one. Student's t
+over few seeds has no closed form for this, so they are read off simulated studies of a fixed seed.
 
 The interval is mean(d) +- hypot(q s_n / sqrt(n), D_n), with q = w_n where the pair is bounded and e_n elsewhere. Its
 coverage follows from no theorem; tests/reporting/test_sequential.py measures it for differences from 0 to 4 s.

@@ -72,7 +72,7 @@ class Study(NamedTuple):
         if not len(ours) == len(theirs) == len(seeds) > 0:
             return None
         documents = self.document_errors(metric, arm, seeds)
-        if self.until and metric.name == headline(self).name:
+        if self.until and metric.name == (self.metric or equal("tokens")):
             return sequential(ours, theirs, documents, self.until)
         return paired(ours, theirs, documents[-1])
 
@@ -193,7 +193,9 @@ def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dic
     for run in finished:
         seeds, seed = runs[run.config.study.arm], int(run.config.seed)
         if seed in seeds:
-            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {run.config.study.arm} with seed {seed}")
+            raise ValueError(
+                f"{root}: {seeds[seed].name} and {run.name} are both {run.config.study.arm} with seed {seed}"
+            )
         seeds[seed] = run
     return {arm: seeds for arm, seeds in runs.items() if seeds}
 
@@ -211,6 +213,11 @@ def common_budget(study: Study, budget: str) -> float:
     return min((float(end[-1]) for end in ends if len(end)), default=float("nan")) if all(map(len, ends)) else np.nan
 
 
+def equal(budget: str) -> str:
+    """Name of the metric `at_equal`."""
+    return f"held-out text at equal {budget}"
+
+
 def at_equal(study: Study, budget: str) -> Metric:
     """Held-out bits per byte where every run has had as much of the budget; documents as at the ends of the runs."""
     point = common_budget(study, budget)
@@ -218,7 +225,7 @@ def at_equal(study: Study, budget: str) -> Metric:
     def value(run: History) -> float | None:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
 
-    return Metric(f"held-out text at equal {budget}", "bits per byte", True, value, ("live", "all"))
+    return Metric(equal(budget), "bits per byte", True, value, ("live", "all"))
 
 
 def headline(study: Study) -> Metric:

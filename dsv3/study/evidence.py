@@ -1,10 +1,9 @@
 """Sections of a study's report on what its verdict rests on: matched sizes, errors, power, tuning."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from scipy.special import stdtrit
 
@@ -21,18 +20,18 @@ SEEDS = (3, 4, 6, 8, 12, 16, 24, 32)
 """Of the power curve."""
 ERRORS = (
     "Half the width of the 95% interval is the root of the squares of two: by seeds (Student's t), and by held-out "
-    "documents (bootstrap over documents within each domain, the same ones for all seeds), which more seeds do not make "
-    "narrower; empty where runs did not record their documents. `p, Holm` is corrected for the number of arms; "
+    "documents (bootstrap over documents within each domain, the same ones for all seeds), which more seeds do not "
+    "make narrower; empty where runs did not record their documents. `p, Holm` is corrected for the number of arms; "
     "the intervals are not."
 )
 RULE = (
-    "Seeds were added by a sequential rule: after each seed from the fourth on, an arm is settled where its interval for "
-    "repeated looks excludes zero or is as narrow as was asked for (±{half_width:g}), with {most_seeds} seeds at most. "
+    "Seeds were added by a sequential rule: after each seed from the fourth on, an arm is settled where its interval "
+    "for repeated looks excludes zero or is as narrow as was asked for (±{half_width:g}), with {most_seeds} seeds at most. "
     "Intervals and p values take the repeated looks into account; seeds after the one that settled an arm do not count."
 )
 CURVE = (
-    "With the noise of this study, {arm}'s, a study of so many seeds has this half width, and finds a true difference "
-    "of this size significant in 80% of its repetitions."
+    "With the noise of this study, a study of so many seeds would have this half width, and would find a true difference "
+    "of the second figure significant in 80% of its repetitions."
 )
 DOCUMENTS = "Documents alone give ±{documents:.4f}: for less, set a larger data.validation_tokens."
 
@@ -64,7 +63,16 @@ def errors(study: Study) -> Iterator[Section]:
     sentences = [ERRORS, *([RULE.format(**study.until)] if study.until else []), *smoothing(study, metric)]
     holm = adjusted([difference.p_value for difference in found.values()])
     rows = [
-        (arm, d.seeds, f"{d.mean:+.4f}", half(d), by_seeds(d), d.documents or None, *map(p_text, (d.p_value, p)), d.settled)
+        (
+            arm,
+            d.seeds,
+            f"{d.mean:+.4f}",
+            half(d),
+            by_seeds(d),
+            d.documents or None,
+            *map(p_text, (d.p_value, p)),
+            d.settled,
+        )
         for (arm, d), p in zip(found.items(), holm, strict=True)
     ]
     head = ("arm", "seeds", "difference", "half width", "by seeds", "by documents", "p", "p, Holm")
@@ -107,10 +115,12 @@ def power(study: Study) -> Iterator[Section]:
     figure, rows = go.Figure(), []
     for number, (arm, d) in enumerate(noisy.items()):
         of_seeds = [curve_point(d, n) for n in SEEDS]
-        figure.add_scatter(x=SEEDS, y=[effect for _, effect in of_seeds], mode="lines+markers", line=line(number), name=arm)
+        figure.add_scatter(
+            x=SEEDS, y=[effect for _, effect in of_seeds], mode="lines+markers", line=line(number), name=arm
+        )
         rows.append((arm, *(f"±{width:.4f}, {effect:.4f}" for width, effect in of_seeds)))
     worst = max(noisy, key=lambda arm: noisy[arm].error * math.sqrt(noisy[arm].seeds))
-    sentences = [CURVE.format(arm="each arm")]
+    sentences = [CURVE]
     if documents := noisy[worst].documents:
         sentences.append(DOCUMENTS.format(documents=documents))
     plot = framed(figure, "Minimum detectable effect", x="seeds", y="bits per byte or the metric's unit", height=350)

@@ -7,6 +7,7 @@ preflight's relations hold and the model can be built: heads divide, RoPE is eve
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,7 +170,12 @@ def solve(arm: str, config: DictConfig, match: Match, target: float) -> Matched:
         low, high = high, up
     while low > 1 and (at(low) or 0) > target and (down := nearest(low // 2, 1, low - 1)):
         low, high = down, low
-    while (middle := nearest((low + high) // 2, low + 1, high - 1)) is not None:
+    for turn in itertools.count():  # quantities are nearly straight lines: a chord and a bisection in turns
+        chord = (target - (at(low) or 0)) / max((at(high) or 0) - (at(low) or 0), 1e-9)
+        guess = low + round((high - low) * (0.5 if turn % 2 else min(max(chord, 0), 1)))
+        middle = nearest(min(max(guess, low + 1), high - 1), low + 1, high - 1)
+        if middle is None:
+            break
         low, high = (middle, high) if (at(middle) or 0) <= target else (low, middle)
     values = {size: value for size, value in known.items() if value is not None}
     if len(set(values.values())) < 2:

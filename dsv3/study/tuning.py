@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 from dsv3.config.arms import expanded
-from dsv3.reporting.study_results import Study, study_of
 from dsv3.reporting.history import find_runs
+from dsv3.reporting.study_results import Study, study_of
 from dsv3.strict_json import text_of
 from dsv3.study.matching import Compose, with_overrides
 
@@ -85,8 +85,8 @@ class Search:
             yield list(runs.values())
             scores = {key: self._score(*key, run) for key, run in runs.items()}
             for name, numbers in self.left.items():
-                ordered = sorted(numbers, key=lambda number, name=name: (scores[name, number], number))
-                self.left[name] = ordered[: math.ceil(len(numbers) / 2)]
+                ordered = sorted((scores[name, number], number) for number in numbers)
+                self.left[name] = [number for _, number in ordered[: math.ceil(len(numbers) / 2)]]
 
     def _run(self, name: str, number: int, seed: int, share: int) -> list[str]:
         arm = with_overrides(self.study["arms"][name], self.candidates[number])

@@ -37,9 +37,7 @@ def test_sums_over_documents_are_those_of_domains(composed: Callable[..., DictCo
     model, data = build_model(config), build_data(config)
     bytes_V = token_bytes(data.tokenizer, config.model.vocab_size)
     documents = DocumentNats(bos=data.tokenizer.bos, bytes_V=bytes_V, domains=data.domains)
-    scores = domain_scores(
-        model, data.validation_batches(), data.domains, data.validation_bytes(), documents=documents
-    )
+    scores = domain_scores(model, data.validation_batches(), data.domains, data.validation_bytes(), documents=documents)
     rows = list(documents.rows())
     for domain in data.domains:
         own = [row for row in rows if row["domain"] == domain]

@@ -14,7 +14,9 @@ EFFECTS = (0.0, 0.15, 0.3, 0.6, 1.0, 1.5, 2.0, 4.0)
 """True differences, in standard deviations over seeds."""
 
 
-def simulated(effect: float, *, half_width: float, most: int, documents: float = 0.0, studies: int = STUDIES) -> Settled:
+def simulated(
+    effect: float, *, half_width: float, most: int, documents: float = 0.0, studies: int = STUDIES
+) -> Settled:
     """documents: standard deviation of what the choice of held-out documents adds to all seeds of a study."""
     draw = np.random.default_rng(4)
     d_SN = effect + draw.standard_normal((studies, most)) + documents * draw.standard_normal((studies, 1))

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 
 from dsv3.reporting.study_results import headline, read_study
+from dsv3.study import evidence
 from dsv3.study.plan import planned
-from dsv3.study.report import sections
 from dsv3.study.rounds import next_round
 from tests.reporting.test_study_results import made
 
@@ -33,8 +34,12 @@ def train(root: Path, stages: list[list[list[str]]]) -> list[tuple[str, int]]:
     return runs
 
 
+def no_configs(job: list[str]) -> DictConfig:
+    raise AssertionError("neither matched nor tuned")
+
+
 def whole(root: Path, study: dict[str, Any]) -> list[list[tuple[str, int]]]:
-    return [train(root, part) for part in planned(study, [], lambda job: None, root)]  # type: ignore[arg-type, return-value]
+    return [train(root, part) for part in planned(study, [], no_configs, root)]
 
 
 def test_seeds_are_added_to_arms_that_are_not_settled_and_to_the_baseline(tmp_path: Path) -> None:
@@ -44,26 +49,24 @@ def test_seeds_are_added_to_arms_that_are_not_settled_and_to_the_baseline(tmp_pa
     study = read_study(tmp_path, settings())
     settled = {arm: study.difference(headline(study), arm) for arm in "bc"}
     assert [(d.settled, d.seeds) for d in settled.values() if d] == [("difference shown", 4), ("most seeds reached", 6)]
-    errors = next(section for section in sections(study) if section.title == "Errors")
+    (errors,) = evidence.errors(study)
     assert [(row[0], row[-1]) for row in errors.rows] == [("b", "difference shown"), ("c", "most seeds reached")]
     assert any("sequential rule" in sentence for sentence in errors.sentences)
 
 
 def test_a_study_that_was_interrupted_goes_on_as_it_would_have(tmp_path: Path) -> None:
     """Runs of a round that was not ended, or of seeds to come, decide nothing."""
-    parts = planned(settings(), [], lambda job: None, tmp_path)  # type: ignore[arg-type, return-value]
+    study = settings(only=["a", "c"])
+    parts = planned(study, [], no_configs, tmp_path)
     train(tmp_path, next(parts))
     train(tmp_path, [next(parts)[0][:1]])
-    again = planned(settings(), [], lambda job: None, tmp_path)  # type: ignore[arg-type, return-value]
+    again = planned(study, [], no_configs, tmp_path)
     next(again)
-    assert [[override for override in run if "=" in override][-2:] for run in next(again)[0]] == [
-        ["study.arm=a", "seed=5"],
-        ["study.arm=c", "seed=5"],
-    ]
+    assert next(again) == [[["x=1", "study.arm=a", "seed=5"], ["x=3", "study.arm=c", "seed=5"]]]
 
 
 def test_a_wide_half_width_is_reached_at_the_first_look(tmp_path: Path) -> None:
-    assert len(whole(tmp_path, settings(until={"half_width": 0.2, "most_seeds": 6}))) == 1
+    assert len(whole(tmp_path, settings(only=["a", "c"], until={"half_width": 0.2, "most_seeds": 6}))) == 1
 
 
 @pytest.mark.parametrize(("hours", "rounds"), [(0.0001, 0), (1.0, 2)])
@@ -72,16 +75,18 @@ def test_hours_are_those_of_all_runs_and_of_the_round_to_come(
 ) -> None:
     monkeypatch.setattr("dsv3.study.rounds.hours_of", lambda study, seeds: 0.0001 * len(seeds))
     until = {"half_width": 0.01, "most_seeds": 6, "most_hours": hours}
-    assert len(whole(tmp_path, settings(until=until))) == 1 + rounds
+    assert len(whole(tmp_path, settings(until=until, only=["a", "c"]))) == 1 + rounds
 
 
 def test_only_some_arms_and_a_seed_of_the_command_line(tmp_path: Path) -> None:
     first, *more = whole(tmp_path, settings(only=["a", "b"]))
     assert ({arm for arm, _ in first}, more) == ({"a", "b"}, [])
-    parts = list(planned(settings(), ["seed=9"], lambda job: None, tmp_path))  # type: ignore[arg-type, return-value]
-    assert parts == [[[["x=1", "seed=9", "study.arm=a"], ["x=2", "seed=9", "study.arm=b"], ["x=3", "seed=9", "study.arm=c"]]]]
+    parts = list(planned(settings(), ["seed=9"], no_configs, tmp_path))
+    assert parts == [
+        [[["x=1", "seed=9", "study.arm=a"], ["x=2", "seed=9", "study.arm=b"], ["x=3", "seed=9", "study.arm=c"]]]
+    ]
 
 
 def test_where_nothing_is_finished_nothing_is_added(tmp_path: Path) -> None:
     assert next_round(tmp_path, settings(), [1, 2, 3, 4]) is None
-    assert len(list(planned(settings(), [], lambda job: None, tmp_path))) == 1  # type: ignore[arg-type, return-value]
+    assert len(list(planned(settings(), [], no_configs, tmp_path))) == 1
