@@ -26,12 +26,12 @@ ERRORS = (
 )
 RULE = (
     "Seeds were added by a sequential rule: after each seed from the fourth on, an arm is settled where its interval "
-    "for repeated looks excludes zero or is as narrow as was asked for (±{half_width:g}), with {most_seeds} seeds at most. "
-    "Intervals and p values take the repeated looks into account; seeds after the one that settled an arm do not count."
+    "for repeated looks excludes zero or is as narrow as was asked for (±{half_width:g}), with {most_seeds} seeds at "
+    "most. Intervals and p values take the repeated looks into account; seeds after the one that settled an arm do not count."
 )
 CURVE = (
-    "With the noise of this study, a study of so many seeds would have this half width, and would find a true difference "
-    "of the second figure significant in 80% of its repetitions."
+    "With the noise of this study, a study of so many seeds would have this half width, and would find a true "
+    "difference of the second figure significant in 80% of its repetitions."
 )
 DOCUMENTS = "Documents alone give ±{documents:.4f}: for less, set a larger data.validation_tokens."
 
@@ -102,8 +102,8 @@ def smoothing(study: Study, metric: Metric) -> Iterator[str]:
         ema = fixed.difference(smoothed, arm) if smoothed else None
         if ema is not None and live.seeds > 1 and live.error > 0:
             yield (
-                f"{arm}: EMA weights make the error over seeds {ema.error / live.error:.2f} times as large and move the "
-                f"difference by {ema.mean - live.mean:+.4f}."
+                f"{arm}: EMA weights make the error over seeds {ema.error / live.error:.2f} times as large and move "
+                f"the difference by {ema.mean - live.mean:+.4f}."
             )
 
 

@@ -54,7 +54,7 @@ def test_a_difference_that_is_not_there_is_shown_in_5_of_100_studies_at_most(hal
 def test_seeds_needed_against_a_fixed_number_that_shows_the_difference_as_often(
     effect: float, least: float, most: float
 ) -> None:
-    """70% where the difference is 1.5 standard deviations over seeds, less where it is larger; 4 seeds are the least."""
+    """70% where the difference is 1.5 standard deviations over seeds, less where it is larger; at least 4 seeds."""
     found = simulated(effect, half_width=0.0, most=MOST_SEEDS, studies=10_000)
     power = (np.abs(found.mean) > found.half).mean()
     n = np.linspace(4, 14, 2001)

@@ -51,7 +51,7 @@ def study(arms: dict[str, list[str]], **match: Any) -> dict[str, Any]:
 def test_every_pair_of_attentions_and_expert_counts_is_matched_or_none_is_nearer(
     ours: str, theirs: str, experts: tuple[int, int], quantity: str
 ) -> None:
-    """Where the tolerance is not reached, neither neighbour of the size is nearer: the steps of the size are too coarse,
+    """Where the tolerance is not reached, neither neighbour of the size is nearer: steps of the size are too coarse,
     or it is 1 already."""
     changed = [f"model.n_routed_experts={experts[0]}", f"model.top_k={experts[1]}"]
     match = Match(quantity, "model.inter_dim", 0.005, "nearest")  # type: ignore[arg-type]
