@@ -165,7 +165,7 @@ class StudySweeper(BasicSweeper):
             return
         if len(jobs) > 1:
             raise ValueError(f"study.{adaptive[0]}: a study that sets it is run alone, not in a sweep of {len(jobs)}")
-        from dsv3.study.plan import planned  # torch, which Hydra's start does not wait for
+        from dsv3.study.study_parts import planned  # torch, which Hydra's start does not wait for
 
         yield from planned(OmegaConf.to_container(study, resolve=True), jobs[0], self.composed, self.study)
 

@@ -27,7 +27,8 @@ ERRORS = (
 RULE = (
     "Seeds were added by a sequential rule: after each seed from the fourth on, an arm is settled where its interval "
     "for repeated looks excludes zero or is as narrow as was asked for (±{half_width:g}), with {most_seeds} seeds at "
-    "most. Intervals and p values take the repeated looks into account; seeds after the one that settled an arm do not count."
+    "most. Intervals and p values take the repeated looks into account; seeds after the one that settled an arm do not "
+    "count."
 )
 CURVE = (
     "With the noise of this study, a study of so many seeds would have this half width, and would find a true "

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from dsv3.reporting.study_results import headline, read_study
 from dsv3.study import evidence
-from dsv3.study.plan import planned
 from dsv3.study.rounds import next_round
+from dsv3.study.study_parts import planned
 from tests.reporting.test_study_results import made
 
 NOISE = (0.0, 0.02, -0.02, 0.01, -0.01, 0.03, -0.03, 0.0)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.reporting.study_results import read_study
 from dsv3.study import evidence
-from dsv3.study.plan import planned
+from dsv3.study.study_parts import planned
 from dsv3.study.tuning import FIRST_SEED, read_tuning
 from tests.reporting.test_study_results import made
 
