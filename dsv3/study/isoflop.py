@@ -41,10 +41,11 @@ def cells(compose: Callable[[list[str]], DictConfig], job: Sequence[str], study:
     compose: overrides -> the composed config. job: overrides that every run gets.
 
     Raises:
-        ValueError: no cell is left; a cell cannot meet its budget; the batch size changes in a run; an override of the
-            job sets what the grid does; an arm has stages.
+        ValueError: the grid is misshapen; no cell is left; a cell cannot meet its budget; the batch size changes in a
+            run; an override of the job sets what the grid does; an arm has stages.
     """
     grid = study["grid"]
+    refuse_misshapen(study)
     refuse_what_the_grid_sets(job)
     found = []
     for arm in study["arms"] if study["only"] is None else study["only"]:
@@ -73,6 +74,17 @@ def cells(compose: Callable[[list[str]], DictConfig], job: Sequence[str], study:
     return sorted(found, key=lambda cell: (cell.budget, cell.width))
 
 
+def refuse_misshapen(study: Mapping[str, Any]) -> None:
+    grid = study["grid"]
+    lists = [grid.get(name) for name in ("flops", "widths", "steps")] if isinstance(grid, Mapping) else []
+    numbers = all(isinstance(of, list) and of and all(isinstance(n, int | float) and n > 0 for n in of) for of in lists)
+    if not (lists and numbers and set(grid) == {"flops", "widths", "steps"} and len(grid["steps"]) == 2):
+        example = "{flops: [1e13, 2e13], widths: [128, 192, 256], steps: [60, 600]}"
+        raise ValueError(f"study.grid={grid}: must be lists of positive numbers, such as {example}")
+    if not study["arms"]:
+        raise ValueError("study.arms: a grid needs an arm, such as {standard: []}")
+
+
 def flops_per_token(config: DictConfig) -> int:
     """Of training, MTP included."""
     return training_flops(read_skeleton(config), config.data.sequence_length)["total"]
@@ -93,5 +105,5 @@ def tokens_per_step(config: DictConfig) -> int:
 def refuse_what_the_grid_sets(job: Sequence[str]) -> None:
     for override in job:
         key = override.partition("=")[0]
-        if key == "run.tokens" or key == "trainer.max_steps" or key == "model.dim":
+        if key in ("run.tokens", "trainer.max_steps", "model.dim"):
             raise ValueError(f"{override}: study.grid sets the widths and tokens of its runs")

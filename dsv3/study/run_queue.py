@@ -4,10 +4,10 @@
     NAME.claim-3    taken for the third time; touched every HEARTBEAT seconds, and locked, as long as the worker lives
     NAME.failed     why it failed: no worker tries it again until it is asked to
 
-A claim is a hard link to a file that is complete and locked: the file system lets one worker make it, over NFS too. It
-is dead where its lock is free, seen from the machine that it was made on, or, seen from another, where it was not touched
-for STALE seconds. Then the next number may be claimed, which again one worker can. A run that is finished says so by
-its own summary.json.
+A claim is a hard link to a file that is complete and locked: the file system lets one worker make it, over NFS too. Its
+worker is dead if, on the machine that it was made on, its lock is free, or if, on any other, it was not touched for
+STALE seconds. Then the next number may be claimed, which again one worker can. A run that is finished says so by its
+own summary.json.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.run_folder import RunFolder, temporary_of, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 from dsv3.strict_json import text_of
 
 QUEUE = "queue"
@@ -245,15 +246,15 @@ def _is_within(place: str) -> bool:
 
 def _claim(claim: Path) -> IO[str] | None:
     """Make the claim, locked and complete at its first moment; None: another worker was faster."""
-    temporary = temporary_of(claim)
-    file = temporary.open("w")
+    number, name = tempfile.mkstemp(prefix=f".{claim.name}.", suffix=".tmp", dir=claim.parent)
+    file = os.fdopen(number, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         worker = f"{socket.gethostname()}, process {os.getpid()}"
         json.dump({"worker": worker, "kernel": _kernel(), "since": time.time()}, file)
         file.flush()
         os.fsync(file.fileno())
-        os.link(temporary, claim)
+        os.link(name, claim)
     except FileExistsError:
         file.close()
         return None
@@ -261,7 +262,7 @@ def _claim(claim: Path) -> IO[str] | None:
         file.close()
         raise
     finally:
-        temporary.unlink()
+        os.unlink(name)
     return file
 
 

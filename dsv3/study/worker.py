@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -110,23 +110,43 @@ def command(composer: Composer, study: Path, entry: Entry, *, allow: Collection[
         config = composer.compose(entry.overrides)
         options = [str(override.input_line) for override in parsed if composer.options(override.key_or_group)]
         trusted = composer.compose(options)
+        content, known = contents(config), set(strings(contents(trusted)))
+        if computed := [text for text in strings(content) if "${" in PLAIN.sub("", text) and text not in known]:
+            raise ValueError(f"{file}: a queue may name other keys in ${{...}}, and nothing else: {computed[0]}")
         for key in PROTECTED:
             if OmegaConf.select(config, key) != OmegaConf.select(trusted, key):
                 raise ValueError(f"{file}: a queue may not set {key}")
     except COMPOSITION_ERRORS as error:
         message = str(error) if str(error).startswith(str(file)) else f"{file}: {first_line(error)}"
         raise ValueError(message) from None
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
-    refuse_unknown_parts({key: value for key, value in content.items() if key != "hydra"}, source=file, allow=allow)
+    refuse_unknown_parts(content, source=file, allow=allow)
     given = [f"allow=[{','.join(allow)}]"] if allow else []
     return Command([*entry.overrides, *given], working_folder(study, entry, config))
+
+
+def contents(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as data, Hydra's own left out; nothing is resolved."""
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "hydra"}
+
+
+def strings(node: Any) -> Iterator[str]:
+    """Every key and value that is text, at any depth."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from (*strings(key), *strings(value))
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def is_harmless(composer: Composer, override: Override) -> bool:
     """Whether it chooses an option by its name or sets a key, Hydra's own left out."""
     key, value = override.key_or_group, override.get_value_element_as_str() if override.value() is not None else ""
-    if override.is_sweep_override() or re.split("[./@]", key)[0] == "hydra" or "${" in PLAIN.sub("", value):
+    if override.is_sweep_override() or re.split("[./@]", key)[0] == "hydra":
         return False
     if options := composer.options(key):
         return override.type == OverrideType.DEL or value in options

@@ -10,6 +10,7 @@ from dsv3.cli import REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.reporting.study_results import Study
+    from dsv3.study.scaling_results import Grid
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Options:
     baseline: str | None = option(None, "the arm that the others are compared with; null: the study's, or the first")
     metric: str | None = option(None, "metric of the verdict; null: the study's, or bits per byte at equal tokens")
     out: str | None = option(None, "the folder to write report.html, report.md and plots to; null: the same")
+    predict: str | None = option(None, "of a scaling law: a run folder whose loss to predict, by its run_info.json")
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -36,19 +38,26 @@ def run(options: Options) -> dict[str, Any]:
     """
     from dsv3.reporting.page import write_run_report
     from dsv3.reporting.study_results import read_study
+    from dsv3.study.scaling_results import is_grid, read_grid
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():
-        given = [key for key in ("where", "baseline", "metric", "out") if getattr(options, key) is not None]
+        given = [key for key in ("where", "baseline", "metric", "out", "predict") if getattr(options, key) is not None]
         if given:
             raise ValueError(f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more")
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}
+    out = Path(options.out) if options.out else folder
+    if is_grid(folder):
+        predict = Path(options.predict) if options.predict else None
+        return write_grid(read_grid(folder, predict=predict), out)
+    if options.predict:
+        raise ValueError(f"predict={options.predict}: {folder} is no scaling law (study.grid)")
     study = read_study(folder, where=options.where, baseline=options.baseline)
     if options.metric:
         study = study._replace(metric=options.metric)
-    return write_study(study, Path(options.out) if options.out else folder)
+    return write_study(study, out)
 
 
 def report_of_ended(folder: Path, current: Mapping[str, Any] | None = None) -> None:
@@ -57,9 +66,13 @@ def report_of_ended(folder: Path, current: Mapping[str, Any] | None = None) -> N
     current: the study's settings as they are now, if not as its runs have recorded them.
     """
     from dsv3.reporting.study_results import read_study
+    from dsv3.study.scaling_results import is_grid, read_grid
 
     try:
-        write_study(read_study(folder, current), folder)
+        if is_grid(folder):
+            write_grid(read_grid(folder, current=current), folder)
+        else:
+            write_study(read_study(folder, current), folder)
     except (FileNotFoundError, ValueError) as error:  # no run finished, or `run.dir` sent them elsewhere
         log.warning("No report of the study: %s", error)
 
@@ -81,3 +94,13 @@ def write_study(study: "Study", folder: Path) -> dict[str, Any]:
     verdict = next(section.sentences for section in content if section.title == "Verdict")
     print("\n".join([*verdict, f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
+
+
+def write_grid(grid: "Grid", folder: Path) -> dict[str, Any]:
+    """Write the report of a scaling law into `folder` and print what it says."""
+    from dsv3.study.scaling_report import sentences, write_scaling_report
+    from dsv3.study.scaling_results import as_json
+
+    paths = write_scaling_report(grid, folder)
+    print("\n".join([*sentences(grid), f"written to {paths['html']} and {paths['md']}"]))
+    return as_json(grid) | paths

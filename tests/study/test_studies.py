@@ -17,6 +17,7 @@ from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import Study, at_equal, headline, read_study
+from dsv3.study.run_queue import read_queue
 from dsv3.tools import report
 from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
@@ -96,6 +97,30 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
     assert (whole / "report.png").exists()
     assert (whole / "report_domains.png").exists()
     assert "plotly" in (whole / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_second_worker_finishes_a_study_whose_first_is_killed_and_its_report_is_that_of_one_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert_ended(call_python(ROOT, *study(alone)), alone)
+    first = start(ROOT, *study(shared))
+    while not RunFolder(shared / "sequence_aux" / "seed1").checkpoints():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    second = start(ROOT, "-m", "dsv3", "work", str(shared), "--config-dir", str(ROOT / "tests" / "conf"))
+    while len({run.worker for run in read_queue(shared) if run.state == "running"}) < 2:
+        assert first.poll() is None, "the first worker trained all runs before the second began"
+        assert second.poll() is None, second.communicate()[1]
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    output, errors = second.communicate(timeout=700)
+    assert second.returncode == 0, errors
+    assert "By held-out text at equal tokens:" in output
+    assert {run.state for run in read_queue(shared)} == {"finished"}
+    assert numbers(shared, capsys) == numbers(alone, capsys)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
