@@ -230,8 +230,7 @@ def metrics(study: Study) -> Iterator[Metric]:
     yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"))
     yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
     yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
-    distance = "mean distance of relative load on a domain from that on all"
-    yield Metric(Figure.SPECIALISATION, distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric(Figure.SPECIALISATION, "relative load", None, lambda run: specialisation(routing_of(run, layers)))
     yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
     yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))

@@ -16,7 +16,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     of_words = [all(text[0].isalpha() for text in column) and bool(column) for column in columns]
 
     def cell(i: int, text: str) -> str:
-        kind = ' class="text"' if len(text) > MOST_LETTERS else ' class="word"' if of_words[i] else ""
+        is_figure = text[:1].isdigit() or text.startswith(("+", "-"))
+        kind = ' class="text"' if len(text) > MOST_LETTERS and not is_figure else ' class="word"' if of_words[i] else ""
         return f"<td{kind}>{escape(text)}</td>"
 
     head = "".join(

@@ -25,7 +25,7 @@ def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | 
     folder.path.mkdir(parents=True)
     study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
     study |= {"question": None, "finding": None, "metric": None}
-    run = {"experiment": "made_up", "init_from": changed.get("init_from")}
+    run = {"experiment": "made_up", "name": name or f"{arm}/seed{seed}", "init_from": changed.get("init_from")}
     study |= {"stage": changed["stage"]} if "stage" in changed else {}
     settings = changed.get("settings", {})
     OmegaConf.save({"seed": seed, "study": study, "run": run, **settings}, folder.config_path)

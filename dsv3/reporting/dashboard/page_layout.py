@@ -35,8 +35,9 @@ def page(root: Path) -> html.Div:
 
 
 def tabs() -> Any:
+    """No view is chosen until the address tells which: none is drawn for nothing."""
     names = [{"label": f"{TITLES[view]}", "value": view} for view in VIEWS]
-    return dcc.RadioItems(names, "health", id="view", inline=True, className="tabs")
+    return dcc.RadioItems(names, None, id="view", inline=True, className="tabs")
 
 
 def pickers() -> list[Any]:

@@ -53,7 +53,7 @@ class Watched:
         with self.lock:
             try:
                 return run.routing()
-            except ValueError:
+            except (ValueError, KeyError):  # no Parquet, or without the columns
                 return RoutingHistory()
 
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
