@@ -48,17 +48,12 @@ def arms(study: Study) -> Iterator[Section]:
 
 
 def verdict(study: Study) -> Iterator[Section]:
-    """One sentence for the question of the study, and one for each other figure in which arms differ."""
-    metric = headline(study)
-    answer, _ = answered(study, metric)
+    """One sentence for the question of the study."""
+    answer, _ = answered(study, headline(study))
     said = [f"Question: {study.question}"] if study.question else []
-    said += [answer or "There is no second arm to compare."]
+    said += [f"**{answer or 'There is no second arm to compare.'}**"]
     said += [f"Published: {study.finding}"] if study.finding else []
-    said += left_out(study)
-    others = [answered(study, other) for other in metrics(study) if other.name != metric.name]
-    clear = [sentence for sentence, significant in others if significant]
-    besides = ["Other significant differences at the end of the runs:"] if clear else []
-    yield Section("Verdict", [*said, *besides, *clear])
+    yield Section("Verdict", [*said, *left_out(study)])
 
 
 def left_out(study: Study) -> Iterator[str]:
@@ -111,7 +106,12 @@ def telling(study: Study) -> list[str]:
 
 
 def details(study: Study) -> Iterator[Section]:
-    """Every difference with its interval and its minimum detectable effect."""
+    """One sentence for each other figure in which arms differ, and every difference with its interval and its minimum
+    detectable effect."""
+    asked = headline(study).name
+    others = [answered(study, metric) for metric in metrics(study) if metric.name != asked]
+    if clear := [sentence for sentence, is_clear in others if is_clear]:
+        yield Section("Other significant differences at the end of the runs", clear, page=FIGURES)
     yield compared("At equal budgets", study, of_budgets(study, BUDGETS), [NOTE, SCHEDULES])
     yield compared("At the end of each run", study, list(metrics(study)), [NOTE])
 

@@ -66,8 +66,9 @@ def inert(text: str) -> str:
 
 
 def marked_up(sentence: str) -> str:
-    """A sentence of Markdown as HTML: what stands between backquotes is code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    """A sentence of Markdown as HTML: what stands between backquotes is code, between two stars bold."""
+    code = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", code)
 
 
 def pages(study: Study, content: Sequence[Section]) -> dict[str, str]:

@@ -62,5 +62,5 @@ def write_study(study: "Study", folder: Path) -> dict[str, Any]:
     ]
     paths = write_study_report(study, content, folder)
     verdict = next(section.sentences for section in content if section.title == "Verdict")
-    print("\n".join([*verdict, f"written to {paths['html']} and {paths['md']}"]))
+    print("\n".join([*(sentence.strip("*") for sentence in verdict), f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
