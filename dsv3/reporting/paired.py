@@ -48,4 +48,3 @@ def paired(arm: Sequence[float], baseline: Sequence[float]) -> Difference:
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     detectable = half + float(t.ppf(POWER, n - 1)) * error if error else math.nan
     return Difference(n, middle, middle - half, middle + half, detectable)
-

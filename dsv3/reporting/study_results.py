@@ -146,8 +146,8 @@ def arms_of(runs: Sequence[History]) -> dict[str, str]:
     """Arm -> its overrides, of all configs: one may have been added later."""
     found: dict[str, str] = {}
     for run in runs:
-        arms = OmegaConf.to_container(run.config.study.arms, resolve=False)
-        found |= {arm: overrides_text(overrides) for arm, overrides in arms.items()}  # type: ignore[union-attr]
+        arms: Any = OmegaConf.to_container(run.config.study.arms, resolve=False)
+        found |= {str(arm): overrides_text(overrides) for arm, overrides in arms.items()}
         if (arm := run.config.study.arm) is not None:
             found.setdefault(arm, "")
     return found
@@ -167,10 +167,10 @@ def ended(runs: Iterable[History]) -> list[History]:
 def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dict[str, dict[int, History]]:
     runs: dict[str, dict[int, History]] = {arm: {} for arm in order}
     for run in finished:
-        seeds, seed = runs[run.config.study.arm], int(run.config.seed)
-        if seed in seeds:
-            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {run.config.study.arm} with seed {seed}")
-        seeds[seed] = run
+        arm, seed = run.config.study.arm, int(run.config.seed)
+        if seed in runs[arm]:
+            raise ValueError(f"{root}: {runs[arm][seed].name} and {run.name} are both {arm} with seed {seed}")
+        runs[arm][seed] = run
     return {arm: seeds for arm, seeds in runs.items() if seeds}
 
 

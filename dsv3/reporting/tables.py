@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-
 MOST_LETTERS = 24
 """Of a cell that stays on one line."""
 
@@ -20,9 +19,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         kind = ' class="text"' if len(text) > MOST_LETTERS and not is_figure else ' class="word"' if of_words[i] else ""
         return f"<td{kind}>{escape(text)}</td>"
 
-    head = "".join(
-        f"<th{' class=word' * of_words[i]}>{escape(header)}</th>" for i, header in enumerate(headers)
-    )
+    head = "".join(f"<th{' class=word' * of_words[i]}>{escape(header)}</th>" for i, header in enumerate(headers))
     body = "".join(f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -52,9 +52,13 @@ def described(*, project: str, entity: str) -> Any:
         chosen = {"metric_regex": pattern} if pattern else {"y": list(y)}
         return wr.LinePlot(title=title, x="tokens", title_x="training tokens", title_y=unit, **chosen)
 
+    scalars = [wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{key}")) for key, title in SUMMARY.items()]
     sections = {
         "Summary": [
-            *(wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{name}")) for name, title in SUMMARY.items()),
+            *(
+                wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{name}"))
+                for name, title in SUMMARY.items()
+            ),
             wr.RunComparer(diff_only="split"),
         ],
         "Loss": [

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.reporting.page import grid, page
+from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.reporting.study_results import Study
 from dsv3.reporting.tables import shown, table
 from dsv3.study import contents
-from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.study.section import Section
 
 SECTIONS: tuple[Callable[[Study], Iterable[Section]], ...] = (

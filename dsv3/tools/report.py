@@ -37,7 +37,9 @@ def run(options: Options) -> dict[str, Any]:
     if (folder / "config.yaml").exists():
         given = [key for key in ("where", "baseline", "metric", "out") if getattr(options, key) is not None]
         if given:
-            raise ValueError(f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more")
+            raise ValueError(
+                f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more"
+            )
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}

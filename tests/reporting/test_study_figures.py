@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dsv3.reporting.study_results import Study
 from dsv3.reporting import study_figures
 from dsv3.reporting.study_figures import gap, interval, shared_points
+from dsv3.reporting.study_results import Study
 from dsv3.study.report import inert, marked_up
 
 CURVES = {  # (arm, seed) -> points of a budget, bits per byte

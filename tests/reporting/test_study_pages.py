@@ -1,6 +1,8 @@
 """Pages of a study: its report, and its view on the dashboard while it goes on."""
 
 import json
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,18 @@ def test_a_page_that_would_be_too_large_goes_on_in_another(poisoned: Path) -> No
     assert sum(len(part) for parts in packed(large) for part in parts) > 3_000_000
 
 
-def test_a_run_report_with_foreign_texts_runs_no_script(tmp_path: Path, browser: Any) -> None:
+class Tags(HTMLParser):
+    """What a browser would make of a page: its elements, and the attributes that run scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.update([tag, *(name for name, _ in attrs if name.startswith("on"))])
+
+
+def test_a_run_report_with_foreign_texts_has_no_foreign_elements(tmp_path: Path) -> None:
     run = MadeUpRun(tmp_path / FOLDER, layers=2, experts=4)
     run.names = [POISON, "mtp.0"]
     run.interval()
@@ -83,11 +96,10 @@ def test_a_run_report_with_foreign_texts_runs_no_script(tmp_path: Path, browser:
     rollout = {"tokens": run.tokens, "prompt": POISON, "answer": POISON, "ended": True, "reward": 1.0}
     run.folder.table("metrics/rollouts").append(rollout)
     run.folder.flush(run.tokens)
-    with opened(browser) as tab:
-        tab.page.goto(write_run_report(run.path).as_uri())
-        tab.page.wait_for_selector(".heatmaplayer")
-        assert tab.page.evaluate("window.poisoned") is None
-        assert tab.wrong == []
+    page = Tags()
+    page.feed(write_run_report(run.path).read_text())
+    assert page.found["script"] > 10, "plotly.js and the plots"
+    assert not {"img", "onerror"} & set(page.found)
 
 
 def test_runs_that_are_planned_wait(tmp_path: Path) -> None:
@@ -118,7 +130,9 @@ def test_the_dashboard_shows_a_study_as_it_goes_on(poisoned: Path, browser: Any,
         tab.page.goto(f"{url}/?view=study")
         tab.page.wait_for_selector("text=is better than a by 0.5000 bits per byte")
         text = tab.page.locator("#content").inner_text()
-        assert [part in text for part in ("finished\n4\nof 6 runs", "waiting\n1\nof 6 runs", "failed\n1\nof 6 runs")] == [True] * 3
+        assert all(f"{state}
+{count}
+of 6 runs" in text for state, count in {"finished": 4, "waiting": 1, "failed": 1}.items())
         made(poisoned, FOLDER, 3, finished=False, arms={"a": []})
         tab.until("document.querySelector('#content').innerText.includes('waiting\\n0\\nof 6 runs')")
         tab.page.click("text=finished >> nth=1")

@@ -38,7 +38,16 @@ def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> N
     text = out.read_text()
     for name in ("Summary", "Loss", "Balance", "Load of the experts", "Quantisation error (FP8)", "Benchmarks"):
         assert name in text
-    for key in ("train/loss", "max_violation", "experts/load_over_tokens", "tokens_per_second", "dispatch_bytes", "summary/held_out_bpb", "quantisation/", "benchmarks/"):
+    for key in (
+        "train/loss",
+        "max_violation",
+        "experts/load_over_tokens",
+        "tokens_per_second",
+        "dispatch_bytes",
+        "summary/held_out_bpb",
+        "quantisation/",
+        "benchmarks/",
+    ):
         assert key in text
     assert json.loads(text)["project"] == "mine"
     assert '"tokens"' in text
