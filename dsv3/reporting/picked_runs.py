@@ -152,7 +152,7 @@ def by_settings(runs: Sequence[History]) -> Arms:
 
 
 def short(settings: Mapping[str, Any], run: History, taken: Any) -> str:
-    """A name for an arm: its settings where they are few, without those of a part that differs; otherwise its folder."""
+    """A name for an arm: its settings where they are few, without those of a part that differs, or its folder."""
     words = [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in settings.items()

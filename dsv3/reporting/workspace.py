@@ -54,13 +54,7 @@ def described(*, project: str, entity: str) -> Any:
 
     scalars = [wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{key}")) for key, title in SUMMARY.items()]
     sections = {
-        "Summary": [
-            *(
-                wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{name}"))
-                for name, title in SUMMARY.items()
-            ),
-            wr.RunComparer(diff_only="split"),
-        ],
+        "Summary": [*scalars, wr.RunComparer(diff_only="split")],
         "Loss": [
             lines("Training loss", "nats per token", "train/loss"),
             lines("All losses", "nats per token", pattern="train/.*loss"),
