@@ -158,6 +158,12 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         rows = got.value.path().read_text().splitlines()
         assert rows[0] == "plot,curve,x,y,value"
         assert sum(row.startswith("Curves,router.top_k=8 (mean and range of 2),") for row in rows) == 160 + 8
+        with tab.page.expect_download() as got:
+            tab.page.locator(
+                "[data-title='Download plot as a PNG'], [data-title='Download plot as a png']"
+            ).first.click()
+        assert got.value.suggested_filename.endswith(".png")
+        assert got.value.path().read_bytes().startswith(b"\x89PNG")
         tab.page.click("#pin")
         tab.page.wait_for_selector(".ag-floating-top .ag-row >> nth=1")
         address = tab.page.url

@@ -126,9 +126,10 @@ def test_time_left_of_a_study() -> None:
 
 def test_the_dashboard_shows_a_study_as_it_goes_on(poisoned: Path, browser: Any, tmp_path: Path) -> None:
     made(tmp_path, "alone", 1, arms=None)
-    with served(build_app(poisoned)) as url, opened(browser) as tab:
+    with served(build_app(poisoned)) as url, opened(browser, width=390, height=844) as tab:
         tab.page.goto(f"{url}/?view=study")
         tab.page.wait_for_selector("text=is better than a by 0.5000 bits per byte")
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
         text = tab.page.locator("#content").inner_text()
         for state, count in {"finished": 4, "waiting": 1, "failed": 1}.items():
             assert f"{state}\n{count}\nof 6 runs" in text
