@@ -86,7 +86,7 @@ class History:
         if not declared:  # a run of an older version
             units = {"loss": "nats per token", "bpb": "bits per byte"}
             declared = units | {f"mtp{depth}_loss": "nats per token" for depth in range(1, 9)}
-        columns = self.table("metrics/train").columns
+        columns = self.newest("metrics/train").columns
         return {name: unit for name, unit in declared.items() if name in columns}
 
     @property
@@ -161,7 +161,7 @@ class History:
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""
         names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
-        return {name: table for name in names if "role" in (table := self.table(name)).columns}
+        return {name: self.table(name) for name in names if "role" in self.newest(name).columns}
 
 
 def missing_steps(train: pd.DataFrame) -> str | None:

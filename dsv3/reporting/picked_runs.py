@@ -4,7 +4,6 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -153,7 +152,7 @@ def by_settings(runs: Sequence[History]) -> Arms:
 
 
 def short(settings: Mapping[str, Any], run: History, taken: Any) -> str:
-    """A name for an arm: its settings where they are few, those of a part that differs left out; otherwise its folder."""
+    """A name for an arm: its settings where they are few, without those of a part that differs, or its folder."""
     words = [
         f"{key.rpartition('.')[2]}={value}"
         for key, value in settings.items()

@@ -38,12 +38,13 @@ def jobs_of(runs: Sequence[History]) -> list[Job]:
     planned: dict[tuple[str, int], None] = {}
     begun: dict[tuple[str, int], History] = {}
     for run in runs:
-        study, seed = run.config.study, int(run.config.seed)
-        seeds = [int(each) for each in study.seeds or []]
-        arms = study.get("only") or study.arms
+        study, seed = OmegaConf.to_container(run.config.study), int(run.config.seed)
+        assert isinstance(study, dict)
+        seeds = [int(each) for each in study.get("seeds") or []]
+        arms = study.get("only") or study["arms"]
         planned |= {(str(arm), each): None for each in (seeds if seed in seeds else [seed]) for arm in arms}
-        if study.arm is not None:  # otherwise it only leads to others
-            begun[str(study.arm), seed] = run
+        if (arm := study.get("arm")) is not None:  # otherwise it only leads to others
+            begun[str(arm), seed] = run
     found = []
     for arm, seed in [*planned, *(key for key in begun if key not in planned)]:
         known = begun.get((arm, seed))

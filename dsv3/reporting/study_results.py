@@ -170,8 +170,8 @@ def arms_of(runs: Sequence[History]) -> dict[str, str]:
     """Arm -> its overrides, of all configs: one may have been added later."""
     found: dict[str, str] = {}
     for run in runs:
-        arms = OmegaConf.to_container(run.config.study.arms, resolve=False)
-        found |= {arm: overrides_text(overrides) for arm, overrides in arms.items()}  # type: ignore[union-attr]
+        arms: Any = OmegaConf.to_container(run.config.study.arms, resolve=False)
+        found |= {str(arm): overrides_text(overrides) for arm, overrides in arms.items()}
         if (arm := run.config.study.arm) is not None:
             found.setdefault(arm, "")
     return found
@@ -191,12 +191,10 @@ def ended(runs: Iterable[History]) -> list[History]:
 def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dict[str, dict[int, History]]:
     runs: dict[str, dict[int, History]] = {arm: {} for arm in order}
     for run in finished:
-        seeds, seed = runs[run.config.study.arm], int(run.config.seed)
-        if seed in seeds:
-            raise ValueError(
-                f"{root}: {seeds[seed].name} and {run.name} are both {run.config.study.arm} with seed {seed}"
-            )
-        seeds[seed] = run
+        arm, seed = run.config.study.arm, int(run.config.seed)
+        if seed in runs[arm]:
+            raise ValueError(f"{root}: {runs[arm][seed].name} and {run.name} are both {arm} with seed {seed}")
+        runs[arm][seed] = run
     return {arm: seeds for arm, seeds in runs.items() if seeds}
 
 
@@ -261,8 +259,7 @@ def metrics(study: Study) -> Iterator[Metric]:
     yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"), ("ema", "all"))
     yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
     yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
-    distance = "mean distance of relative load on a domain from that on all"
-    yield Metric(Figure.SPECIALISATION, distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric(Figure.SPECIALISATION, "relative load", None, lambda run: specialisation(routing_of(run, layers)))
     yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
     yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-
 MOST_LETTERS = 24
 """Of a cell that stays on one line."""
 
@@ -16,12 +15,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     of_words = [all(text[0].isalpha() for text in column) and bool(column) for column in columns]
 
     def cell(i: int, text: str) -> str:
-        kind = ' class="text"' if len(text) > MOST_LETTERS else ' class="word"' if of_words[i] else ""
+        is_figure = text[:1].isdigit() or text.startswith(("+", "-"))
+        kind = ' class="text"' if len(text) > MOST_LETTERS and not is_figure else ' class="word"' if of_words[i] else ""
         return f"<td{kind}>{escape(text)}</td>"
 
-    head = "".join(
-        f"<th{' class=word' * of_words[i]}>{escape(header)}</th>" for i, header in enumerate(headers)
-    )
+    head = "".join(f"<th{' class=word' * of_words[i]}>{escape(header)}</th>" for i, header in enumerate(headers))
     body = "".join(f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -48,16 +48,12 @@ def arms(study: Study) -> Iterator[Section]:
 
 
 def verdict(study: Study) -> Iterator[Section]:
-    """One sentence for the question of the study, and one for each other figure in which arms differ."""
-    metric = headline(study)
+    """One sentence for the question of the study."""
+    answer, _ = answered(study, headline(study))
     said = [f"Question: {study.question}"] if study.question else []
+    said += [f"**{answer or 'There is no second arm to compare.'}**"]
     said += [f"Published: {study.finding}"] if study.finding else []
-    said += left_out(study)
-    answer, _ = answered(study, metric)
-    others = [answered(study, other) for other in metrics(study) if other.name != metric.name]
-    clear = [sentence for sentence, significant in others if significant]
-    besides = ["Other significant differences at the end of the runs:"] if clear else []
-    yield Section("Verdict", [*said, answer or "There is no second arm to compare.", *besides, *clear])
+    yield Section("Verdict", [*said, *left_out(study)])
 
 
 def left_out(study: Study) -> Iterator[str]:
@@ -77,7 +73,7 @@ def left_out(study: Study) -> Iterator[str]:
 def results(study: Study) -> Iterator[Section]:
     """Every figure of every arm, and its plots."""
     rows = []
-    for metric in [*of_budgets(study), *metrics(study)]:
+    for metric in [*of_budgets(study, telling(study)), *metrics(study)]:
         cells = [result(study, metric, arm) for arm in study.runs]
         if any(cells):
             rows.append((f"{metric.name} ({metric.unit})", *cells))
@@ -98,19 +94,30 @@ def result(study: Study, metric: Metric, arm: str) -> str:
 
 
 def plots(study: Study) -> Iterator[Section]:
-    known = [budget for budget in BUDGETS if np.isfinite(common_budget(study, budget))]
+    known = [budget for budget in telling(study) if np.isfinite(common_budget(study, budget))]
     figures = [plot for budget in known for plot in (curves(study, budget), gaps(study, budget))]
     yield Section("Held-out text", figures=figures)
 
 
+def telling(study: Study) -> list[str]:
+    """Budgets, FLOPs left out where each token takes as many in every arm: then they say what tokens say."""
+    per_token = {run.info.get("flops_per_token") for runs in study.runs.values() for run in runs.values()}
+    return [budget for budget in BUDGETS if budget != "flops" or len(per_token) > 1]
+
+
 def details(study: Study) -> Iterator[Section]:
-    """Every difference with its interval and its minimum detectable effect."""
-    yield compared("At equal budgets", study, of_budgets(study), [NOTE, SCHEDULES])
+    """One sentence for each other figure in which arms differ, and every difference with its interval and its minimum
+    detectable effect."""
+    asked = headline(study).name
+    others = [answered(study, metric) for metric in metrics(study) if metric.name != asked]
+    if clear := [sentence for sentence, is_clear in others if is_clear]:
+        yield Section("Other significant differences at the end of the runs", clear, page=FIGURES)
+    yield compared("At equal budgets", study, of_budgets(study, BUDGETS), [NOTE, SCHEDULES])
     yield compared("At the end of each run", study, list(metrics(study)), [NOTE])
 
 
-def of_budgets(study: Study) -> list[Metric]:
-    return [at_equal(study, budget) for budget in BUDGETS]
+def of_budgets(study: Study, budgets: Sequence[str]) -> list[Metric]:
+    return [at_equal(study, budget) for budget in budgets]
 
 
 def compared(title: str, study: Study, of: Sequence[Metric], notes: Sequence[str]) -> Section:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.reporting.page import grid, page
+from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.reporting.study_results import Study
 from dsv3.reporting.tables import shown, table
 from dsv3.study import contents, evidence
-from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.study.section import Section
 
 SECTIONS: tuple[Callable[[Study], Iterable[Section]], ...] = (
@@ -70,8 +70,9 @@ def inert(text: str) -> str:
 
 
 def marked_up(sentence: str) -> str:
-    """A sentence of Markdown as HTML: what stands between backquotes is code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    """A sentence of Markdown as HTML: what stands between backquotes is code, between two stars bold."""
+    code = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", code)
 
 
 def pages(study: Study, content: Sequence[Section]) -> dict[str, str]:

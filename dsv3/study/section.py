@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 class Section(NamedTuple):
     """A heading, sentences, a table and plots.
 
-    sentences: Markdown, of which the pages know `code` alone. figures: of the pages; Markdown and JSON leave them out.
+    sentences: Markdown, of which the pages know `code` and **bold** alone. figures: for the pages; Markdown and JSON
+    leave them out.
     page: title of the page on which it stands; "": the first page.
     """
 

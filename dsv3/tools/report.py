@@ -44,7 +44,9 @@ def run(options: Options) -> dict[str, Any]:
     if (folder / "config.yaml").exists():
         given = [key for key in ("where", "baseline", "metric", "out", "predict") if getattr(options, key) is not None]
         if given:
-            raise ValueError(f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more")
+            raise ValueError(
+                f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more"
+            )
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}
@@ -92,7 +94,7 @@ def write_study(study: "Study", folder: Path) -> dict[str, Any]:
     ]
     paths = write_study_report(study, content, folder)
     verdict = next(section.sentences for section in content if section.title == "Verdict")
-    print("\n".join([*verdict, f"written to {paths['html']} and {paths['md']}"]))
+    print("\n".join([*(sentence.strip("*") for sentence in verdict), f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
 
 

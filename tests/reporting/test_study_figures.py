@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dsv3.reporting.study_results import Study
 from dsv3.reporting import study_figures
 from dsv3.reporting.study_figures import gap, interval, shared_points
+from dsv3.reporting.study_results import Study
 from dsv3.study.report import inert, marked_up
 
 CURVES = {  # (arm, seed) -> points of a budget, bits per byte
@@ -48,8 +48,8 @@ def test_arms_are_compared_with_the_baseline_and_keep_their_colours(study: Study
     assert study.compared() == [(1, "b")]
 
 
-def test_backquotes_are_code_and_the_rest_is_no_markup() -> None:
-    assert marked_up("`a < b` & c") == "<code>a &lt; b</code> &amp; c"
+def test_backquotes_are_code_stars_are_bold_and_the_rest_is_no_markup() -> None:
+    assert marked_up("`a < b` & **c**") == "<code>a &lt; b</code> &amp; <strong>c</strong>"
 
 
 def test_text_from_a_run_folder_is_no_markup_in_markdown() -> None:

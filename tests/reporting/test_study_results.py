@@ -25,7 +25,7 @@ def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | 
     folder.path.mkdir(parents=True)
     study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
     study |= {"question": None, "finding": None, "metric": None}
-    run = {"experiment": "made_up", "init_from": changed.get("init_from")}
+    run = {"experiment": "made_up", "name": name or f"{arm}/seed{seed}", "init_from": changed.get("init_from")}
     study |= {"stage": changed["stage"]} if "stage" in changed else {}
     settings = changed.get("settings", {})
     OmegaConf.save({"seed": seed, "study": study, "run": run, **settings}, folder.config_path)
@@ -125,7 +125,7 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
     sections = {section["title"]: section for section in json.loads(capsys.readouterr().out)["sections"]}
     assert list(sections)[:3] == ["Arms", "Verdict", "Results"]
     (answer, *_) = sections["Verdict"]["sentences"]
-    assert answer.startswith("By held-out all, b is better than a by 0.5000 bits per byte (95% interval -0.5")
+    assert answer.startswith("**By held-out all, b is better than a by 0.5000 bits per byte (95% interval -0.5")
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
     assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err

@@ -230,9 +230,9 @@ def offer(
     return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
 
 
-def skeleton(view: str, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
+def skeleton(view: str | None, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
     """The elements of a view, not yet drawn. Those that are there are left as they are: plots keep their zoom."""
-    if there == [{"drawn": run}] and shown == f"view-{view}":
+    if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
         raise PreventUpdate
     if not run:
         return html.P("There are no runs in this folder yet."), f"view-{view}"

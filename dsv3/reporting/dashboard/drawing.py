@@ -28,7 +28,7 @@ class Scene(NamedTuple):
 class Drawn(NamedTuple):
     """A plot (`make` returns a figure) or another part of a view, and the choices that it depends on.
 
-    Among them `picked` or `study`: then it depends on the picked runs, or those of the study, instead of on the one run.
+    Among them `picked` or `study`: then it depends on the picked runs, or on those of the study, not on the one run.
     """
 
     make: Callable[[Scene], Any]

@@ -13,6 +13,9 @@ from dsv3.reporting.overlay import X_AXES
 REFRESH_SECONDS = 2
 TITLES = {"health": "Health", "training": "Training", "experts": "Experts", "runs": "Runs", "study": "Study"}
 
+OF_ONE_RUN = "health training experts study"
+"""Views that show a run, or its study."""
+
 
 def page(root: Path) -> html.Div:
     return html.Div(
@@ -35,14 +38,17 @@ def page(root: Path) -> html.Div:
 
 
 def tabs() -> Any:
+    """No view is chosen until the address tells which: none is drawn for nothing."""
     names = [{"label": f"{TITLES[view]}", "value": view} for view in VIEWS]
-    return dcc.RadioItems(names, "health", id="view", inline=True, className="tabs")
+    return dcc.RadioItems(names, None, id="view", inline=True, className="tabs")
 
 
 def pickers() -> list[Any]:
     return [
         control(
-            "Run", dcc.Dropdown([], None, id="run", clearable=False, placeholder="no runs"), "health training experts study"
+            "Run",
+            dcc.Dropdown([], None, id="run", clearable=False, placeholder="no runs"),
+            "health training experts study",
         ),
         control("Layer", dcc.Dropdown([], None, id="layer", placeholder="the worst"), "health experts"),
         control("Tokens of", dcc.Dropdown([], None, id="domain", placeholder="all domains"), "health"),

@@ -45,15 +45,15 @@ class Watched:
     def study(self, run: History) -> list[History]:
         """Every run of the study that this one belongs to; none where it belongs to no study."""
         with self.lock:
-            folder = study_folder(run)
-            return [other for other in self.look().values() if folder is not None and folder in other.folder.path.parents]
+            folder, runs = study_folder(run), self.look().values()
+            return [] if folder is None else [other for other in runs if folder in other.folder.path.parents]
 
     def routing(self, run: History) -> RoutingHistory:
         """Its routing; none where it cannot be read, which the parts that show it say."""
         with self.lock:
             try:
                 return run.routing()
-            except ValueError:
+            except (ValueError, KeyError):  # no Parquet, or without the columns
                 return RoutingHistory()
 
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
