@@ -66,7 +66,7 @@ class Study(NamedTuple):
         return [value for value in values if value is not None]
 
     def difference(self, metric: Metric, arm: str) -> Difference | None:
-        """From the baseline, by the rule of `until` for what the verdict is on; None where either has no such number."""
+        """From the baseline, by the rule of `until` for the verdict's metric; None where either has no such number."""
         seeds = self.seeds(arm, self.baseline)
         ours, theirs = self.values(metric, arm, seeds), self.values(metric, self.baseline, seeds)
         if not len(ours) == len(theirs) == len(seeds) > 0:
