@@ -71,9 +71,15 @@ def _shapes(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor, n
 def _precision(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> None:
     rounded = x_ND.bfloat16()
     full = router(rounded.float(), bias_E, tokens_N)
-    _same(router(rounded, bias_E, tokens_N), full, "a BF16 input must be routed in FP32, like the same numbers in FP32")
+    sentence = "a BF16 input must be routed in FP32, like the same numbers in FP32; x_ND.float() casts it"
+    try:
+        of_bf16 = router(rounded, bias_E, tokens_N)
+    except RuntimeError as error:  # a product of BF16 and FP32
+        raise AssertionError(f"{sentence} ({error})") from error
+    _same(of_bf16, full, sentence)
     with torch.autocast(x_ND.device.type, dtype=torch.bfloat16):
-        _same(router(rounded.float(), bias_E, tokens_N), full, "routing must stay in FP32 under autocast")
+        sentence = "routing must stay in FP32 under autocast: `with torch.autocast(x_ND.device.type, enabled=False)`"
+        _same(router(rounded.float(), bias_E, tokens_N), full, sentence)
     require_uncast(router)
     _same(router(rounded.float(), bias_E, tokens_N), full, "routing must stay in FP32 after `.to(torch.bfloat16)`")
 

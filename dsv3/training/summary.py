@@ -164,7 +164,8 @@ def show(folder: RunFolder) -> None:
     assert summary is not None
     console = Console(highlight=False)
     console.print(validation_table(summary))
-    console.print(questions_table(summary))
+    if summary["questions"]:
+        console.print(questions_table(summary))
     if summary["benchmarks"]:
         console.print(benchmarks_table(summary))
     counts = summary["parameters"]
