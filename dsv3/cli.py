@@ -15,7 +15,8 @@ next to it can then be imported. A tool that reads run folders has a field `allo
 `_target_`s that the files in `--config-dir` name.
 
 Exit status: 0 done; 2 a user's mistake, in the options or found while running (ValueError or OSError: its message); 130
-interrupted; 1 a defect, ours or a plugin's: two lines, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks instead.
+interrupted; 1 a defect, ours or a plugin's: two lines, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks
+instead.
 """
 
 import ast
