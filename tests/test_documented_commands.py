@@ -4,7 +4,7 @@ In a folder with runs, texts and rows of the names that pages use, each command 
 own, one after another in the order of the pages. What is cut:
 
 - training: the tiny model, a small corpus where the default one is meant, two steps, no benchmarks unless they are
-  named, one seed of a study, one run at a time, two ranks, no compiled kernels; a name where the command gives none;
+  named, one seed of a study, one run at a time, two ranks, no compiled kernels, a folder for each;
 - evaluation: one document of each task; sampling: a few texts of a few tokens;
 - servers are stopped when they have said where they are; `make` says what it would do.
 
@@ -30,14 +30,18 @@ from tests.documented import Command, blocks, commands
 
 pytestmark = pytest.mark.slow  # minutes
 
-COMMANDS = list(dict.fromkeys(command for command in commands() if not command.needs))
+COMMANDS = list({command.line: command for command in commands() if not command.needs}.values())
 SET_UP = ("source .venv/bin/activate",)
 
-CORPUS = f"+data.sources.code={{_target_: data.sources.local_files, path: {ROOT}/dsv3, text_column: text, weight: 1.0}}"
-SEARCHED = f"hydra.searchpath=[file://{ROOT}/tests/conf]"
+SOURCE = "{{_target_: data.sources.local_files, path: {}, text_column: text, include: [{}], weight: 1.0}}"
 SIZES = ("model=tiny", "data.sequence_length=256", "data.micro_batch_size=2", "data.global_batch_size.peak=4")
 TRAINING = (*SIZES, "trainer.max_steps=2", "run.tokens=4096", "logger=none", "precision=bf16", "benchmarks=none")
-SMALL_CORPUS = (SEARCHED, "data=small_files", "tokenizer.vocab_size=320", CORPUS)
+SMALL_CORPUS = (
+    "data=small_files",
+    "tokenizer.vocab_size=320",
+    f"+data.sources.code={SOURCE.format(ROOT / 'dsv3', '*.py')}",
+    f"+data.sources.prose={SOURCE.format(ROOT / 'docs', '*.md')}",
+)
 DROPPED = ("precision.compile_quantiser", "hydra/launcher", "hydra.launcher.n_jobs", "study.arms.fp8_blockwise")
 """Keys that a tiny run does not keep."""
 TOOLS = {
@@ -53,6 +57,7 @@ RUNS = [
     "runs/default/sft",
     "runs/default/texts",
     "runs/default/square",
+    "runs/default/grpo",
     "runs/chat/seed1",
     "runs/a",
     "runs/b",
@@ -72,12 +77,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader would be: a trained run under every name, its exports, texts, rows, and the tutorials' files."""
     folder = tmp_path_factory.mktemp("reader")
     first = folder / RUNS[0]
-    call(folder, "train.py", *SMALL_CORPUS, *TRAINING, "router.group_score_top=2", f"run.dir={first}")
+    call(folder, "train.py", searched(folder), *SMALL_CORPUS, *TRAINING, "router.group_score_top=2", f"run.dir={first}")
     for name in RUNS[1:]:
         shutil.copytree(first, folder / name)
-    for arm in ("fp8_gap/bf16", "fp8_gap/fp8_blockwise", "bf16", "fp8"):
-        for seed in (1, 2, 3):
-            shutil.copytree(first, folder / "runs" / arm / f"seed{seed}")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=models/hf_checkpoint")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=DIR", "format=onnx")
     for name, source in {"texts": ROOT / "docs", "src": ROOT / "plugins"}.items():
@@ -105,13 +107,13 @@ def write_named(folder: Path, found: Iterable[str]) -> None:
 
 def here(word: str, folder: Path) -> str:
     """With the places that pages name as places of the workspace."""
-    for name, place in {
-        "~/texts": "texts",
-        "/home/me/src": "src",
-        "/models/hf_checkpoint": "models/hf_checkpoint",
-    }.items():
+    for name, place in PLACES.items():
         word = word.replace(name, str(folder / place))
     return word
+
+
+def searched(folder: Path) -> str:
+    return f"hydra.searchpath=[file://{ROOT}/tests/conf,file://{folder}/conf]"
 
 
 def key_of(word: str) -> str:
@@ -124,21 +126,19 @@ def set_keys(words: list[str], *overrides: str) -> list[str]:
     return [*(word for word in words if key_of(word) not in keys), *overrides]
 
 
-def cut_training(words: list[str], number: int) -> list[str]:
+def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
     """The keys of a training command, for a run of seconds."""
     given = {key_of(word) for word in words}
     sizes = [each for each in TRAINING if key_of(each) not in given & {"precision", "benchmarks"}]
-    if "data" not in given and "experiment" not in given:
+    experiment = next((word.partition("=")[2] for word in words if key_of(word) == "experiment"), "")
+    if "data" not in given and not experiment.startswith("babyai"):
         sizes += SMALL_CORPUS
-    if "experiment" in given:
-        sizes += ["study.seeds=[1]"]
-    elif "run.name" not in given and "run.dir" not in given and "-m" not in words:
-        sizes.append(f"run.name=command{number}")
-    if "trainer.devices" in given:
-        sizes += ["trainer.devices=2"]
-    if "parallel.stages" in given:
-        sizes += ["parallel.stages=2"]
-    return set_keys(words, *sizes)
+    if experiment:
+        sizes.append("study.seeds=[1]")
+    else:
+        sizes.append("seed=1" if "-m" in words else f"run.dir=runs/commands/{number}")
+    sizes += [f"{key}=2" for key in ("trainer.devices", "parallel.stages") if key in given]
+    return set_keys(words, searched(folder), *sizes)
 
 
 def prepared(command: Command, folder: Path, number: int) -> list[str]:
@@ -146,11 +146,13 @@ def prepared(command: Command, folder: Path, number: int) -> list[str]:
     words = [here(word, folder) for word in shlex.split(command.line)]
     words = ["-m", *words] if words[0] == "dsv3" else words[1:]
     if words[0] == "train.py":
-        return ["train.py", *cut_training(words[1:], number)]
+        return ["train.py", *cut_training(words[1:], folder, number)]
     if words[0] == "evaluate.py":
         return ["evaluate.py", *set_keys(words[1:], "limit=1", f"out={folder}/evaluation.json")]
     if words[1] == "data" and words[2] != "demonstrate":
         return [*words[:3], *set_keys(words[3:], "data.sequence_length=256", "run.tokens=4096")]
+    if words[2] == "loss_error":
+        words = [re.sub(r",[^,]*/seed[23]", "", word) for word in words]
     cut = TOOLS.get(words[2], ()) if len(words) > 2 else ()
     out = [f"out=out{number}"] if any(word.startswith("out=") for word in words) else []
     return [*words[:3], *set_keys(words[3:], *cut, *out)]

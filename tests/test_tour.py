@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow  # trains twice
+@pytest.mark.timeout(1200)
 def test_the_tour_runs_and_balancing_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("MPLBACKEND", "Agg")
