@@ -33,15 +33,8 @@ pytestmark = pytest.mark.slow  # minutes
 COMMANDS = list({command.line: command for command in commands() if not command.needs}.values())
 SET_UP = ("source .venv/bin/activate",)
 
-SOURCE = "{{_target_: data.sources.local_files, path: {}, text_column: text, include: [{}], weight: 1.0}}"
 SIZES = ("model=tiny", "data.sequence_length=256", "data.micro_batch_size=2", "data.global_batch_size.peak=4")
 TRAINING = (*SIZES, "trainer.max_steps=2", "run.tokens=4096", "logger=none", "precision=bf16", "benchmarks=none")
-SMALL_CORPUS = (
-    "data=small_files",
-    "tokenizer.vocab_size=320",
-    f"+data.sources.code={SOURCE.format(ROOT / 'dsv3', '*.py')}",
-    f"+data.sources.prose={SOURCE.format(ROOT / 'docs', '*.md')}",
-)
 DROPPED = ("precision.compile_quantiser", "hydra/launcher", "hydra.launcher.n_jobs", "study.arms.fp8_blockwise")
 """Keys that a tiny run does not keep."""
 TOOLS = {
@@ -76,23 +69,24 @@ CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "c
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader would be: a trained run under every name, its exports, texts, rows, and the tutorials' files."""
     folder = tmp_path_factory.mktemp("reader")
+    for name, source in {"texts": ROOT / "docs", "src": ROOT / "plugins"}.items():
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.png", "*.pyc", "*.ipynb"))
+    for page in ("docs/tutorials/plugin.md", "docs/tutorials/study.md", "docs/evaluation.md"):
+        for language in ("python", "yaml"):
+            write_named(folder, blocks(ROOT / page, language))
+    for example in ("softplus_router", "token_counts"):
+        shutil.copytree(ROOT / "tests" / "examples" / example, folder / "my_folder", dirs_exist_ok=True)
+    (folder / "my_tasks" / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n' * 4)
+    (folder / "pairs.jsonl").write_text(PAIR * 200)
+    (folder / "answers.jsonl").write_text(CHAT * 200)
+    (folder / "demos.jsonl").write_text(CHAT * 200)
     first = folder / RUNS[0]
-    call(folder, "train.py", searched(folder), *SMALL_CORPUS, *TRAINING, "router.group_score_top=2", f"run.dir={first}")
+    keys = ("router.group_score_top=2", searched(folder), f"run.dir={first}")
+    call(folder, "train.py", *small_corpus(folder), *TRAINING, *keys)
     for name in RUNS[1:]:
         shutil.copytree(first, folder / name)
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=models/hf_checkpoint")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=DIR", "format=onnx")
-    for name, source in {"texts": ROOT / "docs", "src": ROOT / "plugins"}.items():
-        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.png", "*.pyc", "*.ipynb"))
-    (folder / "pairs.jsonl").write_text(PAIR * 200)
-    (folder / "answers.jsonl").write_text(CHAT * 200)
-    (folder / "demos.jsonl").write_text(CHAT * 200)
-    for page in ("docs/tutorials/plugin.md", "docs/tutorials/study.md", "docs/evaluation.md"):
-        for language in ("python", "yaml"):
-            write_named(folder, blocks(ROOT / page, language))
-    shutil.copytree(ROOT / "tests/examples/softplus_router", folder / "my_folder", dirs_exist_ok=True)
-    shutil.copytree(ROOT / "tests/examples/token_counts", folder / "my_folder", dirs_exist_ok=True)
-    (folder / "my_tasks" / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n' * 4)
     return folder
 
 
@@ -116,6 +110,13 @@ def searched(folder: Path) -> str:
     return f"hydra.searchpath=[file://{ROOT}/tests/conf,file://{folder}/conf]"
 
 
+def small_corpus(folder: Path) -> list[str]:
+    source = "{{_target_: data.sources.local_files, path: {}, text_column: text, weight: 1.0}}"
+    domains = {"code": folder / "src", "prose": folder / "texts"}
+    sources = [f"+data.sources.{name}={source.format(place)}" for name, place in domains.items()]
+    return ["data=small_files", "tokenizer.vocab_size=320", *sources]
+
+
 def key_of(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
 
@@ -132,7 +133,7 @@ def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
     sizes = [each for each in TRAINING if key_of(each) not in given & {"precision", "benchmarks"}]
     experiment = next((word.partition("=")[2] for word in words if key_of(word) == "experiment"), "")
     if "data" not in given and not experiment.startswith("babyai"):
-        sizes += SMALL_CORPUS
+        sizes += small_corpus(folder)
     if experiment:
         sizes.append("study.seeds=[1]")
     else:
