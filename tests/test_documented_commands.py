@@ -42,6 +42,8 @@ TOOLS = {
     "pairs": ("count=4", "samples=2", "max_tokens=4"),
     "answers": ("count=4", "samples=2", "max_tokens=4"),
     "demonstrate": ("episodes=2",),
+    "serve": ("port=0",),
+    "dashboard": ("port=0",),
 }
 SERVERS = ("serve", "dashboard")
 
@@ -186,8 +188,9 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def serves(folder: Path, words: list[str]) -> None:
     running = start(folder, *words)
-    for _ in range(1200):
-        if "http://" in running.read("stdout") or running.returncode is not None:
+    output = Path(running.output.name, "stderr")
+    for _ in range(2400):
+        if (output.exists() and "http://" in output.read_text()) or running.returncode is not None:
             break
         time.sleep(0.1)
     assert running.returncode is None, running.read("stderr")
