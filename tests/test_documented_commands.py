@@ -34,7 +34,15 @@ COMMANDS = list({command.line: command for command in commands() if not command.
 SET_UP = ("source .venv/bin/activate",)
 
 SIZES = ("model=tiny", "data.sequence_length=256", "data.micro_batch_size=2", "data.global_batch_size.peak=4")
-TRAINING = (*SIZES, "trainer.max_steps=2", "run.tokens=4096", "logger=none", "precision=bf16", "benchmarks=none")
+TRAINING = (
+    *SIZES,
+    "tokenizer.vocab_size=320",
+    "trainer.max_steps=2",
+    "run.tokens=4096",
+    "logger=none",
+    "precision=bf16",
+    "benchmarks=none",
+)
 DROPPED = ("precision.compile_quantiser", "hydra/launcher", "hydra.launcher.n_jobs", "study.arms.fp8_blockwise")
 """Keys that a tiny run does not keep."""
 TOOLS = {
@@ -116,7 +124,7 @@ def small_corpus(folder: Path) -> list[str]:
     source = "{{_target_: data.sources.local_files, path: {}, text_column: text, weight: 1.0}}"
     domains = {"code": folder / "src", "prose": folder / "texts"}
     sources = [f"+data.sources.{name}={source.format(place)}" for name, place in domains.items()]
-    return ["data=small_files", "tokenizer.vocab_size=320", *sources]
+    return ["data=small_files", *sources]
 
 
 def key_of(word: str) -> str:
