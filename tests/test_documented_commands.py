@@ -53,6 +53,8 @@ TOOLS = {
     "serve": ("port=0",),
     "dashboard": ("port=0",),
 }
+EPISODES = {"babyai": ("goto", "pickup", "open", "putnext", "pick_up_seq_go_to"), "babyai_prompts": ("babyai",)}
+"""Sources of demonstrations, of which a few will do."""
 SERVERS = ("serve", "dashboard")
 
 RUNS = [
@@ -139,17 +141,22 @@ def set_keys(words: list[str], *overrides: str) -> list[str]:
 
 def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
     """The keys of a training command, for a run of seconds."""
-    given = {key_of(word) for word in words}
-    sizes = [each for each in TRAINING if key_of(each) not in given & {"precision", "benchmarks"}]
-    experiment = next((word.partition("=")[2] for word in words if key_of(word) == "experiment"), "")
-    if "data" not in given and not experiment.startswith("babyai"):
+    given = {key_of(word): word.partition("=")[2] for word in words}
+    sizes = [each for each in TRAINING if key_of(each) not in given.keys() & {"precision", "benchmarks"}]
+    if "data" not in given and not given.get("experiment", "").startswith("babyai"):
         sizes += small_corpus(folder)
-    if experiment:
+    if "experiment" in given:
         sizes.append("study.seeds=[1]")
     else:
         sizes.append("seed=1" if "-m" in words else f"run.dir=runs/commands/{number}")
     sizes += [f"{key}=2" for key in ("trainer.devices", "parallel.stages") if key in given]
-    return set_keys(words, searched(folder), *sizes)
+    return set_keys(words, searched(folder), *sizes, *few_episodes(words))
+
+
+def few_episodes(words: list[str]) -> list[str]:
+    given = {key_of(word): word.partition("=")[2] for word in words}
+    sources = EPISODES.get(given.get("data", given.get("experiment", "").removesuffix("_imitation")), ())
+    return [f"data.sources.{name}.episodes=4" for name in sources if f"data.sources.{name}" not in given]
 
 
 def prepared(command: Command, folder: Path, number: int) -> list[str]:
@@ -161,7 +168,7 @@ def prepared(command: Command, folder: Path, number: int) -> list[str]:
     if words[0] == "evaluate.py":
         return ["evaluate.py", *set_keys(words[1:], "limit=1", f"out={folder}/evaluation.json")]
     if words[1] == "data" and words[2] != "demonstrate":
-        return [*words[:3], *set_keys(words[3:], "data.sequence_length=256", "run.tokens=4096")]
+        return [*words[:3], *set_keys(words[3:], "data.sequence_length=256", "run.tokens=4096", *few_episodes(words))]
     if words[2] == "loss_error":
         words = [re.sub(r",[^,]*/seed[23]", "", word) for word in words]
     cut = TOOLS.get(words[2], ()) if len(words) > 2 else ()
