@@ -4,6 +4,7 @@ Above a block that needs what is not here stands `<!-- needs ... -->`; output an
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,15 @@ def commands() -> Iterator[Command]:
                         yield Command(str(page.relative_to(ROOT)), line, needs)
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The blocks of a language."""
-    return [block for _, found, block in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+def write_files(folder: Path) -> None:
+    """Files of a reader's own that commands name: those of pages, whose blocks begin with their names, and examples."""
+    for page in pages():
+        for _, language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            name = re.match(r"# ((?:my_folder|my_tasks|conf)/\S+)\n", block)
+            if name and language in ("python", "yaml"):
+                file = folder / name[1]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block, encoding="utf-8")
+    for example in ("softplus_router", "token_counts"):
+        shutil.copytree(ROOT / "tests" / "examples" / example, folder / "my_folder", dirs_exist_ok=True)
+    (folder / "my_tasks" / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n' * 4)

@@ -19,14 +19,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.commands import attempt, call, start
 from tests.conftest import ROOT
-from tests.documented import Command, blocks, commands
+from tests.documented import Command, commands, write_files
 
 pytestmark = pytest.mark.slow  # minutes
 
@@ -83,12 +82,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     for name, source in {"texts": ROOT / "docs", "src": ROOT / "plugins"}.items():
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.png", "*.pyc", "*.ipynb"))
-    for page in ("docs/tutorials/plugin.md", "docs/tutorials/study.md", "docs/evaluation.md"):
-        for language in ("python", "yaml"):
-            write_named(folder, blocks(ROOT / page, language))
-    for example in ("softplus_router", "token_counts"):
-        shutil.copytree(ROOT / "tests" / "examples" / example, folder / "my_folder", dirs_exist_ok=True)
-    (folder / "my_tasks" / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n' * 4)
+    write_files(folder)
     (folder / "pairs.jsonl").write_text(PAIR * 200)
     (folder / "answers.jsonl").write_text(CHAT * 200)
     (folder / "demos.jsonl").write_text(CHAT * 200)
@@ -100,15 +94,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=models/hf_checkpoint")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=DIR", "format=onnx")
     return folder
-
-
-def write_named(folder: Path, found: Iterable[str]) -> None:
-    """Blocks whose first line names their file."""
-    for block in found:
-        if name := re.match(r"# ((?:my_folder|my_tasks|conf)/\S+)\n", block):
-            file = folder / name[1]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(block)
 
 
 def here(word: str, folder: Path) -> str:

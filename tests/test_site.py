@@ -14,7 +14,7 @@ import yaml
 from dsv3 import cli
 from dsv3.config.preflight import check
 from tests.conftest import ROOT
-from tests.documented import commands
+from tests.documented import commands, write_files
 
 
 def hook(name: str) -> Any:
@@ -121,5 +121,6 @@ def mistakes(words: list[str]) -> list[str]:
 def test_a_command_that_a_page_shows_is_sound(
     page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert mistakes(words) == []
