@@ -43,7 +43,7 @@ def write_files(folder: Path) -> None:
     """Files of a reader's own that commands name: those of pages, whose blocks begin with their names, and examples."""
     for page in pages():
         for _, language, block in FENCE.findall(page.read_text(encoding="utf-8")):
-            name = re.match(r"# ((?:my_folder|my_tasks|conf)/\S+)\n", block)
+            name = re.match(r"(?:# @package _global_\n)?# ((?:my_folder|my_tasks|conf)/\S+)\n", block)
             if name and language in ("python", "yaml"):
                 file = folder / name[1]
                 file.parent.mkdir(parents=True, exist_ok=True)

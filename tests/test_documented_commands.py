@@ -71,7 +71,12 @@ RUNS = [
     "RUN",
     "OTHER",
 ]
-PLACES = {"~/texts": "texts", "/home/me/src": "src", "/models/hf_checkpoint": "models/hf_checkpoint"}
+PLACES = {
+    "my_tasks": "my_tasks",
+    "~/texts": "texts",
+    "/home/me/src": "src",
+    "/models/hf_checkpoint": "models/hf_checkpoint",
+}
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
