@@ -141,12 +141,12 @@ class Decoder(nn.Module):
 
     def decode(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
         """Next-token logits float32 [B, T, V] of tokens that continue the rows of the caches."""
-        return self.logits(self.norm(self.decode_states(tokens_BT, caches)))
+        return self.logits(self.norm(self.decode_states(tokens_BT, caches)[0]))
 
-    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
-        """States [B, T, D], before the final norm, of tokens that continue the rows of the caches."""
+    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> tuple[Tensor, dict[str, Routing]]:
+        """States [B, T, D], before the final norm, and routings of tokens that continue the rows of the caches."""
         positions_BT = next_positions(caches.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
-        return self._blocks(tokens_BT, positions_BT, None, caches)[0]
+        return self._blocks(tokens_BT, positions_BT, None, caches)
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 [..., V] of states [..., D] after a final norm, the model's or an MTP module's."""
