@@ -171,7 +171,7 @@ class GRPO(nn.Module):
     def state(self) -> dict[str, Any]:
         """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
         kept = self._answers if self.epochs > 1 else {}
-        return {str(number): [one.turns for one in rollouts] for number, rollouts in kept.items()}
+        return {str(number): [[list(turn) for turn in one.turns] for one in rollouts] for number, rollouts in kept.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._answers = {
