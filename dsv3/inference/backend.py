@@ -45,7 +45,7 @@ class Backend(Protocol):
 
     def chosen_experts(self) -> list[dict[str, Tensor]]:
         """Of each row of the latest `read`, what every MoE layer of the main model chose for the tokens that it was
-        given: int64 [T, K] on the CPU, by the layer's name. Of a model that does not tell, and of a dense one, no layer.
+        given: int64 [T, K] on the CPU, by the layer's name; no layer where the model is dense or does not tell.
         """
 
     def draft(
@@ -142,9 +142,7 @@ class DecoderBackend(DraftingBackend):
 
     def chosen_experts(self) -> list[dict[str, Tensor]]:
         rows = len(self._counts)
-        by_layer = {
-            name: routing.experts_NK.unflatten(0, (rows, -1)).cpu() for name, routing in self._routings.items()
-        }
+        by_layer = {name: routing.experts_NK.unflatten(0, (rows, -1)).cpu() for name, routing in self._routings.items()}
         return [
             {name: experts_BTK[b, :count] for name, experts_BTK in by_layer.items()}
             for b, count in enumerate(self._counts)

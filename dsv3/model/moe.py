@@ -33,9 +33,7 @@ class MoE(nn.Module):
         self.experts = experts
         self.shared_experts = shared_experts
 
-    def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, replay_BTK: Tensor | None = None
-    ) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor, replay_BTK: Tensor | None = None) -> tuple[Tensor, Routing]:
         """`replay_BTK`: experts to be used instead of the router's choice, where they are not -1."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.router(x_ND, self.balancing.bias, tokens_BT.flatten())

@@ -184,8 +184,14 @@ class Scheduler:
 
     def _join(self) -> None:
         while len(self.running) < self.limits.slots and (job := self._next()) is not None:
-            how = {"choice": job.choice, "owner": job.account, "watch": job.watch, "experts": job.experts}
-            number = self.engine.add(job.prompt, job.settings, **how)
+            number = self.engine.add(
+                job.prompt,
+                job.settings,
+                choice=job.choice,
+                owner=job.account,
+                watch=job.watch,
+                experts=job.experts,
+            )
             job.row = self.engine.rows[number]
             self.running[number] = job
 

@@ -65,10 +65,17 @@ class RunModels:
         if experts:
             self._refuse_routers_without_replay()
         source = source_of(self._whole_policy(), self.config, self.config.engine)
-        how = {"max_tokens": max_tokens, "temperature": temperature, "experts": experts}
 
         def reply(asked: Sequence[Sequence[int]], drawn_by: Sequence[int]) -> list[Turn]:
-            return sample(source, self.tokenizer, asked, drawn_by, **how)
+            return sample(
+                source,
+                self.tokenizer,
+                asked,
+                drawn_by,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                experts=experts,
+            )
 
         room = self.config.data.sequence_length + 1 - max_tokens
         return rollouts_of(prompts, seeds, reply, self.tokenizer, room=room)

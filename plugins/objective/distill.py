@@ -64,8 +64,14 @@ class Distill(nn.Module):
         self._counts = {"answers": 0, "ended": 0, "answer_tokens": 0}
         if not step.prompts:
             return step
-        settings = {"count": self.samples, "seed": self.seed, "max_tokens": self.max_tokens}
-        rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+        rollouts = draw(
+            step.prompts,
+            models,
+            count=self.samples,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+        )
         asked = [prompt for prompt in step.prompts for _ in range(self.samples)]
         drawn = [Drawn(one, {}) for one in rollouts]
         device = next(models.policy.parameters()).device

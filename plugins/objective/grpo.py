@@ -146,9 +146,15 @@ class GRPO(nn.Module):
             raise ValueError("objective=grpo: the data has no prompts; data=prompts has")
         is_new = self.epochs == 1 or any(prompt.number not in self._answers for prompt in step.prompts)
         if is_new:
-            settings = {"count": self.group, "seed": self.seed, "max_tokens": self.max_tokens}
-            settings |= {"experts": self.replay_routing}
-            rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+            rollouts = draw(
+                step.prompts,
+                models,
+                count=self.group,
+                seed=self.seed,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                experts=self.replay_routing,
+            )
             self._answers = {
                 prompt.number: rollouts[i * self.group : (i + 1) * self.group] for i, prompt in enumerate(step.prompts)
             }
@@ -171,7 +177,9 @@ class GRPO(nn.Module):
     def state(self) -> dict[str, Any]:
         """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
         kept = self._answers if self.epochs > 1 else {}
-        return {str(number): [[list(turn) for turn in one.turns] for one in rollouts] for number, rollouts in kept.items()}
+        return {
+            str(number): [[list(turn) for turn in one.turns] for one in rollouts] for number, rollouts in kept.items()
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._answers = {

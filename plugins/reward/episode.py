@@ -8,10 +8,12 @@ from plugins.reward.base import Judge, field
 
 
 class Episode(Judge):
-    """Progress, from 0 to 1, after the answer's actions in the row's `environment`, from its `seed`, in `steps` at most.
+    """Progress, from 0 to 1, after the answer's actions in the row's `environment`, from its `seed`, in `steps` at
+    most.
 
-    Where the row says `form: turns`, every turn is an action; one that is none takes time, and nothing else. A plan earns nothing if it holds anything that is no action, or goes on after the episode's end: only the policy may
-    choose where it ends.
+    Where the row says `form: turns`, every turn is an action; one that is none takes time, and nothing else. A plan
+    earns nothing if it holds anything that is no action, or goes on after the episode's end: only the policy may choose
+    where it ends.
     """
 
     reads = ("environment", "seed", "steps")

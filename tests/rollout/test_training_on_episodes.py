@@ -37,7 +37,8 @@ def test_a_run_on_episodes_that_was_killed_in_one_and_resumed_is_the_whole_one(
         return composed(
             "experiment=babyai_grpo", *turns, *SETTINGS, cache, f"run.init_from={tmp_path}/taught", "benchmarks=none",
             "data.global_batch_size.peak=2", "data.micro_batch_size=2", "objective.group=4", "trainer.max_steps=3",
-            "run.tokens=40000", "run.checkpoint_every_tokens=1", "run.validate_every_tokens=40000", f"run.dir={tmp_path}/{name}",
+            "run.tokens=40000", "run.checkpoint_every_tokens=1", "run.validate_every_tokens=40000",
+            f"run.dir={tmp_path}/{name}",
         )  # fmt: skip
 
     whole = finish(config("whole"))
