@@ -52,10 +52,15 @@ class MicroBatch(NamedTuple):
     extra: Mapping[str, Tensor] = {}  # [B, T] each: what an objective's `prepare` added, by name
     replay: Mapping[str, Tensor] = {}  # [B, T, K] by MoE layer: experts in place of its router's choice; -1: its choice
 
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """The tensors that every micro-batch has, in the order of its fields."""
+        return self[:5]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         """The micro-batch with every tensor changed."""
         extra, replay = ({name: change(tensor) for name, tensor in each.items()} for each in (self.extra, self.replay))
-        tokens, targets, positions, documents, domains = map(change, self[:5])
+        tokens, targets, positions, documents, domains = map(change, self.packed)
         return MicroBatch(tokens, targets, positions, documents, domains, extra, replay)
 
     def padding(self) -> "MicroBatch":
@@ -282,7 +287,7 @@ class Models(Protocol):
     ) -> list[Rollout]:
         """A rollout of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that it
         depends neither on the prompts beside it nor on the number of ranks. A prompt whose row says so opens an episode
-        of several turns (`dsv3.rollout.episodes`). `max_tokens`: of a turn. `experts`: record those of every token.
+        of several turns (`dsv3.rollout.turns`). `max_tokens`: of a turn. `experts`: record those of every token.
 
         Raises ValueError where experts are to be recorded and a router cannot use them (`ReplaysRouting`).
         """

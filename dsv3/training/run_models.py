@@ -16,7 +16,7 @@ from dsv3.distributed.shard import whole
 from dsv3.inference.engines import source_of
 from dsv3.model.decoder import Decoder
 from dsv3.model.losses import token_losses
-from dsv3.rollout.episodes import rollouts_of
+from dsv3.rollout.turns import rollouts_of
 from dsv3.rollout.sampler import sample
 
 

@@ -10,7 +10,7 @@ from data.demonstrations import episode_rows
 from dsv3.contracts import IGNORE, Prompt, Rollout, Turn
 from dsv3.environments import ask, opened
 from dsv3.prompts.chat import Message, chat_prompt
-from dsv3.rollout.episodes import rollouts_of
+from dsv3.rollout.turns import rollouts_of
 from plugins.objective.packing import Drawn, pack
 from plugins.reward.episode import Episode
 from tests.synthetic import ByteTokenizer
