@@ -16,8 +16,8 @@ from dsv3.distributed.shard import whole
 from dsv3.inference.engines import source_of
 from dsv3.model.decoder import Decoder
 from dsv3.model.losses import token_losses
-from dsv3.rollout.turns import rollouts_of
 from dsv3.rollout.sampler import sample
+from dsv3.rollout.turns import rollouts_of
 
 
 class RunModels:

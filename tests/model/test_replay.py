@@ -14,8 +14,8 @@ from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.model.decoder import Decoder
 from dsv3.model.load import Loads
 from dsv3.model.moe import MoE
-from dsv3.rollout.turns import rollouts_of
 from dsv3.rollout.sampler import sample
+from dsv3.rollout.turns import rollouts_of
 from dsv3.training.run_models import RunModels
 from plugins.objective.packing import Drawn, pack
 from tests.parity.test_decoder import SHAPES
