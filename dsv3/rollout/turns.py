@@ -66,7 +66,7 @@ class Episode(Question):
     def __init__(self, asked: Prompt, seed: int, tokenizer: Tokenizer, room: int) -> None:
         super().__init__(asked, seed)
         row = asked.item
-        self.tokenizer, self.room, self.history = tokenizer, room, row["history"]
+        self.tokenizer, self.room, self.history = tokenizer, room, row.get("history", 0)
         self.environment = opened(row["environment"], seed=row["seed"], steps=row["steps"])
         self.begins = [asked.ids]  # each observation as the beginning of a conversation
         self.follows: list[list[int]] = [[]]  # and as a message that follows the turn before

@@ -34,6 +34,7 @@ FITTING = {
     ("data", "prompts"): ["objective=grpo"],
     ("data", "babyai"): ["objective=sft"],
     ("data", "babyai_prompts"): ["objective=grpo"],
+    ("data", "babyai_turns"): ["objective=grpo"],
     ("data", "competition"): ["objective=sft"],
     ("data", "competition_prompts"): ["objective=grpo"],
     ("objective", "sft"): ["data=conversations"],
