@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import Routing
+from dsv3.contracts import ReplaysRouting, Routing
 from dsv3.testing.requirement import require, require_meta, require_reloadable, require_uncast
 
 TOKENS = 96
@@ -41,6 +41,8 @@ def check_router(
         _precision(router, x_ND, bias_E, tokens_N)
         _state(router, factory, x_ND, bias_E, tokens_N)
         _bias(router, x_ND, tokens_N, n_experts, learned)
+        if isinstance(router, ReplaysRouting):
+            _replay(router, router(x_ND, bias_E, tokens_N))
         if token_wise:
             _permutation(router, x_ND, bias_E, tokens_N)
         if learned:
@@ -140,6 +142,19 @@ def _bias(router: nn.Module, x_ND: Tensor, tokens_N: Tensor, n_experts: int, lea
                 after > before or after == before == len(x_ND),
                 f"a bias of 2 on expert {expert} must send it more tokens; it went from {before} to {after}",
             )
+
+
+def _replay(router: ReplaysRouting, routing: Routing) -> None:
+    found_NK = router.gates(routing.affinities_NE, routing.experts_NK)
+    require(
+        torch.allclose(found_NK, routing.gates_NK, rtol=1e-5, atol=1e-7),
+        "gates() of the experts that the router chose must be the gates that it gave them",
+    )
+    turned_NK = router.gates(routing.affinities_NE, routing.experts_NK.flip(1))
+    require(
+        torch.allclose(turned_NK.flip(1), routing.gates_NK, rtol=1e-5, atol=1e-7),
+        "gates() must give each expert its own gate, in whatever order they come",
+    )
 
 
 def _permutation(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> None:
