@@ -24,7 +24,7 @@ class DocumentNats:
 
     def observe(self, batch: MicroBatch, nll_N: Tensor) -> None:
         """nll_N: nats of each position's target, [B * T]; those of ignored targets are not read."""
-        tokens_BT, targets_BT, _, ids_BT, domains_BT = (tensor.cpu().numpy() for tensor in batch[:5])
+        tokens_BT, targets_BT, _, ids_BT, domains_BT = (tensor.cpu().numpy() for tensor in batch.packed)
         domains_N, targets_N = domains_BT.ravel(), targets_BT.ravel()
         changes_BT = np.zeros(ids_BT.shape, dtype=bool)
         changes_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
