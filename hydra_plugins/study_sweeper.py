@@ -141,24 +141,44 @@ class StudySweeper(BasicSweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         assert self.config is not None
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
-        stages: list[list[list[str]]] = []
-        with user_errors():
-            batches = [runs_of(job, self.config.get("study")) for job in jobs]
-        for depth, runs in ((depth, runs) for of_job in batches for depth, runs in enumerate(of_job)):
-            stages.extend([[]] * (depth + 1 - len(stages)))
-            stages[depth] = stages[depth] + [settled(run, self.config) for run in runs]
-        self.entries = self.entries_of([run for runs in stages for run in runs])
-        self.queue.write(self.entries, retry=True)
-        self.batches = self.batches_of(stages, max_batch_size)
-        return stages
+        self.entries: list[Entry] = []
+        self.batches = self.batches_of(jobs, max_batch_size)
+        return []
+
+    def parts_of(self, jobs: Sequence[list[str]]) -> Iterator[list[list[list[str]]]]:
+        """Stages of runs; a study that is matched, tuned or adds seeds comes in parts, each of which needs the runs of
+        the one before.
+
+        Raises:
+            ValueError: such a study is one of several in a sweep, or an arm cannot be matched.
+        """
+        assert self.config is not None
+        study = self.config.get("study")
+        adaptive = [key for key in ("match", "tune", "until") if study and study.get("arms") and study.get(key)]
+        if not adaptive:
+            batches = [runs_of(job, study) for job in jobs]
+            stages: list[list[list[str]]] = []
+            for depth, runs in ((depth, runs) for of_job in batches for depth, runs in enumerate(of_job)):
+                stages.extend([[]] * (depth + 1 - len(stages)))
+                stages[depth] = stages[depth] + runs
+            yield stages
+            return
+        if len(jobs) > 1:
+            raise ValueError(f"study.{adaptive[0]}: a study that sets it is run alone, not in a sweep of {len(jobs)}")
+        from dsv3.study.study_parts import planned  # torch, which Hydra's start does not wait for
+
+        yield from planned(OmegaConf.to_container(study, resolve=True), jobs[0], self.composed, self.study)
+
+    def composed(self, job: list[str]) -> DictConfig:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, job)
 
     def entries_of(self, jobs: Sequence[list[str]]) -> list[Entry]:
         """Those of the queue; none where the jobs do not all lie in the study's folder, each in a folder of its own."""
-        assert self.config is not None
-        assert self.hydra_context is not None
         entries: list[Entry] = []
-        for number, job in enumerate(jobs):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+        for number, job in enumerate(jobs, len(self.entries)):
+            config = self.composed(job)
             try:
                 run, begins = (
                     place(config.run.dir, self.study),
@@ -172,22 +192,34 @@ class StudySweeper(BasicSweeper):
             entries.append(Entry(run, job, number, after, config.run.tokens))
         return entries
 
-    def batches_of(self, stages: Sequence[list[list[str]]], size: int | None) -> Iterator[list[list[str]]]:
+    def batches_of(self, jobs: Sequence[list[str]], size: int | None) -> Iterator[list[list[str]]]:
         """What the launcher is given: every job of a stage, then, again, those whose workers elsewhere died."""
-        by_job = {tuple(entry.overrides): entry.name for entry in self.entries}
+        assert self.config is not None
+        for part in self.parts_of(jobs):
+            stages = [[settled(run, self.config) for run in runs] for runs in part]
+            entries = self.entries_of([run for runs in stages for run in runs])
+            self.queue.write(entries, retry=True)
+            self.entries += entries
+            yield from self.batches_of_part(stages, entries, size)
+
+    def batches_of_part(
+        self, stages: Sequence[list[list[str]]], entries: Sequence[Entry], size: int | None
+    ) -> Iterator[list[list[str]]]:
+        by_job = {tuple(entry.overrides): entry.name for entry in entries}
         for stage in stages:
             yield from BasicSweeper.split_overrides_to_chunks(stage, size)
-            names = {by_job[tuple(job)] for job in stage} if self.entries else set()
+            names = {by_job[tuple(job)] for job in stage} if entries else set()
             for _ in range(MOST_DEATHS):
                 while any(run.state == "running" and run.entry.name in names for run in self.queue.states()):
                     time.sleep(POLL)
                 left = {entry.name for entry in self.queue.ready()}
-                if again := [job for job in stage if self.entries and by_job[tuple(job)] in left]:
+                if again := [job for job in stage if entries and by_job[tuple(job)] in left]:
                     yield from BasicSweeper.split_overrides_to_chunks(again, size)
 
     def is_done(self) -> bool:
         """Hydra asks before each batch."""
-        self.batch = next(self.batches, None)
+        with user_errors():
+            self.batch = next(self.batches, None)
         return self.batch is None
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:

@@ -3,12 +3,13 @@
 Shape legend: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dsv3.contracts import Routing
 from dsv3.inference.prefixes import padded
 from dsv3.inference.speculation import DecoderModules, Drafter
 from dsv3.model.decoder import Caches, Decoder
@@ -40,6 +41,11 @@ class Backend(Protocol):
         """Append each row's tokens, 1 or more, not as many in each; float32 logits [wanted[b], V] after the last ones.
 
         A row's logits do not depend on the rows beside it, but for rounding.
+        """
+
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
+        """Of each row of the latest `read`, what every MoE layer of the main model chose for the tokens that it was
+        given: int64 [T, K] on the CPU, by the layer's name; no layer where the model is dense or does not tell.
         """
 
     def draft(
@@ -113,12 +119,14 @@ class DecoderBackend(DraftingBackend):
         self.model = model
         self.caches = model.new_caches()
         self.drafter = Drafter(DecoderModules(model))
+        self._routings: Mapping[str, Routing] = {}  # of the latest `read`
+        self._counts: list[int] = []  # tokens of each of its rows
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
-        ends = [len(ids) for ids in tokens]
+        self._counts = ends = [len(ids) for ids in tokens]
         held = self.caches.select(rows)
         starts = held.lengths
-        last_BTD = self.model.decode_states(padded(tokens, self.model.device), held)
+        last_BTD, self._routings = self.model.decode_states(padded(tokens, self.model.device), held)
         hidden_BTD = self.model.norm(last_BTD)
         drafted = [b for b, row in enumerate(rows) if self.drafter.holds(row)]
         if drafted:
@@ -131,3 +139,11 @@ class DecoderBackend(DraftingBackend):
             return [hidden_BTD.new_empty(0, 0)] * len(rows)
         asked = [hidden_D[end - n : end] for hidden_D, end, n in zip(hidden_BTD, ends, wanted, strict=True)]
         return list(self.model.logits(torch.cat(asked)).split(list(wanted)))
+
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
+        rows = len(self._counts)
+        by_layer = {name: routing.experts_NK.unflatten(0, (rows, -1)).cpu() for name, routing in self._routings.items()}
+        return [
+            {name: experts_BTK[b, :count] for name, experts_BTK in by_layer.items()}
+            for b, count in enumerate(self._counts)
+        ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.onnx.onnx_manifest import read_manifest
 from dsv3.inference.backend import DraftingBackend
-from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
+from dsv3.inference.onnx_step import OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
 from dsv3.model.decoder import Decoder
@@ -67,13 +67,15 @@ class OnnxBackend(DraftingBackend):
         self._latest = outputs, list(map(len, tokens))
         return list(outputs.picked("logits").split(list(wanted)))
 
-    def chosen_experts(self) -> list[dict[str, Array]]:
-        """Of each row of the latest `read`, the experts that every MoE layer chose: int64 [T, K], by its name."""
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
         if self._latest is None:
             return []
         outputs, counts = self._latest
         return [
-            {name: outputs.of_row(f"experts_{layer}", i, count).copy() for layer, name in enumerate(self.routed)}
+            {
+                name: torch.from_numpy(outputs.of_row(f"experts_{layer}", i, count).copy())
+                for layer, name in enumerate(self.routed)
+            }
             for i, count in enumerate(counts)
         ]
 

@@ -109,7 +109,7 @@ class Served:
     @property
     def expert_layers(self) -> list[str]:
         """Their names, in the order in which a token's experts are given."""
-        return self.backend.layers if isinstance(self.backend, RoutedBackend) else []
+        return list(self.backend.load) if isinstance(self.backend, RoutedBackend) else []
 
     def steady(self) -> AbstractContextManager[None]:
         return self.model.steady()

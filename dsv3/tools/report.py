@@ -1,4 +1,4 @@
-"""Report a study (or one run): arms side by side, paired differences with intervals, verdicts."""
+"""Report a study, any runs or one run: what each arm is, the verdict, figures with intervals, plots."""
 
 import logging
 from collections.abc import Mapping
@@ -19,18 +19,22 @@ FIRST = "folder"  # may be given without its name
 
 @dataclass
 class Options:
-    folder: str = option(REQUIRED, "a folder with the runs of a study, such as runs/table4_mtp; or one run")
-    out: str | None = option(None, "the folder to write a study's report.html, report.md and plots to; null: the same")
+    folder: str = option(REQUIRED, "a folder with runs, such as runs/table4_mtp; or one run")
+    where: str | None = option(
+        None, "only runs for which this holds, such as 'balancing=loss_free, seed<3, bpb<2.1'; null: all"
+    )
+    baseline: str | None = option(None, "the arm that the others are compared with; null: the study's, or the first")
+    metric: str | None = option(None, "metric of the verdict; null: the study's, or bits per byte at equal tokens")
+    out: str | None = option(None, "the folder to write report.html, report.md and plots to; null: the same")
     predict: str | None = option(None, "of a scaling law: a run folder whose loss to predict, by its run_info.json")
-    metric: str | None = option(None, "of a study: metric of the verdict; null: `study.metric` of its runs")
 
 
 def run(options: Options) -> dict[str, Any]:
     """Write the report and print its verdict.
 
     Raises:
-        FileNotFoundError: the folder holds no finished run of a study.
-        ValueError: there is no such metric, or a key is for studies and this is one run.
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: there is no such metric, baseline or run, or a key is for several runs and this is one.
     """
     from dsv3.reporting.page import write_run_report
     from dsv3.reporting.study_results import read_study
@@ -38,8 +42,11 @@ def run(options: Options) -> dict[str, Any]:
 
     folder = Path(options.folder)
     if (folder / "config.yaml").exists():
-        if options.out or options.metric or options.predict:
-            raise ValueError(f"{folder} is one run: out, metric and predict are for studies")
+        given = [key for key in ("where", "baseline", "metric", "out", "predict") if getattr(options, key) is not None]
+        if given:
+            raise ValueError(
+                f"{folder} is one run: {' and '.join(given)} {'is' if len(given) == 1 else 'are'} for more"
+            )
         written = str(write_run_report(folder))
         print(f"written to {written}")
         return {"html": written}
@@ -49,7 +56,7 @@ def run(options: Options) -> dict[str, Any]:
         return write_grid(read_grid(folder, predict=predict), out)
     if options.predict:
         raise ValueError(f"predict={options.predict}: {folder} is no scaling law (study.grid)")
-    study = read_study(folder)
+    study = read_study(folder, where=options.where, baseline=options.baseline)
     if options.metric:
         study = study._replace(metric=options.metric)
     return write_study(study, out)
@@ -86,7 +93,8 @@ def write_study(study: "Study", folder: Path) -> dict[str, Any]:
         for s in content
     ]
     paths = write_study_report(study, content, folder)
-    print("\n".join([*found[0]["sentences"], f"written to {paths['html']} and {paths['md']}"]))
+    verdict = next(section.sentences for section in content if section.title == "Verdict")
+    print("\n".join([*(sentence.strip("*") for sentence in verdict), f"written to {paths['html']} and {paths['md']}"]))
     return {"study": study.name, "sections": found, **paths}
 
 
