@@ -127,7 +127,7 @@ class ModelSettings:
     device: str = "auto"
     allow: Collection[str] = ()
     drafts: int = 1  # tokens that MTP drafts, where the model has modules for it
-    prefill: int = 64  # positions of prompts that a step reads
+    prefill: int = 12  # positions of prompts that a step reads next to texts
     cache_bytes: int = 256 * 2**20  # of finished texts that are kept for prompts that begin alike
 
 

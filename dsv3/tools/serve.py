@@ -37,7 +37,7 @@ class Options:
     tokens_per_day: NonNegativeInt = option(0, "read and written, of one account; 0: no limit")
     timeout: PositiveFloat = option(600.0, "seconds after which a text is ended")
     drafts: NonNegativeInt = option(1, "tokens that MTP drafts for each pass; 0: none")
-    prefill: PositiveInt = option(64, "prompt tokens read in one step, next to the texts being written")
+    prefill: PositiveInt = option(12, "prompt tokens read in one step next to texts being written; more: sooner read, slower texts")
     cache_mib: NonNegativeInt = option(256, "memory for finished texts whose beginnings are reused, MiB per model")
     threads: PositiveInt = option(1, "CPU threads of the engine")
     open: bool = option(False, "open the page in this machine's browser")
