@@ -63,6 +63,12 @@ class Backend(Protocol):
 class RowCaches(Protocol):
     """What holds the rows of a model, or of the graph of one."""
 
+    @property
+    def lengths(self) -> dict[int, int]: ...
+
+    @property
+    def position_bytes(self) -> int: ...
+
     def add(self, row: int) -> None: ...
 
     def copy(self, source: int, row: int, length: int) -> None: ...
@@ -78,6 +84,11 @@ class DraftingBackend:
     shares_prefixes, most_ragged = True, 0
     caches: RowCaches
     drafter: Drafter
+
+    @property
+    def position_bytes(self) -> int:
+        """That a row holds at most for each position."""
+        return self.caches.position_bytes + self.drafter.position_bytes
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:

@@ -1,18 +1,19 @@
 """ONNX graphs as a backend of the engine: the same text as a `Decoder`'s in FP32, in a third of the time on a CPU.
 
-Shape legend: D model width, K experts per token.
+Shape legend: D model width, L MoE layers, K experts per token.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.onnx.onnx_manifest import read_manifest
 from dsv3.inference.backend import DraftingBackend
-from dsv3.inference.onnx_step import Array, OnnxStep, Outputs, session_of
+from dsv3.inference.onnx_step import OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
 from dsv3.model.decoder import Decoder
@@ -24,10 +25,14 @@ class OnnxBackend(DraftingBackend):
     Weights are those of when it was made. All rows' caches are as wide as the longest row's.
     """
 
-    def __init__(self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str]) -> None:
-        """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers."""
-        self.main, self.caches, self.routed = main, main.caches, routed
+    def __init__(
+        self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str], experts: int
+    ) -> None:
+        """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers. experts: of
+        each of them."""
+        self.main, self.caches, self.routed, self.experts = main, main.caches, routed, experts
         self.drafter = Drafter(GraphModules(modules, normed))
+        self._slots = [step.caches for step in (main, *modules)]
         self._latest: tuple[Outputs, list[int]] | None = None
 
     @classmethod
@@ -40,7 +45,8 @@ class OnnxBackend(DraftingBackend):
         depth = parts.mtp_layers if drafts else 0
         graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
         steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
-        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed)
+        experts = parts.router["n_experts"] if graph.routed else 0
+        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed, experts=experts)
 
     @classmethod
     def opened(cls, folder: Path, *, drafts: bool) -> "OnnxBackend":
@@ -55,8 +61,9 @@ class OnnxBackend(DraftingBackend):
             steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
         except Exception as error:  # onnxruntime has no class of its own errors
             raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
-        normed = bool(manifest["mtp_takes_normed_states"])
-        return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])
+        normed, experts = bool(manifest["mtp_takes_normed_states"]), manifest.get("n_routed_experts", 0)
+        routed = manifest["moe_layers"] if experts else []  # earlier exports do not say how many experts there are
+        return cls(steps[0], steps[1:], normed=normed, routed=routed, experts=experts)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         picked = [range(len(ids) - n, len(ids)) for ids, n in zip(tokens, wanted, strict=True)]
@@ -67,13 +74,20 @@ class OnnxBackend(DraftingBackend):
         self._latest = outputs, list(map(len, tokens))
         return list(outputs.picked("logits").split(list(wanted)))
 
-    def chosen_experts(self) -> list[dict[str, Array]]:
-        """Of each row of the latest `read`, the experts that every MoE layer chose: int64 [T, K], by its name."""
+    def rest(self, row: int, length: int) -> None:
+        super().rest(row, length)
+        for caches in self._slots:
+            if row in caches.lengths:
+                caches.rest(row)
+
+    def chosen_experts(self) -> list[Tensor]:
+        """Of each row of the latest `read`, the experts that the MoE layers chose: int64 [T, L, K]."""
         if self._latest is None:
             return []
         outputs, counts = self._latest
+        names = [f"experts_{layer}" for layer in range(len(self.routed))]
         return [
-            {name: outputs.of_row(f"experts_{layer}", i, count).copy() for layer, name in enumerate(self.routed)}
+            torch.from_numpy(np.stack([outputs.of_row(name, i, count) for name in names], axis=1))
             for i, count in enumerate(counts)
         ]
 

@@ -60,6 +60,11 @@ class Caches(NamedTuple):
     def lengths(self) -> dict[int, int]:
         return self.layers[0].lengths
 
+    @property
+    def position_bytes(self) -> int:
+        """Of a row, as far as its parts keep a `PositionCache`."""
+        return sum(part.position_bytes for part in self.parts() if isinstance(part, PositionCache))
+
     def add(self, row: int) -> None:
         for part in self.parts():
             part.add(row)

@@ -1,6 +1,7 @@
 """Shared layers: fixed-dtype modules, RMSNorm, SwiGLU, joined weights, hashes, KV caches, cached weight casts."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -175,6 +176,10 @@ class PositionCache:
     def lengths(self) -> dict[int, int]:
         return {row: held.length for row, held in self.rows.items()}
 
+    @property
+    def position_bytes(self) -> int:
+        return self.empty.element_size() * math.prod(self.empty.shape[:-2]) * self.empty.shape[-1]
+
     def add(self, row: int) -> None:
         self.rows[row] = HeldRow(self.empty, 0)
 
@@ -199,14 +204,14 @@ class PositionCache:
     def by_token(self, rows: Sequence[int], counts: Sequence[int]) -> Self:
         """Each token that these rows are to read, counts[b] of row b, as a row that reads one: rows of unlike lengths
         without padding."""
-        tokens = [
+        tokens: list[HeldRow] = [
             TokenOfRow(self.rows[row], self.rows[row].length + place)
             for row, count in zip(rows, counts, strict=True)
             for place in range(count)
         ]
         return self._with(dict(enumerate(tokens)))
 
-    def _with(self, rows: Mapping[int, HeldRow]) -> Self:
+    def _with(self, rows: dict[int, HeldRow]) -> Self:
         chosen = self.__new__(type(self))  # copy.copy takes five times as long
         chosen.__dict__.update(self.__dict__)
         chosen.rows = rows

@@ -67,7 +67,7 @@ class Service:
 
     def start(self) -> None:
         models = list(self.models.values())
-        self.engine.start([served.scheduler for served in models], [served.steady() for served in models])
+        self.engine.start([served.scheduler for served in models], [served.steady for served in models])
 
     def close(self) -> None:
         """End all texts, and close the database."""

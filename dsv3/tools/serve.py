@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dsv3.bounds import Between, NonNegativeInt, PositiveFloat, PositiveInt
-from dsv3.cli import REQUIRED, option
+from dsv3.cli import ENGINE_HELP, ENGINES, REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.serving.chat_server import Service
@@ -20,11 +20,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class Options:
-    checkpoint: str = option(REQUIRED, "a run folder, one of its checkpoint files, or a Hugging Face checkpoint")
+    checkpoint: str = option(REQUIRED, "a run folder, one of its checkpoint files, a Hugging Face checkpoint, or an export by format=onnx")
     compare: str | None = option(None, "a second model, which the page shows side by side")
     port: Annotated[int, Between(0, 65535)] = option(8060, "port; 0: any free port")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: all of this machine's, which needs an account")
     database: str = option("runs/accounts.sqlite", "file of accounts and conversations")
+    engine: str = option("auto", ENGINE_HELP, choices=ENGINES)
     weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
     hosts: list[str] = option([], "further names under which browsers may ask, such as [gpu1.example.org]")
     origins: list[str] = option([], "sites whose pages may use the API with a key: [https://chat.example.org]")
@@ -36,7 +37,9 @@ class Options:
     requests_per_minute: PositiveInt = option(600, "of one account")
     tokens_per_day: NonNegativeInt = option(0, "read and written, of one account; 0: no limit")
     timeout: PositiveFloat = option(600.0, "seconds after which a text is ended")
-    drafts: NonNegativeInt = option(1, "tokens that MTP drafts for each pass; 0: none")
+    drafts: NonNegativeInt | None = option(
+        None, "tokens that MTP drafts for each pass; 0: none; null: 1 by engine=eager, none by engine=onnx"
+    )
     prefill: PositiveInt = option(12, "prompt tokens read in one step next to texts being written; more: sooner read, slower texts")
     cache_mib: NonNegativeInt = option(256, "memory for finished texts whose beginnings are reused, MiB per model")
     threads: PositiveInt = option(1, "CPU threads of the engine")
@@ -122,6 +125,7 @@ def open_service(options: Options) -> "Service":
     from dsv3.serving.served_model import ModelSettings, open_model
 
     settings = ModelSettings(
+        engine=options.engine,
         weights=options.weights,
         device=options.device,
         allow=options.allow,

@@ -79,7 +79,7 @@ def test_rows_write_among_others_what_each_writes_alone(chosen):
     """50 prompts, some longer than what is read at once, joining in threes while others write, half with drafts."""
     model, prompts = model_of(*chosen), prompts_of(50, PREFILL + 40)
     settings = [Settings(max_tokens=4 + i % 9, drafts=(0, 2, 0, 3)[i % 4]) for i in range(50)]
-    engine, rows, ids = Engine(DecoderBackend(model)), {}, {}
+    engine, rows, ids = Engine(DecoderBackend(model), prefill=30), {}, {}
     together = 0
     with cached_weight_casts(model):
         while len(rows) < 50 or engine.rows:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from dsv3.evaluation.benchmarks.models import NativeModel
 from dsv3.model.decoder import Decoder
 from dsv3.serving.accounts import LOCAL
 from dsv3.serving.app import build_application
@@ -55,8 +56,14 @@ class Running:
 
     @property
     def decoder(self) -> Decoder:
-        decoder: Decoder = self.service.models[self.model].model.model
+        backend: Any = self.service.models[self.model].backend
+        decoder: Decoder = backend.backend.model
         return decoder
+
+    def scored(self) -> NativeModel:
+        """The model in this process, for log-probabilities."""
+        model: Any = self.service.models[self.model].model
+        return NativeModel(self.decoder, model.tokenizer, name="own", max_length=model.max_length)
 
 
 def write_model(folder: Path, *, seed: int = 1, length: int = 256) -> Path:
@@ -68,7 +75,8 @@ def write_model(folder: Path, *, seed: int = 1, length: int = 256) -> Path:
 
 @contextmanager
 def running(folder: Path, *, compare: bool = False, **options: Any) -> Iterator[Running]:
-    """Of the accounts `ada` and `bob`. `options`: of `python -m dsv3 serve`."""
+    """Of the accounts `ada` and `bob`. `options`: of `python -m dsv3 serve`, by default with engine=eager."""
+    options = {"engine": "eager", **options}
     checkpoint = str(write_model(folder / "one" / "seed1"))
     other = str(write_model(folder / "two" / "seed1", seed=2)) if compare else None
     database = str(folder / "accounts.sqlite")

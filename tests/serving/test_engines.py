@@ -1,0 +1,131 @@
+"""ONNX graphs, served: texts and experts are those of eager decoding, with beginnings shared and drafts."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv3.checkpoint.loading import load_run
+from dsv3.inference.generation import generate
+from dsv3.inference.onnx_backend import OnnxBackend
+from dsv3.inference.prefixes import SHORTEST_SHARED
+from dsv3.inference.sampling import Settings
+from dsv3.serving.chat_server import Service
+from dsv3.serving.routed_backend import RoutedBackend, RoutedDecoder
+from dsv3.serving.scheduler import Job, News
+from dsv3.serving.served_model import ModelSettings, Served, open_model
+from dsv3.tools.export import Options as ExportOptions
+from dsv3.tools.export import run_onnx
+from dsv3.tools.serve import Options, open_service
+from tests.inference.test_engine import assert_equal_text, prompts_of
+from tests.serving.running import write_model
+
+ENGINES = ["of the run", "of a folder"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    write_model(folder / "one" / "seed1")
+    run_onnx(ExportOptions(checkpoint=str(folder / "one" / "seed1"), out=str(folder / "graphs")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    paths = {"checkpoint": str(folder / "one" / "seed1"), "compare": str(folder / "graphs")}
+    service = open_service(Options(**paths, database=str(folder / "accounts.sqlite"), engine="onnx", drafts=2, slots=8))
+    yield service
+    service.database.close()
+
+
+def backend_of(served: Served) -> RoutedBackend:
+    assert isinstance(served.backend, RoutedBackend)
+    return served.backend
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=ENGINES)
+def test_texts_of_many_are_those_of_eager_decoding(service: Service, folder: Path, which: int) -> None:
+    """50 prompts of two accounts, half of them beginning alike, that join while others write, half with drafts."""
+    served, model = list(service.models.values())[which], load_run(folder / "one" / "seed1").model
+    backend, draw, scheduler = backend_of(served), random.Random(0), served.scheduler
+    assert isinstance(backend.backend, OnnxBackend)
+    beginning = [draw.randrange(50) for _ in range(SHORTEST_SHARED + 9)]
+    prompts = [[*beginning * (i % 2), *prompt] for i, prompt in enumerate(prompts_of(50, 60))]
+    written: list[list[int]] = [[] for _ in prompts]
+    jobs = []
+    for i, prompt in enumerate(prompts):
+        settings = Settings(max_tokens=5 + i % 9, drafts=(0, 2)[i // 2 % 2])
+
+        def deliver(news: News, ids: list[int] = written[i]) -> None:
+            ids += news.ids
+
+        jobs.append(Job("ab"[i // 4 % 2], prompt, settings, deliver))
+        scheduler.submit(jobs[-1])
+        if i % 3 == 2:
+            scheduler.step()
+    while scheduler.step():
+        pass
+    for prompt, job, ids in zip(prompts, jobs, written, strict=True):
+        alone = list(generate(model, prompt, Settings(max_tokens=job.settings.max_tokens)))
+        assert_equal_text(model, prompt, ids, alone)
+    kept = scheduler.engine.kept
+    assert scheduler.counts.copied_tokens > 10 * SHORTEST_SHARED
+    assert served.speculation.kept > 0
+    assert set(backend.backend.caches.lengths) == set(kept.rows)
+    assert not any(caches.order for caches in backend.backend._slots), "finished texts take no slots"
+    kept.clear()
+    assert not any(caches.lengths for caches in backend.backend._slots)
+
+
+def test_experts_are_those_of_eager_decoding(service: Service, folder: Path) -> None:
+    prompts = prompts_of(3, 20)
+    found = []
+    eager = RoutedBackend(RoutedDecoder(load_run(folder / "one" / "seed1").model))
+    for backend in (eager, *map(backend_of, service.models.values())):
+        before, heard = backend.load_LE.clone(), dict[int, Any]()
+        for row, prompt in enumerate(prompts, start=1000):
+            backend.add(row, drafts=False)
+            backend.listeners[row] = lambda start, chosen_TLK, row=row: heard.__setitem__((row, start), chosen_TLK)
+        rows = range(1000, 1000 + len(prompts))
+        with torch.no_grad():
+            backend.read(rows, prompts, [1] * len(prompts))
+            backend.read(rows, [[7], [8, 9], [1] * 9], [1, 0, 0])
+        for row in rows:
+            backend.listeners.pop(row)
+            backend.drop(row)
+        found.append((backend.layers, backend.experts, heard, backend.load_LE - before))
+    for layers, experts, heard, load_LE in found[1:]:
+        assert (layers, experts) == found[0][:2]
+        assert heard.keys() == found[0][2].keys()
+        assert all(torch.equal(chosen_TLK, found[0][2][key]) for key, chosen_TLK in heard.items())
+        assert torch.equal(load_LE, found[0][3])
+
+
+def test_memory_of_kept_texts_is_as_promised(service: Service) -> None:
+    """Bytes that resting rows take, for each position."""
+    served = next(iter(service.models.values()))
+    backend, scheduler = backend_of(served).backend, served.scheduler
+    for length in (70, 130):
+        scheduler.submit(Job("c", list(range(length)), Settings(max_tokens=9, drafts=2), lambda news: None))
+    while scheduler.step():
+        pass
+    assert isinstance(backend, OnnxBackend)
+    held = [array.nbytes for caches in backend._slots for row in caches.resting.values() for array in row.values()]
+    states = sum(part.position_bytes for part in backend.drafter.states)
+    assert sum(held) <= (backend.position_bytes - states) * scheduler.engine.kept.positions
+    assert scheduler.engine.kept.positions >= 200
+    scheduler.engine.kept.clear()
+
+
+def test_engines_that_cannot_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for checkpoint, engine, message in (
+        (tmp_path, "onnx", "engine=onnx: .* is a Hugging Face checkpoint"),
+        (folder / "graphs", "eager", "engine=eager: .* holds ONNX graphs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_model(str(checkpoint), ModelSettings(engine=engine), None, lambda: None)  # type: ignore[arg-type]
