@@ -79,7 +79,7 @@ def test_rows_write_among_others_what_each_writes_alone(chosen):
     """50 prompts, some longer than what is read at once, joining in threes while others write, half with drafts."""
     model, prompts = model_of(*chosen), prompts_of(50, PREFILL + 40)
     settings = [Settings(max_tokens=4 + i % 9, drafts=(0, 2, 0, 3)[i % 4]) for i in range(50)]
-    engine, rows, ids = Engine(DecoderBackend(model), prefill=30), {}, {}
+    engine, rows, ids = Engine(DecoderBackend(model)), {}, {}
     together = 0
     with cached_weight_casts(model):
         while len(rows) < 50 or engine.rows:
@@ -92,6 +92,25 @@ def test_rows_write_among_others_what_each_writes_alone(chosen):
         for i, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
             alone = list(generate(model, prompt, Settings(max_tokens=one.max_tokens)))
             assert_equal_text(model, prompt, ids[i], alone)
+
+
+@options
+def test_prompts_read_in_one_pass_with_texts(chosen):
+    """Pieces of few tokens, without padding, next to texts with drafts and without."""
+    model, prompts = model_of(*chosen), prompts_of(9, 20, seed=4)
+    engine, ids, flat = Engine(DecoderBackend(model), prefill=9), {}, 0
+    with cached_weight_casts(model):
+        rows = [engine.add(prompt, Settings(max_tokens=9, drafts=2 * (i % 2))) for i, prompt in enumerate(prompts)]
+        while engine.rows:
+            before = engine.backend.places
+            for event in engine.step():
+                ids.setdefault(event.row, []).extend(event.ids)
+            places = engine.backend.places
+            counts = [place.stop - place.start for place in places]
+            flat += places is not before and len(set(counts)) > 1 and places[-1].stop == sum(counts)
+        assert flat > 5
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert_equal_text(model, prompt, ids[row], list(generate(model, prompt, Settings(max_tokens=9))))
 
 
 @options
