@@ -135,8 +135,8 @@ class Engine:
         kept_positions: int = 0,
     ) -> None:
         """`decode`: makes text of ids, for events and stop strings. `speculation`: what becomes of drafts is added to
-        it. `prefill`: positions of prompts that a step reads next to texts, in all rows together and in one pass;
-        None: `PREFILL` of each.
+        it. `prefill`: positions of prompts that a step reads next to eight texts, in all rows together; None: `PREFILL`
+        of each.
         `kept_positions`: of finished rows, whose beginnings later prompts may copy."""
         self.backend, self.decode, self.prefill = backend, decode, prefill
         self.kept = KeptRows(backend, kept_positions if backend.shares_prefixes else 0)
@@ -190,7 +190,7 @@ class Engine:
         begins = [row for row in self.rows.values() if not row.read and not self._reuses(row)]
         goes_on = [row for row in self.rows.values() if row.read and row.unread > 1]
         writes = [row for row in self.rows.values() if row.read and row.unread == 1]
-        pieces = self._share_prefill([*begins, *goes_on], PREFILL if self.prefill and not writes else self.prefill)
+        pieces = self._share_prefill([*begins, *goes_on], self._prefill_next_to(len(writes)))
         pieces |= {row.number: 1 for row in writes}
         groups = [begins, goes_on, writes]
         if self.prefill is not None:  # a pass costs much beside its positions: a short step has as few as can be
@@ -201,6 +201,12 @@ class Engine:
         for rows in groups:
             if reading := {row.number: pieces[row.number] for row in rows if pieces[row.number]}:
                 yield reading
+
+    def _prefill_next_to(self, texts: int) -> int | None:
+        """Positions of prompts that a step reads: more next to many texts, whose steps are longer anyway."""
+        if self.prefill is None:
+            return None
+        return round(self.prefill * max(1.0, texts / 8)) if texts else PREFILL
 
     def _share_prefill(self, prompts: list[Row], most: int | None) -> dict[int, int]:
         """Positions that each prompt reads in this step, `most` in all. The oldest gets an eighth of them at least,
