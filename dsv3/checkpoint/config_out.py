@@ -22,7 +22,6 @@ from dsv3.checkpoint.families import (
     rope_gain,
 )
 
-
 NO_YARN = {"factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
 """Plain RoPE as YaRN: every frequency is interpolated by 1. vLLM's uncompiled plain RoPE for these models turns token t
 as if it were 4t on a CPU, and says nothing; its YaRN is right. transformers computes the same from both."""

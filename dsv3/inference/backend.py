@@ -149,8 +149,8 @@ class DecoderBackend(DraftingBackend):
         return list(self.model.logits(torch.cat(asked)).split(list(wanted)))
 
     def _states(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], counts: list[int]) -> Tensor:
-        """States [X, D] of one pass; those of row b's tokens are at `places[b]`. Rows are padded to the longest, or read
-        token by token where most would be padding."""
+        """States [X, D] of one pass; those of row b's tokens are at `places[b]`. Rows are padded to the longest, or
+        read token by token where most would be padding."""
         longest, flat = max(counts), None
         if sum(counts) <= self.most_ragged and longest * len(rows) > 2 * sum(counts):
             flat = self.caches.by_token(rows, counts)

@@ -171,6 +171,14 @@ class Engine:
         self.rows[number] = Row(number, settings, choice, list(prompt), len(prompt), stream, owner, watch)
         return number
 
+    @property
+    def kept_positions(self) -> int:
+        """Of finished rows, for prompts that begin like them."""
+        return self.kept.positions
+
+    def check(self) -> None:
+        """Raises where it can write no more: never, in this process."""
+
     def cancel(self, row: int) -> None:
         """Let a row leave at once; the next step says so. One that has finished already stays finished."""
         if row in self.rows:

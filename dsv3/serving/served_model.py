@@ -13,8 +13,8 @@ from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE
 from dsv3.evaluation.benchmarks.models import HFModel, TextModel
 from dsv3.inference.backend import Backend
 from dsv3.inference.engine import Engine
-from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.engines import Writer, weights_stay, writer_of
+from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.speculation import Speculation
 from dsv3.model.decoder import Decoder
@@ -92,12 +92,14 @@ class Served:
     model: TextModel | HFModel
     steady: AbstractContextManager[None]  # within it the weights stay as they are
     prompts: Prompts
-    backend: Backend
+    backend: Backend | None  # of this process
     scheduler: Scheduler
     grammars: JSONGrammars
     vocabulary: int
     drafts: int  # of each text that does not say
     most_drafts: int  # 0 where the model has no MTP
+    lacks: Sequence[str] = ()  # fields of requests that would change the answer and are refused
+    close: Callable[[], None] = lambda: None
     opened: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @property
@@ -138,10 +140,12 @@ def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: C
     Raises:
         FileNotFoundError, ValueError, OSError: as `writer_of` and transformers say, or `engine` cannot run it.
     """
-    name = "/".join(Path(checkpoint).resolve().parts[-2:])
+    name = name_of(checkpoint)
     if is_hf_checkpoint(checkpoint):
         if settings.engine not in ("auto", "eager"):
-            raise ValueError(f"engine={settings.engine}: {checkpoint} is a Hugging Face checkpoint; it runs by engine=eager")
+            raise ValueError(
+                f"engine={settings.engine}: {checkpoint} is a Hugging Face checkpoint; it runs by engine=eager"
+            )
         hf = HFModel(checkpoint, device=device_named(settings.device))
         hf.name = name
         opened = Opened(hf, nullcontext(), HFPrompts(hf), hf.backend(), Path(checkpoint), hf.model.config.vocab_size)
@@ -162,6 +166,11 @@ def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: C
         model, weights_stay(writer.source), NativePrompts(model), backend, writer.tokenizer_folder, writer.vocab_size
     )
     return serve(opened, settings, limits, wake)
+
+
+def name_of(checkpoint: str) -> str:
+    """The last two parts of its path."""
+    return "/".join(Path(checkpoint).resolve().parts[-2:])
 
 
 class Opened(NamedTuple):
@@ -198,9 +207,7 @@ def serve(opened: Opened, settings: ModelSettings, limits: Limits, wake: Callabl
         prompts=opened.prompts,
         backend=backend,
         scheduler=Scheduler(engine, limits, wake=wake),
-        grammars=JSONGrammars(
-            opened.tokenizer / "tokenizer.json", vocabulary=opened.vocabulary, eos=min(model.eos)
-        ),
+        grammars=JSONGrammars(opened.tokenizer / "tokenizer.json", vocabulary=opened.vocabulary, eos=min(model.eos)),
         vocabulary=opened.vocabulary,
         drafts=min(drafts, most_drafts),
         most_drafts=most_drafts,

@@ -17,6 +17,7 @@ from dsv3.model.decoder import Decoder
 from dsv3.serving.accounts import LOCAL
 from dsv3.serving.app import build_application
 from dsv3.serving.chat_server import Service
+from dsv3.serving.database import Database
 from dsv3.serving.gate import Policy
 from dsv3.tools.serve import Options, open_service
 from tests.parity.runs import VOCABULARY, write_run
@@ -79,8 +80,8 @@ def running(folder: Path, *, compare: bool = False, **options: Any) -> Iterator[
     options = {"engine": "eager", **options}
     checkpoint = str(write_model(folder / "one" / "seed1"))
     other = str(write_model(folder / "two" / "seed1", seed=2)) if compare else None
-    database = str(folder / "accounts.sqlite")
-    service = open_service(Options(checkpoint=checkpoint, compare=other, database=database, device="cpu", **options))
+    database = Database(folder / "accounts.sqlite")
+    service = open_service(Options(checkpoint=checkpoint, compare=other, device="cpu", **options), database)
     service.accounts.add(LOCAL, None)
     keys = {}
     for account in ("ada", "bob"):

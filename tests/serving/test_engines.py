@@ -14,6 +14,7 @@ from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.inference.sampling import Settings
 from dsv3.serving.chat_server import Service
+from dsv3.serving.database import Database
 from dsv3.serving.routed_backend import RoutedBackend, RoutedDecoder
 from dsv3.serving.scheduler import Job, News
 from dsv3.serving.served_model import ModelSettings, Served, open_model
@@ -37,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
     paths = {"checkpoint": str(folder / "one" / "seed1"), "compare": str(folder / "graphs")}
-    service = open_service(Options(**paths, database=str(folder / "accounts.sqlite"), engine="onnx", drafts=2, slots=8))
+    database = Database(folder / "accounts.sqlite")
+    service = open_service(Options(**paths, engine="onnx", drafts=2, slots=8), database)
     yield service
     service.database.close()
 
@@ -87,10 +89,10 @@ def test_experts_are_those_of_eager_decoding(service: Service, folder: Path) -> 
     eager = RoutedBackend(RoutedDecoder(load_run(folder / "one" / "seed1").model))
     for backend in (eager, *map(backend_of, service.models.values())):
         before, heard = backend.load_LE.clone(), dict[int, Any]()
-        for row, prompt in enumerate(prompts, start=1000):
-            backend.add(row, drafts=False)
-            backend.listeners[row] = lambda start, chosen_TLK, row=row: heard.__setitem__((row, start), chosen_TLK)
         rows = range(1000, 1000 + len(prompts))
+        for row in rows:
+            backend.add(row, drafts=False)
+            backend.listeners[row] = lambda *told, heard=heard, row=row: heard.__setitem__((row, told[0]), told[1])
         with torch.no_grad():
             backend.read(rows, prompts, [1] * len(prompts))
             backend.read(rows, [[7], [8, 9], [1] * 9], [1, 0, 0])
