@@ -59,7 +59,7 @@ vllm: .vllm/.ready ## set up vLLM in an environment of its own, .vllm, for `serv
 .vllm/.ready:
 	$(PYTHON) -m venv .vllm
 	$(VLLM_PIP) $(VLLM) || $(VLLM_PIP) --extra-index-url https://download.pytorch.org/whl/cpu $(VLLM)
-	.vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch: importing vLLM fails
+	$(if $(findstring cpu,$(VLLM)),.vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)  # of another torch
 	@touch $@
 
 test: $(READY) ## run the tests (at most ten minutes)

@@ -16,7 +16,7 @@ from dsv3.serving.json_grammar import JSONGrammars
 from dsv3.serving.scheduler import Limits, Scheduler
 from dsv3.serving.served_model import ModelSettings, NativePrompts, Served, name_of
 from dsv3.serving.vllm_engine import VLLMEngine
-from dsv3.serving.vllm_process import VLLMProcess, private_folder, python
+from dsv3.serving.vllm_process import MODEL, VLLMProcess, private_folder, python
 
 STARTS_WITHIN = 900.0
 """Seconds; vLLM compiles the model first."""
@@ -45,7 +45,7 @@ def open_vllm(
     folder = private_folder()
     export_run(
         checkpoint,
-        folder,
+        folder / MODEL,
         weights="ema" if settings.weights == "ema" else "live",
         mtp=False,
         dtype=torch.float32,

@@ -29,7 +29,7 @@ SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 
 
 class VLLMProcess:
-    """Serves an exported folder, which it takes over and removes in the end."""
+    """Serves the model in the subfolder `MODEL` of a private folder, which it removes in the end."""
 
     def __init__(
         self, folder: Path, *, length: int, texts: int, dtype: str, threads: int, flags: Sequence[str]
@@ -38,7 +38,7 @@ class VLLMProcess:
         self.folder, self.socket, self.log = folder, folder / "socket", folder / "log"
         command = [
             str(python()), "-m", "vllm.entrypoints.openai.api_server", "--uds", str(self.socket),
-            "--model", str(folder), "--served-model-name", MODEL, "--dtype", dtype,
+            "--model", str(folder / MODEL), "--served-model-name", MODEL, "--dtype", dtype,
             "--max-model-len", str(length), "--max-num-seqs", str(texts), *flags,
         ]  # fmt: skip
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +67,20 @@ class Running:
         return NativeModel(self.decoder, model.tokenizer, name="own", max_length=model.max_length)
 
 
-def write_model(folder: Path, *, seed: int = 1, length: int = 256) -> Path:
-    config = configured("precision=fp32", **SHAPES | {"vocab_size": VOCABULARY})
+def write_model(folder: Path, *, seed: int = 1, length: int = 256, **shapes: int) -> Path:
+    config = configured("precision=fp32", **SHAPES | {"vocab_size": VOCABULARY} | shapes)
     config.data.sequence_length = length
     folder.parent.mkdir(parents=True, exist_ok=True)
     return write_run(folder, config, random_model(config, seed=seed))
 
 
 @contextmanager
-def running(folder: Path, *, compare: bool = False, **options: Any) -> Iterator[Running]:
+def running(
+    folder: Path, *, compare: bool = False, shapes: Mapping[str, int] | None = None, **options: Any
+) -> Iterator[Running]:
     """Of the accounts `ada` and `bob`. `options`: of `python -m dsv3 serve`, by default with engine=eager."""
     options = {"engine": "eager", **options}
-    checkpoint = str(write_model(folder / "one" / "seed1"))
+    checkpoint = str(write_model(folder / "one" / "seed1", **shapes or {}))
     other = str(write_model(folder / "two" / "seed1", seed=2)) if compare else None
     database = Database(folder / "accounts.sqlite")
     service = open_service(Options(checkpoint=checkpoint, compare=other, device="cpu", **options), database)
