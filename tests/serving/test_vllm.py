@@ -1,4 +1,4 @@
-"""vLLM behind the server: with a stand-in for its process, and, where `make vllm` was called, with itself."""
+"""vLLM behind the server, with a stand-in for its process; `test_vllm_itself.py` has the real one."""
 
 import json
 import sys
@@ -16,7 +16,6 @@ from tests.serving.running import Running, running
 
 PUBLISHED = {"n_groups": 1, "topk_groups": 1}
 """Shapes that Hugging Face's format can hold."""
-INSTALLED = vllm_process.ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +119,13 @@ def test_its_death_is_the_engines(environment: Path, tmp_path: Path) -> None:
 
 
 def test_a_start_that_fails_says_why(environment: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="vLLM has ended with status 1: ValueError: no such model"):
-        with running(tmp_path, engine="vllm", shapes=PUBLISHED, vllm=["--die"]):
-            pass
+    server = running(tmp_path, engine="vllm", shapes=PUBLISHED, vllm=["--die"])
+    with pytest.raises(RuntimeError, match="vLLM has ended with status 1: ValueError: no such model"), server:
+        pass
 
 
 def test_without_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_process, "ENVIRONMENT", tmp_path / ".vllm")
-    with pytest.raises(ValueError, match="engine=vllm: .* holds no vLLM; set it up with: make vllm"):
-        with running(tmp_path, engine="vllm", shapes=PUBLISHED):
-            pass
+    server = running(tmp_path, engine="vllm", shapes=PUBLISHED)
+    with pytest.raises(ValueError, match=r"engine=vllm: .* holds no vLLM; set it up with: make vllm"), server:
+        pass
