@@ -1,7 +1,8 @@
 """A run served by vLLM: exported, started, and put behind the same prompts and scheduler."""
 
+import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 
@@ -42,28 +43,28 @@ def open_vllm(
     model = TextModel(
         tokenizer, name=name_of(checkpoint), max_length=length, fim_order=config.data.fim.order, chat=False
     )
-    folder = private_folder()
-    export_run(
-        checkpoint,
-        folder / MODEL,
-        weights="ema" if settings.weights == "ema" else "live",
-        mtp=False,
-        dtype=torch.float32,
-        max_shard_bytes=SHARD_BYTES,
-    )
-    process = VLLMProcess(
-        folder,
-        length=length,
-        texts=limits.slots,
-        dtype="float32" if cpu else "bfloat16",
-        threads=torch.get_num_threads(),
-        flags=flags,
-    )
-    try:
+    with ExitStack() as undone:
+        folder = private_folder()
+        undone.callback(shutil.rmtree, folder, ignore_errors=True)
+        export_run(
+            checkpoint,
+            folder / MODEL,
+            weights="ema" if settings.weights == "ema" else "live",
+            mtp=False,
+            dtype=torch.float32,
+            max_shard_bytes=SHARD_BYTES,
+        )
+        process = VLLMProcess(
+            folder,
+            length=length,
+            texts=limits.slots,
+            dtype="float32" if cpu else "bfloat16",
+            threads=torch.get_num_threads(),
+            flags=flags,
+        )
+        undone.callback(process.close)
         process.wait(STARTS_WITHIN)
-    except BaseException:
-        process.close()
-        raise
+        undone.pop_all()
     engine = VLLMEngine(process, decode=model.decode)
     return Served(
         name=model.name,

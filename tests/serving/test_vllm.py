@@ -118,10 +118,17 @@ def test_its_death_is_the_engines(environment: Path, tmp_path: Path) -> None:
     assert not process.folder.exists()
 
 
-def test_a_start_that_fails_says_why(environment: Path, tmp_path: Path) -> None:
+def test_a_start_that_fails_says_why_and_leaves_nothing(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     server = running(tmp_path, engine="vllm", shapes=PUBLISHED, vllm=["--die"])
     with pytest.raises(RuntimeError, match="vLLM has ended with status 1: ValueError: no such model"), server:
         pass
+    with pytest.raises(ValueError, match="cannot hold this model"), running(tmp_path / "other", engine="vllm"):
+        pass
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_without_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
