@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.cache import cached, digest
+from data.words import DIGIT, WORD, Words, patterns_of
 from dsv3.bounds import PositiveInt
 from dsv3.prompts.chat import CHAT_TEMPLATE
 
@@ -33,16 +34,6 @@ SPECIAL = {
 
 PLACEHOLDER = "<｜place▁holder▁no▁{}｜>"
 """Fills a vocabulary that the texts were too few to fill, as DeepSeek's own is filled."""
-
-WORDS = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",  # a word with the space, dot, underscore or bracket before it
-        r" ?[\p{P}\p{S}]+[\r\n]*",  # punctuation, together with line breaks that follow
-        r"\s*[\r\n]+",  # blank lines
-        r"\s+(?!\S)",  # a run of spaces, such as indentation, up to the one that goes with the word
-        r"\s+",
-    ]
-)
 
 SURROGATES = re.compile("[\udc80-\udcff]")
 
@@ -77,11 +68,15 @@ class ByteLevelBPE:
         self._byte_ids = [vocab[letter] for _, letter in sorted(_byte_letters().items())]
         self._plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "post_processor": None}))
 
+        patterns = patterns_of(content)
+        self._words = Words(patterns, self._plain, _byte_letters()) if patterns else None
+
     def encode(self, text: str) -> list[int]:
-        return self._plain.encode(text, add_special_tokens=False).ids
+        ids = self._words.encode(text) if self._words else None
+        return self._plain.encode(text, add_special_tokens=False).ids if ids is None else ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -238,7 +233,7 @@ def train_bpe(
     if vocab_size < smallest:
         raise ValueError(f"tokenizer.vocab_size={vocab_size}: must be at least {smallest} (special tokens and bytes)")
     sample = list(_sample(texts, sample_characters))
-    key = digest([vocab_size, WORDS, list(SPECIAL.values()), sample])
+    key = digest([vocab_size, WORD, list(SPECIAL.values()), sample])
 
     def build(folder: Path) -> None:
         _train(vocab_size, sample).save(str(folder))
@@ -269,8 +264,8 @@ def _train(vocab_size: int, sample: Sequence[str]) -> ByteLevelBPE:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(DIGIT), "isolated"),
+            pre_tokenizers.Split(Regex(WORD), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

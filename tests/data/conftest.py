@@ -138,3 +138,11 @@ def default_data() -> DataModule:
     data = make(tokenizer=tokenizer, global_batch_size=lambda tokens: 8, cache_dir=ROOT / config.data.cache_dir)
     data.setup()
     return data
+
+
+@pytest.fixture(params=["trained", "deepseek"], scope="module")
+def any_tokenizer(request: pytest.FixtureRequest) -> ByteLevelBPE:
+    name = {"trained": "tokenizer", "deepseek": "deepseek_tokenizer"}[request.param]
+    result = request.getfixturevalue(name)
+    assert isinstance(result, ByteLevelBPE)
+    return result

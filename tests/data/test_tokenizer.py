@@ -23,14 +23,6 @@ SAMPLES = [
 ]
 
 
-@pytest.fixture(params=["trained", "deepseek"], scope="module")
-def any_tokenizer(request: pytest.FixtureRequest) -> ByteLevelBPE:
-    name = {"trained": "tokenizer", "deepseek": "deepseek_tokenizer"}[request.param]
-    result = request.getfixturevalue(name)
-    assert isinstance(result, ByteLevelBPE)
-    return result
-
-
 @settings(max_examples=200)
 @given(text=TEXTS)
 def test_text_survives(any_tokenizer: ByteLevelBPE, text: str) -> None:
