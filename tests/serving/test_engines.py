@@ -13,6 +13,8 @@ from dsv3.inference.generation import generate
 from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.prefixes import SHORTEST_SHARED
 from dsv3.inference.sampling import Settings
+from dsv3.model.decoder import Decoder
+from dsv3.model.layers import cached_weight_casts
 from dsv3.serving.chat_server import Service
 from dsv3.serving.database import Database
 from dsv3.serving.routed_backend import RoutedBackend, RoutedDecoder
@@ -25,6 +27,7 @@ from tests.inference.test_engine import assert_equal_text, prompts_of
 from tests.serving.running import write_model
 
 ENGINES = ["of the run", "of a folder"]
+LONGEST = 9
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +52,26 @@ def backend_of(served: Served) -> RoutedBackend:
     return served.backend
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=ENGINES)
-def test_texts_of_many_are_those_of_eager_decoding(service: Service, folder: Path, which: int) -> None:
-    """50 prompts of two accounts, half of them beginning alike, that join while others write, half with drafts."""
-    served, model = list(service.models.values())[which], load_run(folder / "one" / "seed1").model
-    backend, draw, scheduler = backend_of(served), random.Random(0), served.scheduler
-    assert isinstance(backend.backend, OnnxBackend)
+@pytest.fixture(scope="module")
+def eager_texts(folder: Path) -> tuple[Decoder, list[tuple[list[int], list[int]]]]:
+    """The model, and 50 prompts, half of them beginning alike, with the text of each."""
+    model, draw = load_run(folder / "one" / "seed1").model, random.Random(0)
     beginning = [draw.randrange(50) for _ in range(SHORTEST_SHARED + 9)]
-    prompts = [[*beginning * (i % 2), *prompt] for i, prompt in enumerate(prompts_of(50, 60))]
+    prompts = [[*beginning * (i % 2), *prompt] for i, prompt in enumerate(prompts_of(50, 30))]
+    with cached_weight_casts(model):
+        return model, [(prompt, list(generate(model, prompt, Settings(max_tokens=LONGEST)))) for prompt in prompts]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=ENGINES)
+def test_texts_of_many_are_those_of_eager_decoding(service: Service, eager_texts: Any, which: int) -> None:
+    """They join while others write, of two accounts, half with drafts."""
+    (model, texts), served = eager_texts, list(service.models.values())[which]
+    backend, scheduler, prompts = backend_of(served), served.scheduler, [prompt for prompt, _ in texts]
+    assert isinstance(backend.backend, OnnxBackend)
     written: list[list[int]] = [[] for _ in prompts]
     jobs = []
     for i, prompt in enumerate(prompts):
-        settings = Settings(max_tokens=5 + i % 9, drafts=(0, 2)[i // 2 % 2])
+        settings = Settings(max_tokens=5 + i % (LONGEST - 4), drafts=(0, 2)[i // 2 % 2])
 
         def deliver(news: News, ids: list[int] = written[i]) -> None:
             ids += news.ids
@@ -71,9 +82,8 @@ def test_texts_of_many_are_those_of_eager_decoding(service: Service, folder: Pat
             scheduler.step()
     while scheduler.step():
         pass
-    for prompt, job, ids in zip(prompts, jobs, written, strict=True):
-        alone = list(generate(model, prompt, Settings(max_tokens=job.settings.max_tokens)))
-        assert_equal_text(model, prompt, ids, alone)
+    for (prompt, alone), job, ids in zip(texts, jobs, written, strict=True):
+        assert_equal_text(model, prompt, ids, alone[: job.settings.max_tokens])
     kept = scheduler.engine.kept
     assert scheduler.counts.copied_tokens > 10 * SHORTEST_SHARED
     assert served.speculation.kept > 0

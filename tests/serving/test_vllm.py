@@ -108,16 +108,6 @@ def test_its_socket_is_this_users_alone(server: Running) -> None:
     assert engine_of(server).process.folder.stat().st_mode & 0o077 == 0
 
 
-def test_its_death_is_the_engines(environment: Path, tmp_path: Path) -> None:
-    with running(tmp_path, engine="vllm", shapes=PUBLISHED) as server, server.client() as client:
-        process = engine_of(server).process
-        process.process.kill()
-        assert within(10, lambda: client.get("/health").status_code == 503)
-        assert client.post("/v1/completions", json={"model": server.model, "prompt": "x"}).status_code == 503
-    assert process.process.returncode is not None
-    assert not process.folder.exists()
-
-
 def test_a_start_that_fails_says_why_and_leaves_nothing(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,3 +126,15 @@ def test_without_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     server = running(tmp_path, engine="vllm", shapes=PUBLISHED)
     with pytest.raises(ValueError, match=r"engine=vllm: .* holds no vLLM; set it up with: make vllm"), server:
         pass
+
+
+def test_its_death_is_the_engines(server: Running) -> None:
+    """The last test: the server does not answer after it."""
+    process = engine_of(server).process
+    process.process.kill()
+    with server.client() as client:
+        assert within(10, lambda: client.get("/health").status_code == 503)
+        assert client.post("/v1/completions", json={"model": server.model, "prompt": "x"}).status_code == 503
+    server.service.close()
+    assert process.process.returncode is not None
+    assert not process.folder.exists()
