@@ -2,6 +2,7 @@
 
 import gc
 import secrets
+import signal
 import socket
 import sys
 import webbrowser
@@ -77,6 +78,7 @@ def run(options: Options) -> dict[str, Any]:
         )
     if is_local and not accounts.exists(LOCAL):
         accounts.add(LOCAL, None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what was started, as Ctrl-C does
     service = open_service(options, accounts.database)
     try:
         return {"url": answer(service, options, listening)}
@@ -98,7 +100,6 @@ def answer(service: "Service", options: Options, listening: socket.socket) -> st
     address = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{address}:{port}"
     entry = f"{url}/enter?token={token}" if token else f"{url}/login"
-    print(f"{', '.join(service.models)} at {entry}   (Ctrl-C to quit)", file=sys.stderr, flush=True)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -110,6 +111,7 @@ def answer(service: "Service", options: Options, listening: socket.socket) -> st
     )
     gc.collect()
     gc.freeze()  # so that garbage of requests is looked for among what requests made
+    print(f"{', '.join(service.models)} at {entry}   (Ctrl-C to quit)", file=sys.stderr, flush=True)
     service.start()
     if options.open:
         webbrowser.open(entry)  # the socket listens already: what is asked now is answered soon
