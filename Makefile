@@ -75,7 +75,7 @@ coverage: $(READY) ## run the tests and report what lines of the project they re
 	$(PYTEST) -m "not slow and not gpu" --cov=dsv3 --cov=plugins --cov=data --cov-report=term:skip-covered
 
 docs: $(READY) ## build the documentation site in site/; a broken link or reference fails
-	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null \
+	@$(BIN)/python -c 'import latex2mathml, material, mkdocs, mkdocstrings' 2>/dev/null \
 		|| $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "site/index.html; to search it: $(BIN)/python -m http.server --directory site"

@@ -3,6 +3,7 @@
     steps     a conversation for each step: what is seen, and the expert's action
     plans     a conversation for each episode: what is seen at first, and all of the expert's actions
     prompts   the questions of `plans` for reinforcement learning with the reward `episode`, which plays the answer
+    turns     the first question of `steps`, for reinforcement learning on whole episodes, played turn by turn
 
 Seeds lie below those of evaluation. Every twentieth episode is held out, whole.
 """
@@ -19,7 +20,7 @@ from dsv3.environments import ENVIRONMENTS, EVALUATION_SEEDS, ask, check_name, o
 VERSION = 1
 """Raised with every change of the code that makes other rows of the same settings."""
 
-Form = Literal["steps", "plans", "prompts"]
+Form = Literal["steps", "plans", "prompts", "turns"]
 
 HELD_OUT_EVERY = 20
 PACKAGES = ("minigrid", "crafter")
@@ -36,7 +37,8 @@ def demonstrations(
     weight: PositiveFloat,
 ) -> ExampleSource:
     """`environment`: a name, or what several names begin with, which then take turns. `episodes`: of all of them
-    together. `steps`: of an episode, at most. `history`: earlier steps in each prompt.
+    together. `steps`: of an episode, at most. `history`: earlier steps in each prompt; of `turns`, earlier turns that
+    stay in the conversation.
 
     Raises:
         ValueError: there is no such environment, or seeds reach into those of evaluation.
@@ -67,8 +69,12 @@ def named(environment: str) -> list[str]:
 
 
 def episode_rows(name: str, *, seed: int, steps: int, history: int, form: Form) -> Iterator[dict[str, Any]]:
-    """The rows of one episode, in which the expert plays; none of plans that fail."""
+    """The rows of one episode, in which the expert plays; none of plans that fail. Turns are left to the policy."""
     episode = opened(name, seed=seed, steps=steps)
+    if form == "turns":
+        how = {"form": form, "steps": steps, "history": history, "verifier": "episode"}
+        yield {"prompt": ask(episode.rules, [], episode.observation()), **how}
+        return
     expert, earlier = episode.expert(), list[tuple[str, str]]()
     while not episode.over:
         seen, action = episode.observation(), expert()

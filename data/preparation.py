@@ -11,7 +11,6 @@ Each lies in a folder of `cache_dir` that is named by the hash of what it follow
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import gc
 import logging
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow
+from filelock import FileLock, Timeout
 
 from data.cache import cached, digest
 from data.documents import PIECE
@@ -353,13 +353,16 @@ class _Sample:
 def locked(folder: Path) -> Iterator[None]:
     """Have a folder to oneself: of processes that want to make the same, one does and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares %s", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("waiting for another process that prepares %s", folder)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ next to it can then be imported. A tool that reads run folders has a field `allo
 `_target_`s that the files in `--config-dir` name.
 
 Exit status: 0 done; 2 a user's mistake, in the options or found while running (ValueError or OSError: its message); 130
-interrupted; 1 a defect: one line, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks instead.
+interrupted; 1 a defect, ours or a plugin's: two lines, and a file with the traceback. DSV3_TRACEBACK=1 shows tracebacks
+instead.
 """
 
 import ast
@@ -24,6 +25,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +44,7 @@ from dsv3.config.known_parts import targets_in
 from dsv3.config.moved import answer, moved
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
+from dsv3.paths import ROOT
 from dsv3.runtime import launched_rank
 from dsv3.strict_json import text_of
 
@@ -157,8 +160,18 @@ def user_errors(folder: Path | None = None) -> Iterator[None]:
             sys.exit(2)
         file = _write_traceback(folder)
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        print(f"error: {what}\nThis is a defect of dsv3; the traceback is in {file}", file=sys.stderr)
+        print(f"error: {what}\n{_whose(error)}; the traceback is in {file}", file=sys.stderr)
         sys.exit(1)
+
+
+def _whose(error: BaseException) -> str:
+    """Whether a defect is ours or a plugin's of the user's: the last code in its traceback that is no library's."""
+    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
+    ours = tuple(str(ROOT / name) for name in ("dsv3", "plugins", "data", "hydra_plugins", "train.py", "evaluate.py"))
+    if frames and not frames[-1].filename.startswith(ours):
+        return f"Raised in {frames[-1].filename}, line {frames[-1].lineno}, which is no part of dsv3"
+    return "This is a defect of dsv3"
 
 
 def _write_traceback(folder: Path | None) -> Path:

@@ -50,18 +50,25 @@ class MicroBatch(NamedTuple):
     document_ids_BT: Tensor  # documents of a row are numbered from 1; 0 is padding
     domains_BT: Tensor  # index into the datamodule's `domains`
     extra: Mapping[str, Tensor] = {}  # [B, T] each: what an objective's `prepare` added, by name
+    replay: Mapping[str, Tensor] = {}  # [B, T, K] by MoE layer: experts in place of its router's choice; -1: its choice
+
+    @property
+    def packed(self) -> tuple[Tensor, ...]:
+        """The tensors that every micro-batch has, in the order of its fields."""
+        return self[:5]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         """The micro-batch with every tensor changed."""
-        extra = {name: change(tensor) for name, tensor in self.extra.items()}
-        tokens, targets, positions, documents, domains = (change(tensor) for tensor in self[:-1])
-        return MicroBatch(tokens, targets, positions, documents, domains, extra)
+        extra, replay = ({name: change(tensor) for name, tensor in each.items()} for each in (self.extra, self.replay))
+        tokens, targets, positions, documents, domains = map(change, self.packed)
+        return MicroBatch(tokens, targets, positions, documents, domains, extra, replay)
 
     def padding(self) -> "MicroBatch":
         """One of this shape that has no tokens. Integers in `extra` are targets that only the objective reads."""
         empty = self.map(torch.zeros_like)
         extra = {name: value if value.is_floating_point() else value + IGNORE for name, value in empty.extra.items()}
-        return empty._replace(targets_BT=empty.targets_BT + IGNORE, extra=extra)
+        replay = {name: value - 1 for name, value in empty.replay.items()}
+        return empty._replace(targets_BT=empty.targets_BT + IGNORE, extra=extra, replay=replay)
 
 
 class Prompt(NamedTuple):
@@ -75,6 +82,10 @@ class Prompt(NamedTuple):
     def unanswered(self) -> "Answer":
         """An answer of no words, which earns 0: a reward that cannot use the prompt's row says so when it is asked."""
         return Answer(self.text, "", [], False, self.item)
+
+    def answered(self, rollout: "Rollout") -> "Answer":
+        turns = [turn.text for turn in rollout.turns]
+        return Answer(self.text, rollout.text, rollout.ids, rollout.ended, self.item, turns)
 
 
 class Step(NamedTuple):
@@ -216,13 +227,40 @@ class Forward(NamedTuple):
     routings: "dict[str, Routing]"  # by the name of the MoE layer; MTP's included
 
 
-class Rollout(NamedTuple):
-    """One sampled continuation of a prompt."""
+class Turn(NamedTuple):
+    """What a policy read, and how it went on."""
 
+    prompt: list[int]
     ids: list[int]  # what was sampled, EOS included where it ended by itself
     text: str  # of it, without special tokens
     ended: bool  # by itself; False: cut at the limit of tokens
     log_probs: list[float]  # of each id, under the distribution that it was drawn from
+    experts: Mapping[str, list[list[int]]] = {}  # by MoE layer the K of each token but the last one; -1: not recorded
+
+
+class Rollout(NamedTuple):
+    """A sampled answer of one turn, or an episode of several: between them an environment tells what came of each."""
+
+    turns: list[Turn]
+
+    @property
+    def ids(self) -> list[int]:
+        """What was sampled in all turns."""
+        return [token for turn in self.turns for token in turn.ids]
+
+    @property
+    def log_probs(self) -> list[float]:
+        return [value for turn in self.turns for value in turn.log_probs]
+
+    @property
+    def text(self) -> str:
+        """A line for each turn."""
+        return "\n".join(turn.text for turn in self.turns)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last turn did by itself."""
+        return self.turns[-1].ended
 
 
 class Models(Protocol):
@@ -245,10 +283,14 @@ class Models(Protocol):
         """
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, max_tokens: int, temperature: float, experts: bool
     ) -> list[Rollout]:
-        """A continuation of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that
-        it depends neither on the prompts beside it nor on the number of ranks."""
+        """A rollout of each prompt by the policy as it is now, drawn with random numbers of its own seed, so that it
+        depends neither on the prompts beside it nor on the number of ranks. A prompt whose row says so opens an episode
+        of several turns (`dsv3.rollout.turns`). `max_tokens`: of a turn. `experts`: record those of every token.
+
+        Raises ValueError where experts are to be recorded and a router cannot use them (`ReplaysRouting`).
+        """
 
     def log_probs(self, model: nn.Module, micro: "MicroBatch", *, temperature: float = 1.0) -> Tensor:
         """ln p of each target under softmax(logits / temperature), float32 [B, T], 0 where there is none."""
@@ -311,6 +353,7 @@ class Answer(NamedTuple):
     ids: Sequence[int]
     ended: bool  # by itself, with EOS; False: cut at the limit of tokens
     item: Mapping[str, Any]  # the row of the data: `answer`, `verifier`, and whatever else it has
+    turns: Sequence[str] = ()  # of an episode: what was written in each
 
 
 class Reward(Protocol):
@@ -397,6 +440,14 @@ class Router(Protocol):
 
     def __call__(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
         """`bias_E` moves the selection only, never a gate value. `tokens_N` are the token ids (hash routing)."""
+
+
+@runtime_checkable
+class ReplaysRouting(Protocol):
+    """What a router may offer beside its contract: to go on with experts that were chosen before, elsewhere."""
+
+    def gates(self, affinities_NE: Tensor, experts_NK: Tensor) -> Tensor:
+        """Gates float32 [N, K] of these experts, with a gradient, as if the router had chosen them."""
 
 
 class Balancing(Protocol):

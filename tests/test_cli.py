@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from dsv3.cli import main, user_errors
 from dsv3.paths import CONF
+from dsv3.strict_json import text_of
 
 ROOT = CONF.parent
 
@@ -258,8 +259,18 @@ def test_a_defect_is_one_line_and_a_file_with_the_traceback(
     assert 'raise KeyError("a defect' in file.read_text()
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("error: KeyError: ")
+    assert told[1].startswith(f"Raised in {__file__}, line "), "a file of the user's"
     assert told[1].endswith(str(file))
     assert len(told) == 2
+
+
+def test_a_defect_of_ours_is_called_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit), user_errors():
+        text_of([1], indent=[])  # type: ignore[arg-type]  # raised in the standard library, called by ours
+    assert "This is a defect of dsv3; " in capsys.readouterr().err
 
 
 def test_an_option_out_of_its_range_is_found_before_the_tool_runs(capsys: pytest.CaptureFixture[str]) -> None:

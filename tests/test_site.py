@@ -1,10 +1,10 @@
 """The documentation site: what is made from the project is complete, and the commands that pages show are sound."""
 
+import html
 import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,21 @@ import yaml
 from dsv3 import cli
 from dsv3.config.preflight import check
 from tests.conftest import ROOT
+from tests.documented import commands, write_files
 
-SPEC = importlib.util.spec_from_file_location("generated", ROOT / "docs" / "hooks" / "generated.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-GENERATED: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(GENERATED)
 
-BLOCK = re.compile(r"^```(?:bash|shell)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+def hook(name: str) -> Any:
+    """A module of docs/hooks."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATED = hook("generated")
+
 PLACES = ("run.init_from", "objective.teachers", "run.dir", "run.on_end", "resume", "checkpoint", "compare")
 """Keys whose value a page may name although it is not on this machine: runs and programs of the reader's."""
 
@@ -62,16 +69,37 @@ def test_links_of_the_roots_pages_are_those_of_the_site() -> None:
     assert GENERATED.of_root(text) == "[a](plan.md#x) [b](changes.md) [c](https://x.y/docs/z) ![d](images/e.png)"
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """Page and words of every command of the project that a page shows."""
-    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]:
-        for block in BLOCK.findall(page.read_text()):
-            for line in block.replace("\\\n", " ").splitlines():
-                if re.match(r"(python (train|evaluate)\.py|python -m (dsv3|data)|dsv3) ?", line):
-                    yield page.name, shlex.split(line, comments=True)
+def test_every_formula_becomes_mathml_of_its_own() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    formulas = re.findall(r"\$\$(.+?)\$\$", page) + re.findall(r"(?<!\$)\$([^$\n]+)\$(?!\$)", page)
+    assert len(formulas) > 30
+    for formula in formulas:
+        found = hook("formulas").on_page_content(rf'<span class="arithmatex">\({html.escape(formula)}\)</span>')
+        assert re.fullmatch(r"<math .*</math>", found)
+        assert "\\" not in found, "latex2mathml leaves a command that it does not know as text"
+    shown = hook("formulas").on_page_content('<div class="arithmatex">\\[a \\lt b\\]</div>')
+    assert shown.startswith('<div class="formula"><math ')
 
 
-COMMANDS = list(commands())
+def test_the_concepts_have_every_equation_of_the_report_and_their_files_exist() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    numbers: set[int] = set()
+    for first, _, last in re.findall(r"\\qquad \((\d+)(\\text\{-\}|, )?(\d+)?\)", page):
+        numbers |= set(range(int(first), int(last or first) + 1))
+    assert numbers == set(range(1, 26))
+    for name in re.findall(r"`((?:plugins|dsv3|data)/\S+\.py)`", page):
+        assert (ROOT / name).exists()
+
+
+def test_messages_that_the_page_about_errors_quotes_are_the_programs() -> None:
+    quoted = re.findall(r"^\| \*(.+?)\* \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    program = "".join(path.read_text() for path in (ROOT / "dsv3").rglob("*.py"))
+    program = re.sub(r'"\s*\n\s*\+? *f?"', "", program)  # strings that go on in the next line
+    assert len(quoted) > 3
+    assert [words for words in quoted if words not in program] == []
+
+
+COMMANDS = [(command.page, shlex.split(command.line)) for command in commands() if command.is_ours]
 
 
 def mistakes(words: list[str]) -> list[str]:
@@ -93,5 +121,6 @@ def mistakes(words: list[str]) -> list[str]:
 def test_a_command_that_a_page_shows_is_sound(
     page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert mistakes(words) == []

@@ -88,8 +88,8 @@ def statistics(corpus: Prepared) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     """Print the figures as a table, and what was left out."""
     console = Console(highlight=False)
-    table = Table()
-    columns = ("domain", "documents", "text", "tokens", "bytes/token", "held out", "dropped", "epochs")
+    table = Table(box=None, header_style="bold")  # frames would cut numbers at 80 columns
+    columns = ("domain", "documents", "text", "tokens", "B/token", "held out", "dropped", "epochs")
     for column in columns:
         table.add_column(column, justify="left" if column == "domain" else "right")
     for name, domain in found["domains"].items():

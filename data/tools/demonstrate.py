@@ -8,7 +8,7 @@ from typing import Any, cast
 from dsv3.bounds import NonNegativeInt, PositiveInt
 from dsv3.cli import option
 
-FORMS = ("steps", "plans", "prompts")
+FORMS = ("steps", "plans", "prompts", "turns")
 
 
 @dataclass
@@ -16,7 +16,9 @@ class Options:
     env: str = option("babyai", "environment: babyai (five task types in turn), babyai/goto, ..., crafter")
     episodes: PositiveInt = option(1000, "number of episodes")
     out: str = option("demonstrations.jsonl", "file to write")
-    form: str = option("steps", "a row per step, per episode, or prompts for GRPO", choices=FORMS)
+    form: str = option(
+        "steps", "a row per step, a plan per episode, or GRPO's prompts of plans or turns", choices=FORMS
+    )
     steps: PositiveInt = option(64, "steps per episode, at most")
     history: NonNegativeInt = option(0, "earlier steps in each prompt")
     first_seed: NonNegativeInt = option(0, "seed of the first episode; evaluation's begin at 2,000,000,000")

@@ -20,7 +20,7 @@ from dsv3.build import build_model
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.checkpoint.onnx.exported import export_onnx
-from dsv3.contracts import Rollout
+from dsv3.contracts import Turn
 from dsv3.evaluation.held_out import held_out_data
 from dsv3.inference.backend import DecoderBackend
 from dsv3.inference.engine import complete
@@ -108,7 +108,7 @@ def rollouts(config: DictConfig, model: Decoder, repeats: int) -> Figure:
     generator = torch.Generator().manual_seed(1)
     asked = torch.randint(0, VOCABULARY, (ROLLOUTS, PROMPT_TOKENS), generator=generator).tolist()
 
-    def drawn(source: Any) -> list[Rollout]:
+    def drawn(source: Any) -> list[Turn]:
         seeds = list(range(ROLLOUTS))
         tokenizer: Any = NoText()
         return sample(source, tokenizer, asked, seeds, max_tokens=ROLLOUT_TOKENS, temperature=1.0)

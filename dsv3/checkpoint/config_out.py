@@ -146,7 +146,8 @@ def unsupported_routing(parts: Parts, family: str) -> Iterator[str]:
     summed = router["group_score_top"] or max(1, router["top_k"] // router["topk_groups"])
     if summed != V3_GROUP_SCORE_TOP:
         wants = f"deepseek_v3 sums the best {V3_GROUP_SCORE_TOP} of a group"
-        yield f"router.group_score_top={summed} (which null takes from top_k / topk_groups), and {wants}"
+        advice = f"train with router.group_score_top={V3_GROUP_SCORE_TOP}"
+        yield f"router.group_score_top={summed} (which null takes from top_k / topk_groups), and {wants} ({advice})"
     if not router["biased_groups"]:
         yield "router.biased_groups=false, and deepseek_v3 scores groups with the bias"
 

@@ -1,7 +1,7 @@
 """The lock by which one process at a time trains in a run folder, and others see whether one does."""
 
 import contextlib
-import fcntl
+import fcntl  # filelock has no shared lock, by which readers without write access ask
 import os
 import socket
 import time

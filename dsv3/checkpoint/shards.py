@@ -7,12 +7,12 @@ E4M3 * factor.
 
 import contextlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.serialization._base import parse_size_to_int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,15 +20,17 @@ from torch import Tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SCALE = "_scale_inv"
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as 500MB or 5GB."""
-    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)", text.strip().upper())
-    if match is None or int(match[1]) == 0:
-        raise ValueError(f"max_shard_size={text}: must be a number with KB, MB or GB, such as 5GB")
-    return int(match[1]) * UNITS[match[2]]
+    try:
+        size = parse_size_to_int(text)
+    except (ValueError, OverflowError):  # not a number; infinity
+        size = 0
+    if size < 1:
+        raise ValueError(f"max_shard_size={text}: must be a number with KB, MB, GB or TB, such as 5GB")
+    return size
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,7 @@ from dsv3.config.facts import Facts, Relation
 from dsv3.config.problems import Problem
 
 CONVERSATIONS = ("conversations", "babyai", "competition")
-PROMPTS = ("prompts", "babyai_prompts", "competition_prompts")
+PROMPTS = ("prompts", "babyai_prompts", "babyai_turns", "competition_prompts")
 DATA_OF = {
     "pretraining": ("default", "files", "hub", "large", "token_files"),
     "sft": CONVERSATIONS,
@@ -16,6 +16,7 @@ DATA_OF = {
     "distill": (*PROMPTS, *CONVERSATIONS),
 }
 """Options of `data` that conf/ ships, by the objective that they are for."""
+FIXED_ROUTERS = ("hash", "random")
 
 
 def objective_has_its_data(facts: Facts) -> Iterator[Problem]:
@@ -54,4 +55,18 @@ def answers_fit_rows(facts: Facts) -> Iterator[Problem]:
         yield Problem(*answer, f"must be below {length.key}={length.value}, so that a prompt has room too")
 
 
-OF_OBJECTIVES: tuple[Relation, ...] = (objective_has_its_data, reference_is_named, teachers_exist, answers_fit_rows)
+def router_can_replay(facts: Facts) -> Iterator[Problem]:
+    """Of the routers that conf/ ships; what a stranger's offers is seen when the model is built."""
+    router = facts.view.choices.get("router")
+    if facts.value("objective.replay_routing") is True and router in FIXED_ROUTERS:
+        message = f"router={router} has no gates for recorded experts; must be false, or another router"
+        yield Problem("objective.replay_routing", True, message)
+
+
+OF_OBJECTIVES: tuple[Relation, ...] = (
+    objective_has_its_data,
+    reference_is_named,
+    teachers_exist,
+    answers_fit_rows,
+    router_can_replay,
+)

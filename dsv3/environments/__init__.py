@@ -10,8 +10,8 @@
 For the evaluation of agents, for demonstrations and for rewards. minigrid and crafter come with the extra `agents`.
 """
 
-from dsv3.environments.episode import ENVIRONMENTS, EVALUATION_SEEDS, Episode, check_name, opened
-from dsv3.environments.wording import ask, plan_of, read_action, read_plan
+from dsv3.environments.episode import ENVIRONMENTS, EVALUATION_SEEDS, Episode, check_name, in_turns, opened
+from dsv3.environments.wording import ask, go_on, plan_of, read_action, read_plan
 
 __all__ = [
     "ENVIRONMENTS",
@@ -19,6 +19,8 @@ __all__ = [
     "Episode",
     "ask",
     "check_name",
+    "go_on",
+    "in_turns",
     "opened",
     "plan_of",
     "read_action",

@@ -1,9 +1,9 @@
 """Episodes: the contract of an environment that is played in words, and opening one by name and seed."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,6 +67,11 @@ def check_name(name: str) -> str:
         near = difflib.get_close_matches(name, ENVIRONMENTS, n=1, cutoff=0.0)
         raise ValueError(f"environment={name}: must be one of {', '.join(ENVIRONMENTS)}. Did you mean {near[0]!r}?")
     return name
+
+
+def in_turns(row: Mapping[str, Any]) -> bool:
+    """Whether a row of prompts opens an episode that is played turn by turn, not in a plan."""
+    return "environment" in row and row.get("form") == "turns"
 
 
 def opened(name: str, *, seed: int, steps: int) -> Episode:

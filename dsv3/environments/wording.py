@@ -14,7 +14,12 @@ AROUND = " \t\r.:*\"'`"
 def ask(rules: str, history: Sequence[tuple[str, str]], observation: str, *, plan: bool = False) -> str:
     """A prompt. `history`: earlier observations and actions, oldest first. `plan`: asks for all actions at once."""
     earlier = [f"{seen}\n{REPLY} {done}" for seen, done in history]
-    return "\n".join([rules, *earlier, f"{observation}\n{PLAN if plan else REPLY}"])
+    return "\n".join([rules, *earlier, f"{observation}\n{PLAN}" if plan else go_on(observation)])
+
+
+def go_on(observation: str) -> str:
+    """What follows an action in a conversation that `ask` began."""
+    return f"{observation}\n{REPLY}"
 
 
 def read_action(reply: str, actions: Sequence[str]) -> str | None:

@@ -98,7 +98,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         other, n = ema["questions"][family], value["questions"]
         shares = (value["correct"] / n, other["correct"] / n, value["majority_correct"] / n)
         answers.add_row(family, str(n), *(f"{share:.1%}" for share in shares))
-    console.print(table, answers, specialisation(result["expert_load"]), sep="\n", soft_wrap=True)
+    tables = (table, *([answers] if live["questions"] else []), specialisation(result["expert_load"]))
+    console.print(*tables, sep="\n", soft_wrap=True)
 
 
 def specialisation(load: dict[str, dict[str, list[float]]]) -> Table:

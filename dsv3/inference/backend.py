@@ -4,12 +4,13 @@ Shape legend: B rows, T positions, X positions of all rows, V vocabulary.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dsv3.contracts import Routing
 from dsv3.inference.prefixes import padded
 from dsv3.inference.speculation import DecoderModules, Drafter
 from dsv3.model.decoder import Caches, Decoder
@@ -45,6 +46,11 @@ class Backend(Protocol):
         """Append each row's tokens, 1 or more, not as many in each; float32 logits [wanted[b], V] after the last ones.
 
         A row's logits do not depend on the rows beside it, but for rounding.
+        """
+
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
+        """Of each row of the latest `read`, what every MoE layer of the main model chose for the tokens that it was
+        given: int64 [T, K] on the CPU, by the layer's name; no layer where the model is dense or does not tell.
         """
 
     def draft(
@@ -133,7 +139,8 @@ class DecoderBackend(DraftingBackend):
         self.model = model
         self.caches = model.new_caches()
         self.drafter = Drafter(DecoderModules(model))
-        self.places: list[slice] = []  # of the latest `read`, where each row's tokens lie in its pass
+        self._routings: Mapping[str, Routing] = {}  # of the latest `read`
+        self.places: list[slice] = []  # where each row's tokens lie in its pass
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         counts = list(map(len, tokens))
@@ -158,11 +165,16 @@ class DecoderBackend(DraftingBackend):
         self.places = [slice(start, start + count) for start, count in zip(starts, counts)]
         if flat is not None:
             tokens_X1 = torch.tensor([[token] for ids in tokens for token in ids], device=self.model.device)
-            return self.model.decode_states(tokens_X1, flat).flatten(0, 1)
+            last_X1D, self._routings = self.model.decode_states(tokens_X1, flat)
+            return last_X1D.flatten(0, 1)
         held = self.caches.select(rows)
         before = held.lengths
-        last_BTD = self.model.decode_states(padded(tokens, self.model.device), held)
+        last_BTD, self._routings = self.model.decode_states(padded(tokens, self.model.device), held)
         for row, count in zip(rows, counts, strict=True):
             if count < longest:
                 self.caches.rewind(row, before[row] + count)
         return last_BTD.flatten(0, 1)
+
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
+        by_layer = {name: routing.experts_NK.cpu() for name, routing in self._routings.items()}
+        return [{name: experts_NK[place] for name, experts_NK in by_layer.items()} for place in self.places]

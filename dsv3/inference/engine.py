@@ -15,7 +15,7 @@ The weights must not change from the first row's beginning to the last one's end
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from dsv3.inference.backend import Backend
 from dsv3.inference.kept_rows import KeptRow, KeptRows
 from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
+from dsv3.inference.recorded_experts import RecordedExperts
 from dsv3.inference.sampling import Choice, Settings, choice_of, penalised
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode, TextStream, cut_at
@@ -53,6 +54,7 @@ class Completion(NamedTuple):
     ids: list[int]  # as in `Event`
     text: str  # before the first stop string
     finished: Finish
+    experts: Mapping[str, list[list[int]]] = {}  # as `RecordedExperts`, of all tokens but the one written last
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Row:
     stream: TextStream | None
     owner: str
     watch: Watch | None
+    experts: RecordedExperts | None = None
     read: int = 0  # positions that the backend holds
     copied: int = 0  # of these, taken from another row
     drafts: list[int] = field(default_factory=list)  # after the tokens, not verified yet
@@ -153,9 +156,11 @@ class Engine:
         choice: Choice | None = None,
         owner: str = "",
         watch: Watch | None = None,
+        experts: bool = False,
     ) -> int:
         """A new row that continues the prompt from the next step on. `choice`: instead of what the settings say.
         `owner`: rows copy the beginnings of this owner's rows alone. `watch`: such a row reads its whole prompt itself.
+        `experts`: record the experts of its tokens.
 
         Raises:
             ValueError: the prompt is empty, there is nothing to draft with, or stop strings are given and no `decode`.
@@ -168,7 +173,8 @@ class Engine:
         self.backend.add(number, drafts=settings.drafts > 0)
         stream = TextStream(self.decode, settings.stop) if self.decode is not None else None
         choice = choice or choice_of(settings)
-        self.rows[number] = Row(number, settings, choice, list(prompt), len(prompt), stream, owner, watch)
+        record = RecordedExperts() if experts else None
+        self.rows[number] = Row(number, settings, choice, list(prompt), len(prompt), stream, owner, watch, record)
         return number
 
     @property
@@ -255,6 +261,8 @@ class Engine:
             self.backend.copy(source.number, row.number, shared)
             self.kept.used(source.number)
             row.read = row.copied = shared
+            if row.experts is not None and isinstance(source, Row) and source.experts is not None:
+                row.experts.copy(source.experts, shared)
         return source is not None
 
     def _read(self, group: dict[int, int]) -> list[Event]:
@@ -267,6 +275,10 @@ class Engine:
             for row, end, all_ in zip(rows, ends, given, strict=True)
         ]
         logits = self.backend.read([row.number for row in rows], given, wanted)
+        if any(row.experts is not None for row in rows):
+            for row, chosen in zip(rows, self.backend.chosen_experts(), strict=True):
+                if row.experts is not None:
+                    row.experts.put(row.read, chosen)
         events = []
         for row, piece, end, logits_SV in zip(rows, pieces, ends, logits, strict=True):
             if row.watch is not None and row.read < row.prompt:
@@ -320,23 +332,26 @@ def complete(
     decode: Decode,
     at_once: int,
     choices: Sequence[Choice] | None = None,
+    experts: bool = False,
 ) -> list[Completion]:
     """Each prompt's text, at most `at_once` rows together: where one ends the next prompt joins.
 
-    choices: of each prompt, instead of what the settings say.
+    choices: of each prompt, instead of what the settings say. experts: record those of every token.
     """
     engine = Engine(backend, decode=decode if any(one.stop for one in settings) else None)
-    waiting, of = iter(range(len(prompts))), dict[int, int]()
+    waiting, of, rows = iter(range(len(prompts))), dict[int, int](), dict[int, Row]()
     ids: list[list[int]] = [[] for _ in prompts]
     completions: dict[int, Completion] = {}
     while len(completions) < len(prompts):
         for index in itertools.islice(waiting, at_once - len(engine.rows)):
             choice = choices[index] if choices is not None else None
-            of[engine.add(prompts[index], settings[index], choice=choice)] = index
+            number = engine.add(prompts[index], settings[index], choice=choice, experts=experts)
+            of[number], rows[index] = index, engine.rows[number]
         for event in engine.step():
             index = of[event.row]
             ids[index] += event.ids
             if event.finished is not None:
                 text = cut_at(settings[index].stop, decode(ids[index]))
-                completions[index] = Completion(ids[index], text, event.finished)
+                record = rows.pop(index).experts
+                completions[index] = Completion(ids[index], text, event.finished, record.by_layer if record else {})
     return [completions[index] for index in range(len(prompts))]

@@ -40,6 +40,7 @@ class HFBackend:
         self.model = model
         self.gathers = keeps_every_position(model)
         self.held: dict[int, Batch] = {}
+        self._rows = 0  # of the latest `read`
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:
@@ -64,7 +65,10 @@ class HFBackend:
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         if len(rows) > 1 and not self.gathers:
-            return [self.read([row], [t], [w])[0] for row, t, w in zip(rows, tokens, wanted, strict=True)]
+            logits = [self.read([row], [t], [w])[0] for row, t, w in zip(rows, tokens, wanted, strict=True)]
+            self._rows = len(rows)
+            return logits
+        self._rows = len(rows)
         batch = self.held[rows[0]]
         if batch.rows != list(rows) or any(self.held[row] is not batch for row in rows):
             batch = self._gathered(rows)
@@ -85,6 +89,10 @@ class HFBackend:
         )
         batch.cache = output.past_key_values
         return [logits_TV[len(logits_TV) - n :].float() for logits_TV, n in zip(output.logits, wanted, strict=True)]
+
+    def chosen_experts(self) -> list[dict[str, Tensor]]:
+        """None are told: architectures name and shape them as they like."""
+        return [{}] * self._rows
 
     def draft(
         self,

@@ -3,7 +3,8 @@
 Names of modules and weights follow transformers' DeepseekV3 where it has them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +32,12 @@ class Block(nn.Module):
         positions_BT: Tensor,
         document_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
+        replay_BTK: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), positions_BT, document_ids_BT, cache)
         h_BTD = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
-            y_BTD, routing = self.mlp(h_BTD, tokens_BT)
+            y_BTD, routing = self.mlp(h_BTD, tokens_BT, replay_BTK)
             return x_BTD + y_BTD, routing
         return x_BTD + self.mlp(h_BTD), None
 
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
         """States after the last block that is present, and routings. `x_BTD`: those before the first one that is, or
         None where that is the model's first."""
         documents = batch.document_ids_BT if self.isolate_documents else None
-        return self._blocks(batch.tokens_BT, batch.positions_BT, documents, None, x_BTD)
+        return self._blocks(batch.tokens_BT, batch.positions_BT, documents, None, x_BTD, batch.replay)
 
     def outputs(self, last_BTD: Tensor, routings: dict[str, Routing], batch: MicroBatch, *, with_mtp: bool) -> Forward:
         """What follows the last block. MTP's routings are added to `routings`."""
@@ -154,12 +156,12 @@ class Decoder(nn.Module):
 
     def decode(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
         """Next-token logits float32 [B, T, V] of tokens that continue the rows of the caches."""
-        return self.logits(self.norm(self.decode_states(tokens_BT, caches)))
+        return self.logits(self.norm(self.decode_states(tokens_BT, caches)[0]))
 
-    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> Tensor:
-        """States [B, T, D], before the final norm, of tokens that continue the rows of the caches."""
+    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> tuple[Tensor, dict[str, Routing]]:
+        """States [B, T, D], before the final norm, and routings of tokens that continue the rows of the caches."""
         positions_BT = next_positions(caches.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
-        return self._blocks(tokens_BT, positions_BT, None, caches)[0]
+        return self._blocks(tokens_BT, positions_BT, None, caches)
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """Float32 [..., V] of states [..., D] after a final norm, the model's or an MTP module's."""
@@ -207,6 +209,7 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None,
         caches: Caches | None,
         x_BTD: Tensor | None = None,
+        replay: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[Tensor, dict[str, Routing]]:
         of_memory, routings = caches.memory if caches is not None else None, {}
         if x_BTD is None:
@@ -215,9 +218,10 @@ class Decoder(nn.Module):
             if isinstance(layer, Absent):
                 continue
             cache = caches.layers[i] if caches is not None else None
-            x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache)
+            name = f"layers.{i}"
+            x_BTD, routing = layer(x_BTD, tokens_BT, positions_BT, document_ids_BT, cache, replay.get(name))
             if routing is not None:
-                routings[f"layers.{i}"] = routing
+                routings[name] = routing
         return x_BTD, routings
 
     def routing_biases(self) -> dict[str, Tensor]:

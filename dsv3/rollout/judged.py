@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
-from dsv3.contracts import Answer, HasPrompts, Prompt, Reward, Rollout
+from dsv3.contracts import HasPrompts, Prompt, Reward, Rollout
+from dsv3.environments import in_turns
 from dsv3.inference.engines import source_of
 from dsv3.rollout.sampler import sample
 
@@ -47,6 +48,8 @@ def judged_answers(
     data.setup("fit")
     reward: Reward = part(config.reward)
     if isinstance(data, HasPrompts):
+        if any(in_turns(prompt.item) for prompt in data.prompts()):
+            raise ValueError("data: rows with form=turns open episodes, which have no answer to be written")
         reward([prompt.unanswered() for prompt in data.prompts()])
     prompts = islice(_distinct(prompt for step in data.train_dataloader() for prompt in step.prompts), count)
     while batch := list(islice(prompts, PROMPTS)):
@@ -54,11 +57,9 @@ def judged_answers(
         # torch's generators on the CPU take 32 bits of a seed
         seeds = [Random(f"{seed}/{prompt.number}/{i}").getrandbits(32) for prompt in batch for i in range(samples)]
         ids = [prompt.ids for prompt in asked]
-        rollouts = sample(source, tokenizer, ids, seeds, max_tokens=max_tokens, temperature=temperature)
-        answers = [
-            Answer(prompt.text, one.text, one.ids, one.ended, prompt.item)
-            for prompt, one in zip(asked, rollouts, strict=True)
-        ]
+        turns = sample(source, tokenizer, ids, seeds, max_tokens=max_tokens, temperature=temperature)
+        rollouts = [Rollout([turn]) for turn in turns]
+        answers = [prompt.answered(one) for prompt, one in zip(asked, rollouts, strict=True)]
         judged = [Judged(one, value) for one, value in zip(rollouts, reward(answers), strict=True)]
         for place, prompt in enumerate(batch):
             yield prompt, judged[place * samples : (place + 1) * samples]

@@ -1,4 +1,4 @@
-"""Rollouts: continuations of prompts, each with random numbers of its own and the log-probability of every token.
+"""Turns of rollouts: continuations of prompts, each with random numbers of its own and every log-probability.
 
 Rows are decoded together by the engine, as all text is. What a row draws depends on its seed and its prompt alone, but
 for rounding: not on the rows beside it, their order, or the rank that decodes it.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dsv3.contracts import Rollout, Tokenizer
+from dsv3.contracts import Tokenizer, Turn
 from dsv3.inference.engine import complete
 from dsv3.inference.engines import Source, backend_of, weights_stay
 from dsv3.inference.sampling import Chance, Sampled, Settings
@@ -46,8 +46,10 @@ def sample(
     *,
     max_tokens: int,
     temperature: float,
-) -> list[Rollout]:
-    """A continuation of each prompt, ended by EOS or after `max_tokens`, drawn by its own seed.
+    experts: bool = False,
+) -> list[Turn]:
+    """A continuation of each prompt, ended by EOS or after `max_tokens`, drawn by its own seed. `experts`: record those
+    of every token.
 
     Raises:
         ValueError: a setting is out of its range, or the temperature 0.
@@ -68,17 +70,25 @@ def sample(
     try:
         with weights_stay(source):
             found = complete(
-                backend_of(source), prompts, settings, decode=tokenizer.decode, at_once=AT_ONCE, choices=choices
+                backend_of(source),
+                prompts,
+                settings,
+                decode=tokenizer.decode,
+                at_once=AT_ONCE,
+                choices=choices,
+                experts=experts,
             )
     finally:
         if model is not None:
             model.train(was_training)
     return [
-        Rollout(
+        Turn(
+            list(prompt),
             [*one.ids, tokenizer.eos] if one.finished == "eos" else one.ids,
             tokenizer.decode(one.ids),
             one.finished == "eos",
             choice.log_probs,
+            one.experts,
         )
-        for one, choice in zip(found, choices, strict=True)
+        for prompt, one, choice in zip(prompts, found, choices, strict=True)
     ]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dsv3.inference.sampling import Settings, choice_of
 from dsv3.serving.recorder import Grammar, Likelihood, Recorder, likelihoods
-from dsv3.serving.routed_backend import RoutedBackend
 from dsv3.serving.scheduler import Job, News
 from dsv3.serving.served_model import Served
 
@@ -27,7 +26,6 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     end: str | None = None
-    experts: dict[int, Experts] = field(default_factory=dict)  # by position
     read: list[Likelihood | None] = field(default_factory=list)  # of the prompt's tokens, where these are asked for
 
     def written(self, start: int, end: int) -> list[Likelihood]:
@@ -36,13 +34,10 @@ class Answer:
 
     def experts_of(self, start: int, end: int) -> list[Experts]:
         """The experts that wrote these tokens: those of the position before each."""
+        record = self.job.row.experts if self.job.row is not None else None
         first = len(self.job.prompt) - 1
-        return [self.experts.get(first + place, []) for place in range(start, end)]
-
-    def routed(self, position: int, experts_TLK: Tensor) -> None:
-        """Called by the engine's thread. Positions of drafts that were not kept are read again."""
-        for offset, experts in enumerate(experts_TLK.tolist()):
-            self.experts[position + offset] = experts
+        layers = record.by_layer.values() if record is not None else ()
+        return [[positions[first + place] for positions in layers] for place in range(start, end)]
 
     def watch(self, logits_TV: Tensor) -> None:
         """Called by the engine's thread with the logits of the prompt's positions."""
@@ -76,21 +71,15 @@ class Answers:
         """`reads`: note the prompt's log-probabilities; `experts`: note those of each token."""
         recorder = Recorder(choice_of(settings), best=best, grammar=grammar)
         job = Job(self.account, prompt, settings, lambda news: self._deliver(answer, news), recorder)
-        job.seconds = self.seconds
+        job.seconds, job.experts = self.seconds, experts and self.served.experts > 0
         answer = Answer(len(self.answers), job, recorder, shown_prompt)
         if reads:
             answer.read.append(None)  # nothing comes before the first token
             job.watch = answer.watch
-        backend = self.served.backend
-        if experts and isinstance(backend, RoutedBackend):
-            job.began = lambda row: backend.listeners.__setitem__(row, answer.routed)
         self.answers.append(answer)
 
     def _deliver(self, answer: Answer, news: News) -> None:
         """Called by the engine's thread."""
-        backend, row = self.served.backend, answer.job.row
-        if news.end is not None and row is not None and isinstance(backend, RoutedBackend):
-            backend.listeners.pop(row.number, None)  # the row may be kept
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._news.put_nowait, (answer, news))
 

@@ -77,8 +77,8 @@ class Figures(Collector):
                 ends.add_metric([name, end], count)
             backend = served.backend
             if isinstance(backend, RoutedBackend):
-                for layer, tokens in zip(backend.layers, backend.load_LE.tolist(), strict=True):
-                    for expert, count in enumerate(tokens):
+                for layer, tokens in backend.load.items():
+                    for expert, count in enumerate(tokens.tolist()):
                         load.add_metric([name, layer, str(expert)], count)
         yield ends
         yield load

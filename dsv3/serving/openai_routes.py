@@ -123,7 +123,7 @@ async def events(answers: Answers, head: dict[str, Any], format: Format, *, with
 
 def routed(answer: Answer, start: int, served: Served) -> dict[str, Any]:
     """Tokens from `start` on, with the experts of each, where they were asked for."""
-    if not answer.experts:
+    if not answer.job.experts:
         return {}
     texts = [served.prompts.token_bytes(token).decode(errors="replace") for token in answer.ids[start:]]
     experts = answer.experts_of(start, len(answer.ids))

@@ -42,6 +42,7 @@ class TextEngine(Protocol):
         choice: Choice | None = None,
         owner: str = "",
         watch: Watch | None = None,
+        experts: bool = False,
     ) -> int: ...
 
     def cancel(self, row: int) -> None: ...
@@ -68,7 +69,7 @@ class Job:
     choice: Choice | None = None
     watch: Watch | None = None
     seconds: float = 600.0  # after which it is ended
-    began: Callable[[int], None] | None = None  # is given the number of its row
+    experts: bool = False  # whether its row records them
     asked: float = 0.0
     first: float | None = None  # when its first token came
     row: Row | None = None  # once it runs
@@ -214,12 +215,16 @@ class Scheduler:
 
     def _join(self) -> None:
         while len(self.running) < self.limits.slots and (job := self._next()) is not None:
-            owner = job.account
-            number = self.engine.add(job.prompt, job.settings, choice=job.choice, owner=owner, watch=job.watch)
+            number = self.engine.add(
+                job.prompt,
+                job.settings,
+                choice=job.choice,
+                owner=job.account,
+                watch=job.watch,
+                experts=job.experts,
+            )
             job.row = self.engine.rows[number]
             self.running[number] = job
-            if job.began is not None:
-                job.began(number)
 
     def _next(self) -> Job | None:
         with self._lock:
@@ -259,7 +264,7 @@ class Scheduler:
             self.counts.copied_tokens += job.row.copied
         self.counts.ends[end] = self.counts.ends.get(end, 0) + 1
         deliver, job.deliver = job.deliver, ignore  # who listens holds the job: the two would outlive their request
-        job.watch = job.began = None
+        job.watch = None
         deliver(News(event.ids, event.text, end) if event is not None else News([], "", end))
 
 

@@ -11,7 +11,7 @@ from dsv3.checkpoint.loading import is_hf_checkpoint
 from dsv3.contracts import Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE
 from dsv3.evaluation.benchmarks.models import HFModel, TextModel
-from dsv3.inference.backend import Backend
+from dsv3.inference.backend import Backend, DecoderBackend
 from dsv3.inference.engine import Engine
 from dsv3.inference.engines import Writer, weights_stay, writer_of
 from dsv3.inference.hf_backend import HFBackend
@@ -22,7 +22,7 @@ from dsv3.prompts.chat import Message, chat_prompt
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.runtime import device_named
 from dsv3.serving.json_grammar import JSONGrammars
-from dsv3.serving.routed_backend import RoutedBackend, RoutedDecoder
+from dsv3.serving.routed_backend import RoutedBackend
 from dsv3.serving.scheduler import Limits, Scheduler
 
 MOST_DRAFTS = 8
@@ -114,7 +114,7 @@ class Served:
     @property
     def expert_layers(self) -> list[str]:
         """Their names, in the order in which a token's experts are given."""
-        return self.backend.layers if isinstance(self.backend, RoutedBackend) else []
+        return list(self.backend.load) if isinstance(self.backend, RoutedBackend) else []
 
     @property
     def speculation(self) -> Speculation:
@@ -161,7 +161,7 @@ def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: C
     model = TextModel(
         writer.tokenizer, name=name, max_length=writer.sequence_length, fim_order=writer.fim_order, chat=False
     )
-    backend = RoutedBackend(telling(writer))
+    backend = routed(writer)
     opened = Opened(
         model, weights_stay(writer.source), NativePrompts(model), backend, writer.tokenizer_folder, writer.vocab_size
     )
@@ -184,12 +184,14 @@ class Opened(NamedTuple):
     vocabulary: int
 
 
-def telling(writer: Writer) -> RoutedDecoder | OnnxBackend:
+def routed(writer: Writer) -> RoutedBackend:
     source = writer.source
     if isinstance(source, Decoder):
-        return RoutedDecoder(source)
+        moes = {name: moe for name, moe in source.moe_layers() if name.startswith("layers.")}
+        experts = max((len(moe.balancing.bias) for moe in moes.values()), default=0)
+        return RoutedBackend(DecoderBackend(source), list(moes), experts)
     assert isinstance(source, OnnxBackend)
-    return source
+    return RoutedBackend(source, source.routed, source.experts)
 
 
 def serve(opened: Opened, settings: ModelSettings, limits: Limits, wake: Callable[[], None]) -> Served:

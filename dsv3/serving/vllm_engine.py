@@ -60,8 +60,12 @@ class VLLMEngine:
         choice: Choice | None = None,
         owner: str = "",
         watch: Watch | None = None,
+        experts: bool = False,
     ) -> int:
-        """As `Engine.add`. `choice`: chooses nothing, vLLM does. Raises ValueError where `watch` is given."""
+        """As `Engine.add`. vLLM chooses, not `choice`, and tells no experts.
+
+        Raises ValueError where `watch` is given.
+        """
         if watch is not None:
             raise ValueError("echo with logprobs: engine=vllm does not give them")
         assert choice is not None

@@ -83,7 +83,7 @@ def _accounts(steps: list[Step]) -> None:
 
 def _micro_batch(micro: MicroBatch, data: Any, where: str) -> None:
     shape, vocabulary = micro.tokens_BT.shape, data.tokenizer.vocab_size
-    for name, tensor in zip(micro._fields[:-1], micro[:-1], strict=True):
+    for name, tensor in zip(micro._fields, micro.packed, strict=False):
         require(
             tensor.dtype == torch.int64 and tensor.shape == shape and tensor.ndim == 2,
             f"{where}: {name} must be int64 {list(shape)}, not {tensor.dtype} {list(tensor.shape)}",
@@ -148,7 +148,7 @@ def _equal(step: Step, other: Step) -> bool:
 
 
 def _same(batches: Iterable[MicroBatch], others: Iterable[MicroBatch]) -> bool:
-    mine, theirs = ([tensor for micro in each for tensor in micro[:-1]] for each in (batches, others))
+    mine, theirs = ([tensor for micro in each for tensor in micro.packed] for each in (batches, others))
     return len(mine) == len(theirs) and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Rollout, Statistic, Step
+from dsv3.contracts import IGNORE, Forward, Head, LossTerm, MicroBatch, Prompt, Rollout, Statistic, Step, Turn
 from dsv3.testing.plain import error
 from dsv3.testing.requirement import require
 from dsv3.testing.small_model import DIM, VOCABULARY, micro_batch, small_model
@@ -29,13 +29,13 @@ class SmallModels:
         return self.policy
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, max_tokens: int, temperature: float, experts: bool
     ) -> list[Rollout]:
         """Random bytes, of which every other text ends by itself."""
         found = []
-        for seed in seeds:
+        for prompt, seed in zip(prompts, seeds, strict=True):
             ids = torch.randint(97, 123, (max_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
-            found.append(Rollout(ids, bytes(ids).decode(), seed % 2 == 0, [-1.0] * len(ids)))
+            found.append(Rollout([Turn(prompt.ids, ids, bytes(ids).decode(), seed % 2 == 0, [-1.0] * len(ids))]))
         return found
 
     def log_probs(self, model: nn.Module, micro: MicroBatch, *, temperature: float = 1.0) -> Tensor:

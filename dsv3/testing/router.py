@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import Routing
+from dsv3.contracts import ReplaysRouting, Routing
 from dsv3.testing.requirement import require, require_meta, require_reloadable, require_uncast
 
 TOKENS = 96
@@ -41,6 +41,8 @@ def check_router(
         _precision(router, x_ND, bias_E, tokens_N)
         _state(router, factory, x_ND, bias_E, tokens_N)
         _bias(router, x_ND, tokens_N, n_experts, learned)
+        if isinstance(router, ReplaysRouting):
+            _replay(router, router(x_ND, bias_E, tokens_N))
         if token_wise:
             _permutation(router, x_ND, bias_E, tokens_N)
         if learned:
@@ -71,9 +73,15 @@ def _shapes(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor, n
 def _precision(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> None:
     rounded = x_ND.bfloat16()
     full = router(rounded.float(), bias_E, tokens_N)
-    _same(router(rounded, bias_E, tokens_N), full, "a BF16 input must be routed in FP32, like the same numbers in FP32")
+    sentence = "a BF16 input must be routed in FP32, like the same numbers in FP32; x_ND.float() casts it"
+    try:
+        of_bf16 = router(rounded, bias_E, tokens_N)
+    except RuntimeError as error:  # a product of BF16 and FP32
+        raise AssertionError(f"{sentence} ({error})") from error
+    _same(of_bf16, full, sentence)
     with torch.autocast(x_ND.device.type, dtype=torch.bfloat16):
-        _same(router(rounded.float(), bias_E, tokens_N), full, "routing must stay in FP32 under autocast")
+        sentence = "routing must stay in FP32 under autocast: `with torch.autocast(x_ND.device.type, enabled=False)`"
+        _same(router(rounded.float(), bias_E, tokens_N), full, sentence)
     require_uncast(router)
     _same(router(rounded.float(), bias_E, tokens_N), full, "routing must stay in FP32 after `.to(torch.bfloat16)`")
 
@@ -134,6 +142,19 @@ def _bias(router: nn.Module, x_ND: Tensor, tokens_N: Tensor, n_experts: int, lea
                 after > before or after == before == len(x_ND),
                 f"a bias of 2 on expert {expert} must send it more tokens; it went from {before} to {after}",
             )
+
+
+def _replay(router: ReplaysRouting, routing: Routing) -> None:
+    found_NK = router.gates(routing.affinities_NE, routing.experts_NK)
+    require(
+        torch.allclose(found_NK, routing.gates_NK, rtol=1e-5, atol=1e-7),
+        "gates() of the experts that the router chose must be the gates that it gave them",
+    )
+    turned_NK = router.gates(routing.affinities_NE, routing.experts_NK.flip(1))
+    require(
+        torch.allclose(turned_NK.flip(1), routing.gates_NK, rtol=1e-5, atol=1e-7),
+        "gates() must give each expert its own gate, in whatever order they come",
+    )
 
 
 def _permutation(router: nn.Module, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> None:

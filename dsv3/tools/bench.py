@@ -2,7 +2,8 @@
 
 Width 256, 6 layers, 32 experts, top-4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
 torch.compile on either side (the case `compile` measures it); transformers uses its fastest expert implementation. The
-cases experts, fp8, compile, data, speculation and onnx compare ours with ours; speculation and onnx read the run of
+cases experts, fp8, compile, data, speculation and onnx compare ours with ours, head the loss of the output head with
+torch's linear_cross_entropy; speculation and onnx read the run of
 `make train`, and onnx counts CPU seconds of one thread. In BF16 transformers' weights, gradients and AdamW's moments
 are BF16, ours FP32 (as in training). Repetitions are interleaved, and medians are compared. Run it on an idle machine.
 """
@@ -13,7 +14,7 @@ from typing import Any
 from dsv3.bounds import PositiveInt
 from dsv3.cli import option
 
-CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "speculation", "onnx")
+CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "head", "speculation", "onnx")
 
 
 @dataclass
@@ -67,7 +68,7 @@ def described(device: Any) -> str:
 
 def case(name: str) -> Any:
     """The function of a case: repeats and device -> figures."""
-    from dsv3.bench import data_pipeline, decoding, drafts, onnx_decoding, peak_memory, training_step
+    from dsv3.bench import data_pipeline, decoding, drafts, head_loss, onnx_decoding, peak_memory, training_step
 
     return {
         "train": training_step.train,
@@ -77,6 +78,7 @@ def case(name: str) -> Any:
         "fp8": training_step.fp8,
         "compile": training_step.compiled,
         "data": data_pipeline.data,
+        "head": head_loss.head,
         "speculation": drafts.speculation,
         "onnx": onnx_decoding.onnx_decoding,
     }[name]

@@ -23,7 +23,7 @@ class Options:
     weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
     mtp: bool = option(True, "also write the MTP layers")
     dtype: str = option("float32", "dtype of the stored weights", choices=("float32", "bfloat16"))
-    max_shard_size: str = option("5GB", "maximum file size, with KB, MB or GB")
+    max_shard_size: str = option("5GB", "maximum file size, with KB, MB, GB or TB")
     quantise: str = option("none", "with format=onnx: int8 stores linear layers in INT8", choices=("none", "int8"))
     allow: list[str] = option([], "with format=onnx: classes outside conf/ that the run may name: [package.Class]")
     license: str | None = option(None, "licence of the weights for the model card, as the Hub names it: apache-2.0")

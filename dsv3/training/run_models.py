@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from dsv3.build import build_model
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.config.known_parts import allowed
-from dsv3.contracts import MicroBatch, Rollout, Tokenizer
+from dsv3.contracts import MicroBatch, Prompt, ReplaysRouting, Rollout, Tokenizer, Turn
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.shard import whole
 from dsv3.inference.engines import source_of
 from dsv3.model.decoder import Decoder
 from dsv3.model.losses import token_losses
 from dsv3.rollout.sampler import sample
+from dsv3.rollout.turns import rollouts_of
 
 
 class RunModels:
@@ -54,11 +55,30 @@ class RunModels:
         return self._loaded(run, key="objective.teachers")
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_tokens: int, temperature: float
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, max_tokens: int, temperature: float, experts: bool
     ) -> list[Rollout]:
-        """See `dsv3.rollout.sampler.sample`. All ranks call this together."""
+        """See `dsv3.contracts.Models`. All ranks call this together.
+
+        Raises:
+            ValueError: as said there, or an episode's observation has no room.
+        """
+        if experts:
+            self._refuse_routers_without_replay()
         source = source_of(self._whole_policy(), self.config, self.config.engine)
-        return sample(source, self.tokenizer, prompts, seeds, max_tokens=max_tokens, temperature=temperature)
+
+        def reply(asked: Sequence[Sequence[int]], drawn_by: Sequence[int]) -> list[Turn]:
+            return sample(
+                source,
+                self.tokenizer,
+                asked,
+                drawn_by,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                experts=experts,
+            )
+
+        room = self.config.data.sequence_length + 1 - max_tokens
+        return rollouts_of(prompts, seeds, reply, self.tokenizer, room=room)
 
     @torch.no_grad()
     def log_probs(self, model: nn.Module, micro: MicroBatch, *, temperature: float = 1.0) -> Tensor:
@@ -78,6 +98,14 @@ class RunModels:
     def _refuse_other_tokenizer(self, loaded: Loaded, where: str) -> None:
         if loaded.tokenizer().identity() != self.tokenizer.identity():
             raise ValueError(f"{where}: its tokenizer is another one, so that its probabilities are of other tokens")
+
+    def _refuse_routers_without_replay(self) -> None:
+        for name, moe in self.policy.moe_layers():
+            if not isinstance(moe.router, ReplaysRouting):
+                raise ValueError(
+                    f"objective.replay_routing=true: the router of {name}, {type(moe.router).__name__}, has no `gates` "
+                    "and cannot use recorded experts"
+                )
 
     def _whole_policy(self) -> Decoder:
         """The policy itself in one process; with several ranks, a copy with all weights as they are now."""

@@ -52,8 +52,7 @@ def settled(config: DictConfig, folder: RunFolder) -> DictConfig:
         ValueError: `trainer.accelerator=cuda` and torch sees no GPU, or `engine=onnx` and its graph lacks a part.
     """
     device = device_named(config.trainer.accelerator, key="trainer.accelerator")
-    engine = chosen_engine(config.engine, config, device)
-    kept = kept_choices(with_choices(config, {"trainer.accelerator": device.type, "engine": engine}), folder)
+    kept = kept_choices(with_choices(config, {"trainer.accelerator": device.type}), folder)
     chooser = part(kept[SETTLED])
     if isinstance(chooser, Settles) and open_choices(kept):
         choices, why = chooser.settle(device)
@@ -64,7 +63,7 @@ def settled(config: DictConfig, folder: RunFolder) -> DictConfig:
     else:
         why = f"{kept[SETTLED]._target_.rpartition('.')[2]} (configured)"
     log.info("device: %s; %s; precision: %s", reason_for(device, config.trainer.accelerator), threads(), why)
-    return kept
+    return with_choices(kept, {"engine": chosen_engine(config.engine, config, device)})
 
 
 def reason_for(device: torch.device, asked: str) -> str:

@@ -158,13 +158,19 @@ def balance_text(max_violation: Mapping[str, float | None]) -> str:
     return f"MaxVio, mean over the last 10% of tokens: {sum(known) / len(known):.2f} (worst layer {max(known):.2f})"
 
 
+def accuracy_text(accuracy: Mapping[str, float | None]) -> str:
+    """Of the MTP modules; one that no token came to, as where nothing was learnt, has none."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in accuracy.items() if value is not None) or "none"
+
+
 def show(folder: RunFolder) -> None:
     """Print `summary.json` for a person."""
     summary = folder.summary()
     assert summary is not None
     console = Console(highlight=False)
     console.print(validation_table(summary))
-    console.print(questions_table(summary))
+    if summary["questions"]:
+        console.print(questions_table(summary))
     if summary["benchmarks"]:
         console.print(benchmarks_table(summary))
     counts = summary["parameters"]
@@ -173,7 +179,7 @@ def show(folder: RunFolder) -> None:
         "training": f"{summary['tokens']:,} tokens in {summary['steps']:,} steps, "
         f"{summary['tokens_per_second']:,.0f} tokens/s{used(summary)}",
         "load balance": balance_text(summary["max_violation"]),
-        "MTP": ", ".join(f"{name} {value:.3f}" for name, value in summary["mtp_accuracy"].items()) or "none",
+        "MTP": accuracy_text(summary["mtp_accuracy"]),
         "run folder": summary["run"],
     }
     for name, text in lines.items():

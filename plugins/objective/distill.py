@@ -64,10 +64,16 @@ class Distill(nn.Module):
         self._counts = {"answers": 0, "ended": 0, "answer_tokens": 0}
         if not step.prompts:
             return step
-        settings = {"count": self.samples, "seed": self.seed, "max_tokens": self.max_tokens}
-        rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+        rollouts = draw(
+            step.prompts,
+            models,
+            count=self.samples,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+        )
         asked = [prompt for prompt in step.prompts for _ in range(self.samples)]
-        drawn = [Drawn(prompt, one, {}) for prompt, one in zip(asked, rollouts, strict=True)]
+        drawn = [Drawn(one, {}) for one in rollouts]
         device = next(models.policy.parameters()).device
         packed = pack(drawn, (), rows=self.micro_batch_size, length=self.sequence_length, device=device)
         self._counts = {
@@ -75,7 +81,10 @@ class Distill(nn.Module):
             "ended": sum(one.ended for one in rollouts),
             "answer_tokens": sum(len(one.ids) for one in rollouts),
         }
-        rows = [{"prompt": one.prompt.text, "answer": one.rollout.text, "ended": one.rollout.ended} for one in drawn]
+        rows = [
+            {"prompt": prompt.text, "answer": one.text, "ended": one.ended}
+            for prompt, one in zip(asked, rollouts, strict=True)
+        ]
         return step._replace(micro_batches=packed, rollouts=rows)
 
     def denominators(self, step: Step) -> Denominators:

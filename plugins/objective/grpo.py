@@ -19,7 +19,12 @@ MTP learns the answers that are better than their group's mean, and none of the 
 one with an advantage of 1 does above: a mean over these tokens alone would outweigh the policy gradient.
 
 An answer that has not ended by itself is judged by the reward like the others; the rewards here give it 0. The tokens
-that are trained on are those that were sampled, EOS among them.
+that are trained on are those that were sampled, EOS among them. Where prompts open episodes, an answer is all that the
+policy wrote in an episode's turns; what the environment said between them is read and not trained on.
+
+`replay_routing` (arXiv 2512.02556 calls it keeping the routing): training uses the experts that the sampler chose for
+each token, at gates from the affinities of now. Where the two would round to unlike experts, or the router has moved
+since, w_t is then about the tokens' probabilities alone. The divergence's reference chooses for itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +36,6 @@ from torch import Tensor, nn
 from dsv3.bounds import AtLeast, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from dsv3.contracts import (
     IGNORE,
-    Answer,
     Denominators,
     Forward,
     Head,
@@ -43,6 +47,7 @@ from dsv3.contracts import (
     Rollout,
     Statistic,
     Step,
+    Turn,
 )
 from dsv3.model.losses import token_log_probs
 from plugins.objective.documents import of_documents, targets_of
@@ -60,7 +65,7 @@ STANDSTILL = 50
 
 
 class Sampled(NamedTuple):
-    """An answer with what it is worth."""
+    """An answer, or an episode, with what it is worth."""
 
     prompt: Prompt
     rollout: Rollout
@@ -94,6 +99,7 @@ class GRPO(nn.Module):
         off_policy_mask: NonNegativeFloat | None,
         drop_flat_groups: bool,
         epochs: PositiveInt = 1,
+        replay_routing: bool = False,
     ) -> None:
         super().__init__()
         if group < 2:
@@ -117,6 +123,7 @@ class GRPO(nn.Module):
             Statistic("reward", "mean of answers", "reward", over="answers", shown=True),
             Statistic("ended", "share of answers", "ended", over="answers", shown=True),
             Statistic("answer_length", "tokens per answer", "answer_tokens", over="answers"),
+            Statistic("turns", "per answer", "turns", over="answers"),
             Statistic("flat_groups", "share of groups", "flat_answers", over="answers"),
             Statistic("clipped", "share of tokens", "clipped", over="trained_tokens"),
             Statistic("rollout_mismatch", "mean |ln p - ln p of the sampler|", "mismatch", over="trained_tokens"),
@@ -124,7 +131,7 @@ class GRPO(nn.Module):
         ]
         if kl:
             self.statistics.append(Statistic("kl", "nats per token", "kl", over="trained_tokens"))
-        self.epochs = epochs
+        self.epochs, self.replay_routing = epochs, replay_routing
         self._sampled: list[Sampled] = []  # of the step that is being taken
         self._answers: dict[int, list[Rollout]] = {}  # to the prompts of the last step, by their numbers
         self._flat_steps = 0  # in a row
@@ -139,8 +146,15 @@ class GRPO(nn.Module):
             raise ValueError("objective=grpo: the data has no prompts; data=prompts has")
         is_new = self.epochs == 1 or any(prompt.number not in self._answers for prompt in step.prompts)
         if is_new:
-            settings = {"count": self.group, "seed": self.seed, "max_tokens": self.max_tokens}
-            rollouts = draw(step.prompts, models, temperature=self.temperature, **settings)
+            rollouts = draw(
+                step.prompts,
+                models,
+                count=self.group,
+                seed=self.seed,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                experts=self.replay_routing,
+            )
             self._answers = {
                 prompt.number: rollouts[i * self.group : (i + 1) * self.group] for i, prompt in enumerate(step.prompts)
             }
@@ -163,10 +177,15 @@ class GRPO(nn.Module):
     def state(self) -> dict[str, Any]:
         """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
         kept = self._answers if self.epochs > 1 else {}
-        return {str(number): [list(one) for one in rollouts] for number, rollouts in kept.items()}
+        return {
+            str(number): [[list(turn) for turn in one.turns] for one in rollouts] for number, rollouts in kept.items()
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._answers = {int(number): [Rollout(*one) for one in rollouts] for number, rollouts in state.items()}
+        self._answers = {
+            int(number): [Rollout([Turn(*turn) for turn in turns]) for turns in rollouts]
+            for number, rollouts in state.items()
+        }
 
     def denominators(self, step: Step) -> Denominators:
         """Of the answers that were sampled, and of the tokens that are trained on."""
@@ -178,6 +197,7 @@ class GRPO(nn.Module):
             "reward": sum(one.reward for one in sampled),
             "ended": sum(one.rollout.ended for one in sampled),
             "answer_tokens": sum(len(one.rollout.ids) for one in sampled),
+            "turns": sum(len(one.rollout.turns) for one in sampled),
             "flat_answers": sum(one.flat for one in sampled),
         }
         by_answers = len(sampled) * self.max_tokens
@@ -225,10 +245,7 @@ class GRPO(nn.Module):
     def _judged(self, prompts: Sequence[Prompt]) -> list[Sampled]:
         asked = [prompt for prompt in prompts for _ in range(self.group)]
         rollouts = [one for prompt in prompts for one in self._answers[prompt.number]]
-        answers = [
-            Answer(prompt.text, one.text, one.ids, one.ended, prompt.item)
-            for prompt, one in zip(asked, rollouts, strict=True)
-        ]
+        answers = [prompt.answered(one) for prompt, one in zip(asked, rollouts, strict=True)]
         rewards = torch.tensor(self.reward(answers), dtype=torch.float64).view(-1, self.group)
         advantages = rewards - rewards.mean(1, keepdim=True)
         if self.standardised:
@@ -238,7 +255,8 @@ class GRPO(nn.Module):
         return [Sampled(prompt, one, *each) for prompt, one, each in zip(asked, rollouts, values, strict=True)]
 
     def _with_reference(self, micro: MicroBatch, models: Models) -> MicroBatch:
-        log_probs_BT = models.log_probs(models.reference(), micro, temperature=self.temperature)
+        own = micro._replace(replay={})
+        log_probs_BT = models.log_probs(models.reference(), own, temperature=self.temperature)
         return micro._replace(extra={**micro.extra, REFERENCE: log_probs_BT})
 
     def _refuse_standstill(self) -> None:
@@ -255,7 +273,6 @@ class GRPO(nn.Module):
     def _drawn(self, one: Sampled) -> Drawn:
         weight = 1 / len(one.rollout.ids) if self.denominator == "sequence" else 1.0
         return Drawn(
-            one.prompt,
             one.rollout,
             {ADVANTAGE: one.advantage, OLD: one.rollout.log_probs, WEIGHT: weight},
         )

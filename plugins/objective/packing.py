@@ -1,32 +1,50 @@
-"""Sampled answers as packed rows: how they are drawn, and the micro-batches that are made of them."""
+"""Rollouts as packed rows: how they are drawn, and the micro-batches that are made of them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from dsv3.contracts import IGNORE, MicroBatch, Models, Prompt, Rollout
+from dsv3.contracts import IGNORE, MicroBatch, Models, Prompt, Rollout, Turn
 
 
 class Drawn(NamedTuple):
-    """A prompt with one answer, and what a loss needs at the positions of the answer's tokens."""
+    """A rollout, and what a loss needs at the positions of its tokens."""
 
-    prompt: Prompt
     rollout: Rollout
     values: Mapping[str, float | Sequence[float]]  # one for all tokens, or one for each
 
 
-def draw(
-    prompts: Sequence[Prompt], models: Models, *, count: int, seed: int, max_tokens: int, temperature: float
-) -> list[Rollout]:
-    """`count` answers to each prompt, one prompt after another, by the policy as it is now.
+class Said(NamedTuple):
+    """A turn of a rollout, with its own values."""
 
-    Random numbers follow from seed, prompt and number of the answer: they are the same on any number of ranks.
+    turn: Turn
+    values: Mapping[str, float | Sequence[float]]
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.turn.prompt) + len(self.turn.ids) - 1
+
+
+def draw(
+    prompts: Sequence[Prompt],
+    models: Models,
+    *,
+    count: int,
+    seed: int,
+    max_tokens: int,
+    temperature: float,
+    experts: bool = False,
+) -> list[Rollout]:
+    """`count` rollouts of each prompt, one prompt after another, by the policy as it is now.
+
+    Random numbers follow from seed, prompt and number of the rollout: they are the same on any number of ranks.
     """
     seeds = [seed_of(seed, prompt.number, number) for prompt in prompts for number in range(count)]
-    ids = [prompt.ids for prompt in prompts for _ in range(count)]
-    return models.sample(ids, seeds, max_tokens=max_tokens, temperature=temperature)
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    return models.sample(asked, seeds, max_tokens=max_tokens, temperature=temperature, experts=experts)
 
 
 def seed_of(*parts: int) -> int:
@@ -39,17 +57,18 @@ def pack(
     answers: Sequence[Drawn], names: Sequence[str], *, rows: int, length: int, device: torch.device
 ) -> list[MicroBatch]:
     """Prompts with their answers as documents of rows of `length` tokens, `rows` a micro-batch; at least one of these,
-    of padding where there are no answers.
+    of padding where there are no answers. A turn whose prompt goes on from the turn before is in one document with it.
 
-    Targets are the answers' tokens, as they were sampled. names: of `Drawn.values`, float32 [B, T] in `extra`.
+    Targets are the tokens that were sampled, in every turn, and none of those between. names: of `Drawn.values`,
+    float32 [B, T] in `extra`. Recorded experts become `replay`.
 
     Raises:
         ValueError: a prompt with its answer is longer than a row.
     """
-    packed: list[list[Drawn]] = [[]]
+    packed: list[list[list[Said]]] = [[]]
     room = length
-    for one in answers:
-        needed = len(one.prompt.ids) + len(one.rollout.ids) - 1
+    for document in [document for one in answers for document in documents(one)]:
+        needed = document[-1].length
         if needed > length:
             raise ValueError(
                 f"objective.max_tokens: a prompt and its answer have {needed + 1:,} tokens, and "
@@ -58,27 +77,53 @@ def pack(
         if needed > room:
             packed.append([])
             room = length
-        packed[-1].append(one)
+        packed[-1].append(document)
         room -= needed
     parts = [packed[start : start + rows] for start in range(0, len(packed), rows)]
     return [_micro_batch(part, names, (rows, length)).map(lambda tensor: tensor.to(device)) for part in parts]
 
 
-def _micro_batch(rows: Sequence[Sequence[Drawn]], names: Sequence[str], shape: tuple[int, int]) -> MicroBatch:
-    tokens, positions, documents, domains = (torch.zeros(shape, dtype=torch.int64) for _ in range(4))
+def documents(one: Drawn) -> Iterator[list[Said]]:
+    """The turns of a rollout, those together whose prompts each begin with all of the turn before."""
+    document: list[Said] = []
+    read: list[int] = []
+    start = 0
+    for turn in one.rollout.turns:
+        end = start + len(turn.ids)
+        values = {name: v if isinstance(v, float | int) else v[start:end] for name, v in one.values.items()}
+        if document and turn.prompt[: len(read)] != read:
+            yield document
+            document = []
+        document.append(Said(turn, values))
+        read, start = [*turn.prompt, *turn.ids], end
+    yield document
+
+
+def _micro_batch(rows: Sequence[Sequence[Sequence[Said]]], names: Sequence[str], shape: tuple[int, int]) -> MicroBatch:
+    tokens, positions, numbers, domains = (torch.zeros(shape, dtype=torch.int64) for _ in range(4))
     targets = torch.full(shape, IGNORE)
     extra = {name: torch.zeros(shape) for name in names}
+    recorded = {
+        name: torch.full((*shape, len(experts[0])), -1)
+        for document in rows[0][:1]  # all have the same layers
+        for name, experts in document[0].turn.experts.items()
+    }
     for b, row in enumerate(rows):
         start = 0
-        for number, one in enumerate(row, start=1):
-            ids = torch.tensor([*one.prompt.ids, *one.rollout.ids])
-            end = start + len(ids) - 1
-            answer = slice(start + len(one.prompt.ids) - 1, end)
-            tokens[b, start:end] = ids[:-1]
-            targets[b, answer] = ids[len(one.prompt.ids) :]
-            positions[b, start:end] = torch.arange(len(ids) - 1)
-            documents[b, start:end] = number
-            for name in names:
-                extra[name][b, answer] = torch.tensor(one.values[name])
+        for number, document in enumerate(row, start=1):
+            last = document[-1]
+            end = start + last.length
+            tokens[b, start:end] = torch.tensor([*last.turn.prompt, *last.turn.ids[:-1]])
+            positions[b, start:end] = torch.arange(last.length)
+            numbers[b, start:end] = number
+            read = 0  # positions of the turns before, whose experts stand
+            for said in document:
+                answer = slice(start + len(said.turn.prompt) - 1, start + said.length)
+                targets[b, answer] = torch.tensor(said.turn.ids)
+                for name in names:
+                    extra[name][b, answer] = torch.tensor(said.values[name])
+                for name, experts in said.turn.experts.items():
+                    recorded[name][b, start + read : start + said.length] = torch.tensor(experts[read : said.length])
+                read = said.length
             start = end
-    return MicroBatch(tokens, targets, positions, documents, domains, extra)
+    return MicroBatch(tokens, targets, positions, numbers, domains, extra, recorded)

@@ -54,9 +54,12 @@ class SigmoidGroupLimitedRouter(FP32Projection):
     def forward(self, x_ND: Tensor, bias_E: Tensor, tokens_N: Tensor) -> Routing:
         affinities_NE = self.logits(x_ND).sigmoid()
         experts_NK = self.select(affinities_NE.detach(), bias_E)
+        return Routing(experts_NK, self.gates(affinities_NE, experts_NK), affinities_NE)
+
+    def gates(self, affinities_NE: Tensor, experts_NK: Tensor) -> Tensor:
+        """Of these experts, float32 [N, K]."""
         chosen_NK = affinities_NE.gather(1, experts_NK)
-        gates_NK = chosen_NK / (chosen_NK.sum(-1, keepdim=True) + 1e-20) * self.route_scale
-        return Routing(experts_NK, gates_NK, affinities_NE)
+        return chosen_NK / (chosen_NK.sum(-1, keepdim=True) + 1e-20) * self.route_scale
 
     def select(self, affinities_NE: Tensor, bias_E: Tensor) -> Tensor:
         """Indices of the chosen experts, int64 [N, K]."""

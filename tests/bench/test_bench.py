@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, onnx_decoding, training_step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, head_loss, onnx_decoding, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
@@ -52,6 +52,21 @@ def test_every_case_gives_its_figures() -> None:
     assert all(figure.value > 0 for figure in figures)
     shares = [figure for figure in figures if figure.what.startswith("share")]
     assert len(shares) == 4
+
+
+def test_torchs_ways_of_the_heads_loss_compute_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"TOKENS": 96, "WIDTH": 16, "VOCABULARY": 64}.items():
+        monkeypatch.setattr(head_loss, name, size)
+    hidden_ND, weight_VD, targets_N = head_loss.inputs(torch.float32, CPU)
+    found = []
+    for loss in (head_loss.ours, *map(head_loss.torchs, head_loss.WAYS.values())):
+        head_loss.step(loss, hidden_ND, weight_VD, targets_N)()
+        assert hidden_ND.grad is not None
+        assert weight_VD.grad is not None
+        found.append((loss(hidden_ND, weight_VD, targets_N).detach(), hidden_ND.grad, weight_VD.grad))
+    for theirs in found[1:]:
+        torch.testing.assert_close(theirs, found[0])
+    assert [figure.value > 0 for figure in head_loss.head(1, CPU)] == [True] * 4
 
 
 def test_speculation_compares_the_same_texts(

@@ -34,6 +34,11 @@ def test_the_table_has_every_objective_and_all_data_of_conf() -> None:
         (["objective=grpo", "data=prompts", "objective.group=1"], ["objective.group"]),
         (["objective=grpo", "data=prompts", "objective.max_tokens=512"], ["objective.max_tokens"]),
         (["objective=grpo", "data=prompts", "objective.max_tokens=511"], []),
+        (["objective=grpo", "data=prompts", "objective.replay_routing=true"], []),
+        (
+            ["objective=grpo", "data=prompts", "objective.replay_routing=true", "router=hash"],
+            ["objective.replay_routing"],
+        ),
         (["objective=distill", "data=conversations", BEGUN], []),
         (["objective=distill", "data=prompts"], ["run.init_from"]),
         (["objective=distill", "data=prompts", "objective.teachers=[conf]"], []),
@@ -41,6 +46,7 @@ def test_the_table_has_every_objective_and_all_data_of_conf() -> None:
         (["objective=distill", "data=preferences", BEGUN], ["data"]),
         (["data=preferences"], ["data"]),
         (["experiment=chat", BEGUN], []),
+        (["experiment=babyai_grpo", BEGUN], []),
     ],
     ids=" ".join,
 )

@@ -14,7 +14,7 @@ from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
 @pytest.fixture(scope="module")
 def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    for run in ("default", "chat"):  # experiments begin with one and learn from the other
+    for run in ("default", "chat", "babyai_imitation"):  # experiments begin with these, or learn from them
         (folder / "runs" / run / "seed1").mkdir(parents=True)
     return folder
 
@@ -34,6 +34,7 @@ FITTING = {
     ("data", "prompts"): ["objective=grpo"],
     ("data", "babyai"): ["objective=sft"],
     ("data", "babyai_prompts"): ["objective=grpo"],
+    ("data", "babyai_turns"): ["objective=grpo"],
     ("data", "competition"): ["objective=sft"],
     ("data", "competition_prompts"): ["objective=grpo"],
     ("objective", "sft"): ["data=conversations"],

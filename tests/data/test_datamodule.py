@@ -21,7 +21,7 @@ from tests.data.conftest import Make, in_memory, training_texts, words
 
 
 def same(one: Step, other: Step) -> bool:
-    mine, theirs = ([tensor for micro in step.micro_batches for tensor in micro[:-1]] for step in (one, other))
+    mine, theirs = ([tensor for micro in step.micro_batches for tensor in micro.packed] for step in (one, other))
     return one[1:] == other[1:] and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
@@ -33,7 +33,7 @@ def test_contents_of_a_step(make: Make) -> None:
     for i, step in enumerate(steps):
         assert step.tokens_before == i * 4 * 64
         (batch,) = step.micro_batches
-        for tensor in batch[:-1]:
+        for tensor in batch.packed:
             assert tensor.shape == (4, 64)
             assert tensor.dtype == torch.int64
         assert torch.equal(batch.targets_BT[:, :-1], batch.tokens_BT[:, 1:])
@@ -172,7 +172,7 @@ def test_micro_batches_do_not_change_the_rows_of_a_step(make: Make) -> None:
 
 def texts_of(data: DataModule, batches: Sequence[MicroBatch], domain: int) -> tuple[list[int], list[bytes]]:
     """Targets of a domain in order, and the texts between BOS and EOS that its rows spell."""
-    rows = [row for batch in batches for row in zip(*batch[:-1]) if row[4][0] == domain]
+    rows = [row for batch in batches for row in zip(*batch.packed) if row[4][0] == domain]
     targets = [int(t) for _, row, *_ in rows for t in row if t != IGNORE]
     inputs = [int(t) for row, _, _, ids, _ in rows for t, i in zip(row, ids) if i > 0]
     last_is_no_input = sum(token != data.tokenizer.bos for token in inputs) < len(targets)
@@ -359,7 +359,7 @@ def test_held_out_texts_are_kept_and_need_no_corpus(make: Make, sources: dict[st
     alone = make(cache_dir=tmp_path / "unused")
     assert alone.use_held_out(tmp_path / "held_out") is None
     for one, other in zip(data.validation_batches(), alone.validation_batches(), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.packed, other.packed, strict=True))
     assert data.validation_bytes() == alone.validation_bytes()
     assert data.samples() == alone.samples()
     assert not (tmp_path / "unused").exists()

@@ -74,6 +74,27 @@ def test_the_reward_plays_the_plan() -> None:
     assert read_plan(told[0], opened("babyai/goto", seed=0, steps=1).actions).count(None) == 0
 
 
+def test_crafters_script_demonstrates_too(tmp_path: Path) -> None:
+    """Its rows replay to what it achieved, on the same episode."""
+    out = tmp_path / "d.jsonl"
+    options = demonstrate.Options(env="crafter", episodes=1, out=str(out), steps=40, first_seed=5)
+    assert demonstrate.run(options)["rows"] == 40
+    episode = opened("crafter", seed=5, steps=40)
+    for row in map(json.loads, out.read_text().splitlines()):
+        question, reply = (message["content"] for message in row["messages"])
+        assert episode.observation() in question
+        episode.step(reply)
+    assert {"collect_wood", "place_table"} & set(episode.achieved)
+
+
+def test_rows_of_turns_leave_the_episode_to_the_policy() -> None:
+    steps, turns = rows("babyai", "steps", 5), rows("babyai", "turns", 5, history=3)
+    for row in turns:
+        first = next(step for step in steps if step["seed"] == row["seed"])
+        assert row["prompt"] == first["messages"][0]["content"]
+        assert (row["form"], row["steps"], row["history"], row["verifier"]) == ("turns", 64, 3, "episode")
+
+
 def test_rows_are_written_to_a_file(tmp_path: Path) -> None:
     out = tmp_path / "new" / "d.jsonl"
     options = demonstrate.Options(env="babyai/goto", episodes=3, out=str(out), form="plans")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from data.tools._corpus import show
 from data.tools._rows import in_parts
 from dsv3.cli import main
 from tests.data.conftest import ROOT, words
@@ -57,6 +58,17 @@ def test_tables_name_what_was_left_out(corpus: list[str], capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "left out 1 binary" in shown
     assert "picture.bin" in shown
+
+
+def test_the_table_of_a_billion_tokens_fits_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = {"documents": 1_234_317, "near_duplicates_dropped": 1234, "bytes": 5 * 10**9, "tokens": 1_669_123_000}
+    figures |= dict.fromkeys(("bytes_per_token", "held_out_share", "epochs_of_the_run"), 0.5)
+    nothing = {"copies_of_held_out_dropped": 0, "empty": 0, "left_out": {}, "left_out_names": []}
+    show({"domains": {"prose": figures | nothing}})
+    assert "1,669,123,000" in capsys.readouterr().out
 
 
 def test_show_gives_rows_with_their_documents_and_parts(corpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def kill(config: DictConfig, place: tuple[type, str], *, after: int) -> None:
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [
-        ("grpo", ["objective.epochs=2", "run.checkpoint_every_tokens=1"]),
+        ("grpo", ["objective.epochs=2", "objective.replay_routing=true", "run.checkpoint_every_tokens=1"]),
         *(pytest.param(name, [], marks=pytest.mark.slow) for name in ("grpo", "sft", "dpo", "distill")),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -177,15 +177,21 @@ def test_resume_never_starts_over_from_the_same_weights(runs: Runs, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "objective", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "dpo", "distill"))]
+    ("objective", "settings"),
+    [
+        ("grpo", ["objective.replay_routing=true"]),
+        *(pytest.param(name, [], marks=pytest.mark.slow) for name in ("grpo", "sft", "dpo", "distill")),
+    ],
 )
-def test_two_ranks_are_one_process(runs: Runs, tmp_path: Path, workers: Workers, objective: str) -> None:
+def test_two_ranks_are_one_process(
+    runs: Runs, tmp_path: Path, workers: Workers, objective: str, settings: list[str]
+) -> None:
     """One of them has only padding, or other numbers of answers. As long as rounding samples no other token.
 
     Ranks pack their own answers, and MTP counts the load of the last position of a document by the token that follows
     in its row: GRPO is compared without MTP.
     """
-    exact = ["optimizer=adamw", "optimizer.eps=1e-3", "trainer.max_steps=3"]
+    exact = [*settings, "optimizer=adamw", "optimizer.eps=1e-3", "trainer.max_steps=3"]
     exact += ["mtp=none", "run.init_from=null", "objective.kl=0"] if objective == "grpo" else []
     one = finish(runs.config(objective, tmp_path / "one", *exact)).read("metrics/train")
     config = runs.config(objective, tmp_path / "two", *exact, "parallel=sharded", "trainer.devices=2")

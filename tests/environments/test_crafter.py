@@ -1,15 +1,18 @@
 """Crafter as text: one seed is one episode, in any process; the scripted policy climbs the ladder."""
 
+import math
 import os
 import random
 import subprocess
 import sys
+from statistics import mean, variance
 from typing import Any
 
+import crafter
 import pytest
 
-from dsv3.environments import opened
-from dsv3.environments.baselines import baselines, play_out
+from dsv3.environments import EVALUATION_SEEDS, opened
+from dsv3.environments.baselines import baselines, play_out, random_actions
 from dsv3.environments.crafter import ACTIONS
 from tests.conftest import ROOT
 
@@ -57,6 +60,27 @@ def test_the_scripted_policy_leads_random_actions_by_far() -> None:
     found = baselines("crafter", seed=SEED, steps=60)
     assert found.expert >= 4 / 22
     assert found.expert - found.random >= 2 / 22
+
+
+@pytest.mark.slow
+def test_random_actions_achieve_as_much_as_counted_in_crafter_itself() -> None:
+    """Within three standard errors, on other episodes; counted without the wrapper."""
+    n, steps = 16, 100
+    counted, ours = [], []
+    for seed in range(n):
+        env: Any = crafter.Env(seed=seed, length=steps)
+        env.reset()
+        draws, ended, info = random.Random(seed + n), False, {"achievements": {}}
+        while not ended:
+            *_, ended, info = env.step(draws.randrange(17))
+        counted.append(sum(count > 0 for count in info["achievements"].values()) / 22)
+        episode = opened("crafter", seed=EVALUATION_SEEDS + seed, steps=steps)
+        play_out(episode, random_actions(episode, EVALUATION_SEEDS + seed))
+        ours.append(episode.progress)
+    error = math.sqrt((variance(counted) + variance(ours)) / n)
+    print(f"{mean(counted):.4f} counted, {mean(ours):.4f} here, {error:.4f} standard error, {n} episodes each")
+    assert 0 < error < 0.02
+    assert abs(mean(counted) - mean(ours)) <= 3 * error
 
 
 @pytest.mark.slow

@@ -55,19 +55,19 @@ def test_logits_and_chosen_experts_are_those_of_the_model(chosen, shapes):
     backend, rows = graph_of(config, model), [0, 1, 2]
     for row in rows:
         backend.add(row, drafts=False)
-    logits, experts = [[], [], []], [[], [], []]
+    logits, experts = [[], [], []], [{}, {}, {}]
     for ends in ((20, 13, 1), (21, 14, 33), (40, 40, 40)):
         pieces = [tokens_BT[row, backend.main.caches.lengths[row] : end].tolist() for row, end in zip(rows, ends)]
         for row, found in enumerate(backend.read(rows, pieces, [len(piece) for piece in pieces])):
             logits[row].append(found)
-        for row, chosen_TLK in enumerate(backend.chosen_experts() if backend.routed else ()):
-            experts[row].append(chosen_TLK)
+        for row, chosen_by in enumerate(backend.chosen_experts()):
+            for name, chosen_TK in chosen_by.items():
+                experts[row].setdefault(name, []).append(chosen_TK)
     assert (torch.stack([torch.cat(row) for row in logits]) - expected_BTV).abs().max() < ROUNDING
-    assert list(backend.routed) == list(forward.routings)
-    if forward.routings:
-        assert backend.experts == config.model.n_routed_experts
-        expected_NLK = torch.stack([routing.experts_NK for routing in forward.routings.values()], dim=1)
-        assert (torch.cat([torch.cat(row) for row in experts]) == expected_NLK).all()
+    assert list(experts[0]) == list(backend.routed) == list(forward.routings)
+    assert backend.experts == (config.model.n_routed_experts if forward.routings else 0)
+    for name, routing in forward.routings.items():
+        assert torch.equal(torch.cat([torch.cat(row[name]) for row in experts]), routing.experts_NK)
 
 
 def test_equal_affinities_choose_the_lower_index():
@@ -79,8 +79,8 @@ def test_equal_affinities_choose_the_lower_index():
     backend = graph_of(config, model)
     backend.add(0, drafts=False)
     backend.read([0], [[1, 2, 3]], [1])
-    (chosen_TLK,) = backend.chosen_experts()
-    assert (chosen_TLK == torch.tensor([0, 1])).all()
+    (chosen,) = backend.chosen_experts()
+    assert all((chosen_TK == torch.tensor([0, 1])).all() for chosen_TK in chosen.values())
 
 
 @pytest.mark.parametrize(

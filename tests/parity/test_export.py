@@ -251,8 +251,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["config"]["model_type"] == "deepseek_v3"
     assert status(arguments) == 2
     assert "must be a new or empty folder" in capsys.readouterr().err
-    assert status([*arguments[:2], f"out={tmp_path / 'other'}", "max_shard_size=5"]) == 2
-    assert "max_shard_size=5" in capsys.readouterr().err
+    for size in ("5", "0MB", "-1GB", "infGB", "nanGB"):
+        assert status([*arguments[:2], f"out={tmp_path / 'other'}", f"max_shard_size={size}"]) == 2
+        assert f"max_shard_size={size}: must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [1, 700, 1000, 4096, 10**6])

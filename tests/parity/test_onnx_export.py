@@ -93,7 +93,7 @@ def test_the_mtp_graph_drafts_what_the_model_drafts(run, folder):
     drafted = module(ids[:, 1:].numpy(), range(21), states_in=states)
     model = loaded.model
     with torch.no_grad():
-        h_BTD = model.norm(model.decode_states(ids[:, :-1], model.new_caches([0])))
+        h_BTD = model.norm(model.decode_states(ids[:, :-1], model.new_caches([0]))[0])
         after, hidden = model.mtp.extend(1, h_BTD, ids[:, 1:], model.embed, model.mtp.new_caches([0])[0])
         expected_of = {"states": after, "hidden": hidden, "logits": model.logits(hidden)}
     for name, expected in expected_of.items():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dsv3.checkpoint.loading import load_run
 from dsv3.inference.generation import generate
@@ -17,8 +16,8 @@ from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.serving.chat_server import Service
 from dsv3.serving.database import Database
-from dsv3.serving.routed_backend import RoutedBackend, RoutedDecoder
-from dsv3.serving.scheduler import Job, News
+from dsv3.serving.routed_backend import RoutedBackend
+from dsv3.serving.scheduler import Job, Limits, News
 from dsv3.serving.served_model import ModelSettings, Served, open_model
 from dsv3.tools.export import Options as ExportOptions
 from dsv3.tools.export import run_onnx
@@ -94,27 +93,23 @@ def test_texts_of_many_are_those_of_eager_decoding(service: Service, eager_texts
 
 
 def test_experts_are_those_of_eager_decoding(service: Service, folder: Path) -> None:
-    prompts = prompts_of(3, 20)
+    """Of each text and in all, also where other rows are shorter."""
+    eager = open_model(str(folder / "one" / "seed1"), ModelSettings(engine="eager"), Limits(), lambda: None)
     found = []
-    eager = RoutedBackend(RoutedDecoder(load_run(folder / "one" / "seed1").model))
-    for backend in (eager, *map(backend_of, service.models.values())):
-        before, heard = backend.load_LE.clone(), dict[int, Any]()
-        rows = range(1000, 1000 + len(prompts))
-        for row in rows:
-            backend.add(row, drafts=False)
-            backend.listeners[row] = lambda *told, heard=heard, row=row: heard.__setitem__((row, told[0]), told[1])
-        with torch.no_grad():
-            backend.read(rows, prompts, [1] * len(prompts))
-            backend.read(rows, [[7], [8, 9], [1] * 9], [1, 0, 0])
-        for row in rows:
-            backend.listeners.pop(row)
-            backend.drop(row)
-        found.append((backend.layers, backend.experts, heard, backend.load_LE - before))
-    for layers, experts, heard, load_LE in found[1:]:
-        assert (layers, experts) == found[0][:2]
-        assert heard.keys() == found[0][2].keys()
-        assert all(torch.equal(chosen_TLK, found[0][2][key]) for key, chosen_TLK in heard.items())
-        assert torch.equal(load_LE, found[0][3])
+    for served in (eager, *service.models.values()):
+        jobs = [Job("a", prompt, Settings(max_tokens=5), lambda news: None) for prompt in prompts_of(3, 20)]
+        before = {name: load_E.clone() for name, load_E in backend_of(served).load.items()}
+        for job in jobs:
+            job.experts = True
+            served.scheduler.submit(job)
+        while served.scheduler.step():
+            pass
+        records = [job.row.experts.by_layer for job in jobs if job.row is not None and job.row.experts is not None]
+        load = {name: (load_E - before[name]).tolist() for name, load_E in backend_of(served).load.items()}
+        found.append((served.expert_layers, served.experts, len(records), records, load))
+    assert found[0][2] == 3
+    assert sum(map(sum, found[0][4].values())) > 0
+    assert found[1] == found[2] == found[0]
 
 
 def test_memory_of_kept_texts_is_as_promised(service: Service) -> None:

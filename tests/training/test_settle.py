@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.config.preflight import check
+from dsv3.inference import engines
 from dsv3.runtime import device_named
 from dsv3.training.settle import settled
 
@@ -41,6 +42,17 @@ def test_the_first_line_gives_device_threads_and_format_with_their_reasons(
     OmegaConf.save({"precision": kept}, tmp_path / "config.yaml")
     line = first_line(composed("precision=auto"), tmp_path, caplog)
     assert line.endswith("precision: fp32 (chosen when the run began: config.yaml)")
+
+
+def test_it_is_first_where_there_is_more_to_say(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines._say.cache_clear()
+    with caplog.at_level(logging.INFO):
+        settled(composed("router=hash"), RunFolder(tmp_path))
+    first, second = caplog.messages
+    assert first.startswith("device: cpu ")
+    assert second.startswith("text is decoded by engine=eager, without an ONNX graph: router.")
 
 
 def test_a_gpu_is_named(

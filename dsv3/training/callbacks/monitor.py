@@ -119,7 +119,7 @@ class Monitor(lightning.Callback):
     def observe(self, micro: MicroBatch, routings: dict[str, Routing]) -> None:
         with self._timed():
             if self.probe is None:
-                self.probe = micro._replace(extra={}).map(torch.clone)
+                self.probe = micro._replace(extra={}, replay={}).map(torch.clone)
             for layer, routing in routings.items():
                 real_BS = real_tokens(micro, routing)
                 domains_BS = micro.domains_BT[:, -real_BS.shape[1] :]

@@ -14,6 +14,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from dsv3.evaluation.benchmarks import chance
+from dsv3.evaluation.benchmarks.compare import comparison
 from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
 from dsv3.evaluation.benchmarks.remote import RemoteAdapter
 from dsv3.evaluation.benchmarks.results import ResultsFolder, scores
@@ -56,8 +57,13 @@ def test_a_group_of_task_types_is_a_benchmark(own_model: NativeModel, tmp_path: 
     again = suite_of(own_model, batch_size=8).run("babyai_goto", entry)
     hashes = [[one["resps"][0][0]["trajectory_hash"] for one in o.samples["babyai_goto"]] for o in (outcome, again)]
     assert hashes[0] == hashes[1]
-    folder = ResultsFolder(tmp_path)
+    folder, other = ResultsFolder(tmp_path / "one"), ResultsFolder(tmp_path / "other")
     folder.write("babyai", "key", outcome)
+    other.write("babyai_goto", "key", again)
+    compared = {row.metric: row for row in comparison(other, folder, ["babyai_goto"])}
+    assert (compared["progress"].n, compared["progress"].difference) == (2, 0), "paired by episode"
+    assert compared["progress"].interval is not None
+    assert compared["steps"].stderr == 0
     said = chance.line("babyai_goto", folder.samples("babyai_goto"))
     assert said is not None
     assert "no significant difference from random" in said

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from dsv3.build import build_model
-from dsv3.contracts import IGNORE, MicroBatch, Prompt, Rollout, Step
+from dsv3.contracts import IGNORE, MicroBatch, Prompt, Rollout, Step, Turn
 from dsv3.model.decoder import Decoder
 from dsv3.testing.small_model import micro_batch
 from plugins.objective.distill import Distill
@@ -38,8 +38,9 @@ class Models:
     def teacher(self, run: str) -> nn.Module:
         return self.others[run]
 
-    def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], **settings: Any) -> list[Rollout]:
-        return [Rollout([40 + seed % 3, 50], "x", True, [0.0, 0.0]) for seed in seeds]
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], **settings: Any) -> list[Rollout]:
+        asked = zip(prompts, seeds, strict=True)
+        return [Rollout([Turn(prompt.ids, [40 + seed % 3, 50], "x", True, [0.0, 0.0])]) for prompt, seed in asked]
 
 
 @pytest.fixture(scope="module")

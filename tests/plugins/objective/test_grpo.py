@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsv3.contracts import IGNORE, Answer, Forward, Head, LossTerm, MicroBatch, Prompt, Rollout, Step
+from dsv3.contracts import IGNORE, Answer, Forward, Head, LossTerm, MicroBatch, Prompt, Rollout, Step, Turn
 from plugins.objective.grpo import ADVANTAGE, GRPO, OLD, REFERENCE, STANDSTILL
 from plugins.objective.grpo import ANSWERS as TARGETS
 from plugins.objective.packing import Drawn, pack
@@ -34,10 +34,13 @@ class Models:
     def reference(self) -> str:
         return "reference"
 
-    def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], **settings: Any) -> list[Rollout]:
-        self.asked.append((list(prompts), list(seeds), settings))
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], **settings: Any) -> list[Rollout]:
+        self.asked.append(([prompt.ids for prompt in prompts], list(seeds), settings))
         answers = [ids for group in self.answers for ids in group]
-        return [Rollout(ids, str(ids), ids[-1] == EOS, [-math.log(V)] * len(ids)) for ids in answers[: len(prompts)]]
+        return [
+            Rollout([Turn(prompt.ids, ids, str(ids), ids[-1] == EOS, [-math.log(V)] * len(ids))])
+            for prompt, ids in zip(prompts, answers, strict=False)
+        ]
 
     def log_probs(self, model: Any, micro: MicroBatch, *, temperature: float) -> Tensor:
         assert model == "reference"
@@ -114,7 +117,7 @@ def test_prompts_are_asked_as_often_as_a_group_has_answers_each_with_a_seed_of_i
     (prompts, seeds, settings), *_ = models.asked
     assert prompts == [prompt.ids for prompt in PROMPTS for _ in range(GROUP)]
     assert len(set(seeds)) == len(seeds)
-    assert settings == {"max_tokens": MAX_TOKENS, "temperature": 1.0}
+    assert settings == {"max_tokens": MAX_TOKENS, "temperature": 1.0, "experts": False}
     objective = grpo()
     objective.prepare(Step([], 0, {}, prompts=PROMPTS[1:]), other)  # type: ignore[arg-type]
     assert other.asked[0][1] == seeds[GROUP:], "a prompt's seeds do not depend on the prompts beside it"
@@ -361,8 +364,8 @@ def test_data_without_prompts_is_named() -> None:
 
 
 def test_an_answer_that_does_not_fit_a_row_is_refused_and_one_that_just_fits_is_not() -> None:
-    rollout = Rollout([7] * 5, "", False, [0.0] * 5)
-    drawn = Drawn(PROMPTS[0], rollout, {OLD: rollout.log_probs})
+    rollout = Rollout([Turn(PROMPTS[0].ids, [7] * 5, "", False, [0.0] * 5)])
+    drawn = Drawn(rollout, {OLD: rollout.log_probs})
     (micro,) = pack([drawn, drawn], [OLD], rows=4, length=6, device=torch.device("cpu"))
     assert micro.document_ids_BT.tolist() == [[1] * 6] * 2 + [[0] * 6] * 2
     with pytest.raises(ValueError, match=r"objective\.max_tokens: a prompt and its answer have 7 tokens"):

@@ -57,7 +57,7 @@ def test_loss_of_packed_conversations_is_the_mean_over_them_alone(weighting: str
 def test_one_micro_batch_and_four_give_the_same_gradient(weighting: str) -> None:
     micros = [conversations(seed) for seed in range(4)]
     hidden, weight_VD = [torch.randn(3, T, D) for _ in micros], torch.randn(V, D)
-    joined = MicroBatch(*(torch.cat(tensors) for tensors in zip(*(micro[:-1] for micro in micros), strict=True)))
+    joined = MicroBatch(*(torch.cat(tensors) for tensors in zip(*(micro.packed for micro in micros), strict=True)))
     for one, four in zip(
         taken(weighting, [joined], [torch.cat(hidden)], weight_VD),
         taken(weighting, micros, hidden, weight_VD),

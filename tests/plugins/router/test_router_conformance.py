@@ -104,6 +104,12 @@ class Silent(Good):
         super().__setattr__("k" if name == "top_k" else name, value)
 
 
+class Uncast(Good):
+    def forward(self, x_ND, bias_E, tokens_N):
+        torch.nn.functional.linear(x_ND, self.weight)
+        return super().forward(x_ND, bias_E, tokens_N)
+
+
 class Drifting(Good):
     calls = 0
 
@@ -122,6 +128,7 @@ class Drifting(Good):
         (BiasIgnored, "must send it more tokens"),
         (Repeated, "distinct"),
         (NarrowIndices, "experts_NK must be torch.int64"),
+        (Uncast, r"x_ND.float\(\) casts it"),
         (HalfPrecision, "input must be routed in FP32"),
         (RoundedWeight, "weights must be used in FP32"),
         (Autocast, "under autocast"),
