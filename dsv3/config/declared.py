@@ -5,9 +5,9 @@ What each key does stands in conf/train.yaml and conf/evaluate.yaml, next to its
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from dsv3.bounds import Between, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 CheckpointFormat = Literal["file", "folder"]
 Engine = Literal["auto", "eager", "onnx"]
@@ -42,16 +42,40 @@ class Run:
 
 
 @dataclass
+class Until:
+    """`study.until`: seeds are added until each arm differs from the baseline or the difference is bounded."""
+
+    half_width: PositiveFloat  # of the 95% interval, in the unit of the verdict's metric
+    most_seeds: Annotated[int, Between(2, 12)] = 12
+    most_hours: PositiveFloat | None = None  # of training, all runs of the study together
+
+
+@dataclass
+class Match:
+    """`study.match`: a size of each arm is solved so that the arm equals the baseline in a quantity."""
+
+    quantity: Literal["parameters", "active_parameters", "flops_per_token", "cache_bytes", "step_seconds"]
+    by: str  # the key of the size
+    tolerance: PositiveFloat = 0.005  # relative
+    unreachable: Literal["refuse", "nearest"] = "refuse"
+
+
+@dataclass
 class Study:
     arm: str | None
+    tuned: Literal["trial", "best"] | None
     stage: PositiveInt | None
     arms: dict[str, Any] | None
+    grid: dict[str, Any] | None
     only: Sequence[str] | None
     seeds: Sequence[Seed]
     baseline: str | None
     metric: str | None
     question: str | None
     finding: str | None
+    match: dict[str, Any] | None
+    until: dict[str, Any] | None
+    tune: dict[str, Any] | None
 
 
 @dataclass
@@ -114,6 +138,8 @@ PRIMARY = {"train": "Train", "evaluate": "Evaluate"}
 NODES = {
     "run": "Run",
     "study": "Study",
+    "study.match": "dsv3.config.declared.Match",
+    "study.until": "dsv3.config.declared.Until",
     "model": "Model",
     "benchmarks": "Benchmarks",
     "benchmarks.tasks.*": "dsv3.evaluation.benchmarks.suite.Entry",

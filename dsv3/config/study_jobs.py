@@ -12,6 +12,7 @@ from dsv3.config.arms import expanded
 from dsv3.config.compose import COMPOSITION_ERRORS, Composer
 from dsv3.config.overrides import first_line
 from dsv3.config.problems import Problem
+from dsv3.config.study_settings import unfit_settings
 
 
 def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], list[Problem]]:
@@ -26,16 +27,16 @@ def arms_of(composer: Composer, job: Sequence[str]) -> tuple[list[list[str]], li
         batches = expanded(job, study | {"seeds": study["seeds"][:1]})
     except ValueError as error:
         return [list(job)], [Problem("study.only", study["only"], str(error).partition(": ")[2])]
-    fitting, problems = [list(job)], []
+    fitting, problems, arms = [list(job)], [], {}
     for run in (run for batch in batches for run in batch):
+        name = next(override for override in run if override.startswith("study.arm=")).partition("=")[2]
         try:
-            composer.compose(run)
+            arms[name] = composer.compose(run)
         except COMPOSITION_ERRORS as error:
-            name = next(override for override in run if override.startswith("study.arm=")).partition("=")[2]
             problems.append(Problem(f"study.arms.{name}", study["arms"].get(name, run), first_line(error)))
         else:
             fitting.append(run)
-    return fitting, problems
+    return fitting, [*problems, *unfit_settings(study, job, arms)]
 
 
 def shared_folders(composer: Composer, runs: Sequence[Sequence[str]], *, multirun: bool) -> Iterator[Problem]:

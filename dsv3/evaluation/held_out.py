@@ -13,6 +13,7 @@ from dsv3.build import build_data
 from dsv3.checkpoint.loading import Loaded
 from dsv3.config.part import part
 from dsv3.contracts import IGNORE, Data, Forward, KeepsHeldOut, MicroBatch, Question, Tokenizer
+from dsv3.evaluation.document_bits import DocumentNats
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.model.losses import greedy_tokens, token_losses
@@ -86,8 +87,10 @@ def domain_scores(
     n_bytes: Mapping[str, int],
     load: ExpertLoad | None = None,
     run: Run | None = None,
+    documents: DocumentNats | None = None,
 ) -> dict[str, DomainScore]:
-    """Score each domain's held-out text, and `all` of it together; `load` counts which experts it went to.
+    """Score each domain's held-out text, and `all` of it together; `load` counts which experts it went to, `documents`
+    sums each document by itself.
 
     run: what gives the model's result where it takes more than to call it; None on ranks that have not the last layer.
 
@@ -106,6 +109,8 @@ def domain_scores(
             targets_N = batch.targets_BT.flatten()
             nll_N = token_losses(output.hidden_BTD.flatten(0, 1), model.cast_head(), targets_N)
             metric.update(nll_N, targets_N, batch.domains_BT.flatten())
+            if documents is not None:
+                documents.observe(batch, nll_N)
     nats_X, targets_X = (values.reshape(-1).tolist() for values in metric.compute())  # torchmetrics squeezes
     sums = {d: (nats_X[i], targets_X[i], n_bytes[d]) for i, d in enumerate(domains) if targets_X[i]}
     nats_all, targets_all, bytes_all = (sum(column) for column in zip(*sums.values(), strict=True))

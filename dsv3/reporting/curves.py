@@ -161,7 +161,7 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
     title = "Benchmarks"
     figure = go.Figure()
     for i, run in enumerate(runs):
-        table = run.table("metrics/benchmarks")
+        table = run.newest("metrics/benchmarks")
         if table.empty:
             continue
         last = table[table.tokens == table.tokens.iloc[-1]]

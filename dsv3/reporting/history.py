@@ -33,6 +33,7 @@ class History:
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
         self._joined = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+        self._validation: dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = {}
 
     def table(self, name: str) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order."""
@@ -85,7 +86,7 @@ class History:
         if not declared:  # a run of an older version
             units = {"loss": "nats per token", "bpb": "bits per byte"}
             declared = units | {f"mtp{depth}_loss": "nats per token" for depth in range(1, 9)}
-        columns = self.table("metrics/train").columns
+        columns = self.newest("metrics/train").columns
         return {name: unit for name, unit in declared.items() if name in columns}
 
     @property
@@ -127,10 +128,15 @@ class History:
 
     def validation(self, *, weights: str = "live") -> pd.DataFrame:
         """Rows of `metrics/validation` with `seconds` and `flops` of training since the beginning."""
-        scores = self.table("metrics/validation")
+        scores, timing = self.table("metrics/validation"), self.table("timing/train")
         if scores.empty:
             return scores
-        timing = self.table("timing/train")
+        known = self._validation.get(weights)
+        if known is None or known[0] is not scores or known[1] is not timing:
+            self._validation[weights] = known = (scores, timing, self._timed(scores, timing, weights))
+        return known[2]
+
+    def _timed(self, scores: pd.DataFrame, timing: pd.DataFrame, weights: str) -> pd.DataFrame:
         clock = pd.concat([pd.DataFrame({"tokens": [0], "seconds": [0.0]}), timing], ignore_index=True)
         clock["seconds"] = clock.seconds.cumsum()
         scores = scores[scores.weights == weights].merge(clock, on="tokens", how="left")
@@ -155,7 +161,7 @@ class History:
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""
         names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
-        return {name: table for name in names if "role" in (table := self.table(name)).columns}
+        return {name: self.table(name) for name in names if "role" in self.newest(name).columns}
 
 
 def missing_steps(train: pd.DataFrame) -> str | None:

@@ -41,7 +41,8 @@ class Curve(NamedTuple):
 def metrics(runs: Sequence[History]) -> list[str]:
     """Names of the figures that any of the runs has."""
     names = dict.fromkeys(name for run in runs for name in run.statistics())
-    domains = dict.fromkeys(d for run in runs for d in scores_of(run).get("domain", []) if d != "all")
+    scores = [run.newest("metrics/validation") for run in runs]
+    domains = dict.fromkeys(d for rows in scores for d in rows.get("domain", []) if d != "all")
     return [*names, *OWN_UNITS, "tokens/s", "MaxVio, worst layer", HELD_OUT, *(f"{HELD_OUT}, {d}" for d in domains)]
 
 

@@ -26,6 +26,7 @@ body {{ margin: 0 auto; max-width: 1240px; padding: 16px; color: {INK}; backgrou
 h1 {{ font-size: 24px; margin: 8px 0; overflow-wrap: anywhere; }}
 h2 {{ font-size: 18px; margin: 28px 0 8px; }}
 p {{ margin: 6px 0 12px; max-width: 75ch; overflow-wrap: anywhere; }}
+nav {{ display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 8px 0; }}
 .grid {{ display: grid; align-items: start; gap: 12px;
          grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); }}
 .card, .wide {{ border: 1px solid {GRID}; border-radius: 6px; overflow: hidden; min-width: 0; }}
@@ -33,7 +34,7 @@ p {{ margin: 6px 0 12px; max-width: 75ch; overflow-wrap: anywhere; }}
 .scroll {{ overflow-x: auto; margin: 8px 0 16px; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }}
 th, td {{ padding: 4px 10px; border-bottom: 1px solid {GRID}; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child, td.text {{ text-align: left; }}
+th:first-child, td:first-child, .word, td.text {{ text-align: left; }}
 td.text {{ white-space: normal; overflow-wrap: anywhere; min-width: 22ch; }}
 code {{ overflow-wrap: anywhere; }}
 """
@@ -42,13 +43,17 @@ PLOTLY = {"responsive": True, **NO_UPLOAD}
 Part: TypeAlias = str | go.Figure
 
 
-def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
-    """Parts one below the other; plots in a list share a grid of columns as wide as the screen allows."""
+def page(title: str, parts: Iterable[Part | list[Part]], *, plotly: str | None = None) -> str:
+    """Parts one below the other; plots in a list share a grid of columns as wide as the screen allows.
+
+    plotly: file name of the plotly.js next to the page; None: it is inside, if the page has plots.
+    """
     from plotly.offline import get_plotlyjs
 
     parts = list(parts)
-    body = "\n".join(_grid(part) if isinstance(part, list) else _part(part, "wide") for part in parts)
-    script = "" if all(isinstance(part, str) for part in parts) else f"<script>{get_plotlyjs()}</script>"
+    body = "\n".join(grid(part) if isinstance(part, list) else _rendered(part, "wide") for part in parts)
+    inside = "" if all(isinstance(part, str) for part in parts) else f"<script>{get_plotlyjs()}</script>"
+    script = f'<script src="{plotly}"></script>' if plotly else inside
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><link rel="icon" href="data:,"><style>{CSS}</style>
@@ -59,11 +64,12 @@ def page(title: str, parts: Iterable[Part | list[Part]]) -> str:
 """
 
 
-def _grid(parts: Sequence[Part]) -> str:
-    return f'<div class="grid">{"".join(_part(part, "card") for part in parts)}</div>'
+def grid(parts: Sequence[Part]) -> str:
+    """HTML of plots side by side, as far as the screen is wide."""
+    return f'<div class="grid">{"".join(_rendered(part, "card") for part in parts)}</div>'
 
 
-def _part(part: Part, kind: str) -> str:
+def _rendered(part: Part, kind: str) -> str:
     if isinstance(part, str):
         return part
     html = part.to_html(full_html=False, include_plotlyjs=False, auto_play=False, config=PLOTLY)

@@ -5,7 +5,7 @@ the end of the run that got least of it; the others are read there from their va
 validations. Only seeds that are finished in the arm and in the baseline enter a difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,14 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from dsv3.config.arms import stages_of
+from dsv3.config.problems import one_of
 from dsv3.config.study_metrics import Figure, held_out
+from dsv3.reporting.documents import differing_by_document, half_widths
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.paired import Difference, paired
+from dsv3.reporting.picked_runs import Arms, by_settings, picked
+from dsv3.reporting.sequential import sequential
 
 BUDGETS = ("tokens", "flops", "seconds")
 Curve = tuple[np.ndarray, np.ndarray]  # of a budget, and bits per byte there
@@ -26,6 +31,7 @@ class Metric(NamedTuple):
     unit: str
     lower_is_better: bool | None  # None: it is neither good nor bad
     of: Callable[[History], float | None]  # None: this run has no such number
+    documents: tuple[str, str] | None = None  # weights and domain whose held-out documents it is the mean of
 
 
 class Study(NamedTuple):
@@ -40,6 +46,11 @@ class Study(NamedTuple):
     runs: dict[str, dict[int, History]]  # arm -> seed -> run
     unfinished: list[str]
     failed: dict[str, str]  # run -> why it ended
+    overrides: Mapping[str, str] = {}  # arm -> what differs
+    repeated: Sequence[str] = ()  # runs with the settings and the seed of another
+    command: str = ""  # what its runs are, in a word
+    folder: Path = Path()
+    until: Mapping[str, Any] | None = None  # `study.until`
 
     def seeds(self, *arms: str) -> list[int]:
         """Those finished in all the arms."""
@@ -55,56 +66,136 @@ class Study(NamedTuple):
         return [value for value in values if value is not None]
 
     def difference(self, metric: Metric, arm: str) -> Difference | None:
-        """From the baseline; None where either has no such number."""
+        """From the baseline, by the rule of `until` for the verdict's metric; None where either has no such number."""
         seeds = self.seeds(arm, self.baseline)
         ours, theirs = self.values(metric, arm, seeds), self.values(metric, self.baseline, seeds)
-        return paired(ours, theirs) if len(ours) == len(theirs) == len(seeds) > 0 else None
+        if not len(ours) == len(theirs) == len(seeds) > 0:
+            return None
+        documents = self.document_errors(metric, arm, seeds)
+        if self.until and metric.name == (self.metric or equal("tokens")):
+            return sequential(ours, theirs, documents, self.until)
+        return paired(ours, theirs, documents[-1])
+
+    def document_errors(self, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:
+        """Half width by documents of the difference from the baseline after the first, the first two, ... seeds."""
+        if metric.documents is None:
+            return [0.0] * len(seeds)
+        weights, domain = metric.documents
+        runs = ([self.runs[name][seed] for seed in seeds] for name in (arm, self.baseline))
+        documents = differing_by_document(*runs, weights=weights, domain=domain)
+        return half_widths(documents).tolist() if documents is not None else [0.0] * len(seeds)
 
 
-def read_study(root: Path, current: Mapping[str, Any] | None = None) -> Study:
-    """Read the runs below `root` that belong to a study.
-
-    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
+def read_study(
+    root: Path,
+    current: Mapping[str, Any] | None = None,
+    *,
+    where: str | None = None,
+    baseline: str | None = None,
+    tuned: str | None = None,
+) -> Study:
+    """The study in a folder: `study_of` all runs below it for which the conditions `where` hold
+    (`dsv3.reporting.picked_runs`).
 
     Raises:
-        FileNotFoundError: there is no such folder, or no finished run of a study in it.
-        ValueError: two runs are the same arm with the same seed.
+        FileNotFoundError: there is no such folder, or no finished run in it.
+        ValueError: no run is picked; see also `study_of`.
     """
-    runs: dict[str, dict[int, History]] = {}
-    order: dict[str, None] = {}  # arms of all configs: one may have been added later
-    unfinished, failed, about = [], {}, None
-    for run in find_runs(root):
-        config = run.config
-        arm = OmegaConf.select(config, "study.arm")
-        if arm is None:
-            continue
-        about = about or config
-        order |= dict.fromkeys([*(config.study.arms or {}), arm])
-        seeds, seed = runs.setdefault(arm, {}), int(config.seed)
-        if run.summary is None and (why := run.folder.failure()):
-            failed[run.name] = why
-        elif run.summary is None:
-            unfinished.append(run.name)
-        elif seed in seeds:
-            raise ValueError(f"{root}: {seeds[seed].name} and {run.name} are both {arm} with seed {seed}")
-        else:
-            seeds[seed] = run
-    arms = {arm: runs[arm] for arm in order if runs.get(arm)}
-    if about is None or not arms:
-        raise FileNotFoundError(f"{root}: there is no finished run of a study")
-    settings = about.study if current is None else current
-    planned = settings["baseline"] or next(iter(order))
+    found = picked(find_runs(root), where)
+    try:
+        return study_of(root, found, current, where=where, baseline=baseline, tuned=tuned)
+    except LookupError as error:
+        raise FileNotFoundError(f"{root}: {error}") from None
+
+
+def study_of(
+    root: Path,
+    found: Sequence[History],
+    current: Mapping[str, Any] | None = None,
+    *,
+    where: str | None = None,
+    baseline: str | None = None,
+    tuned: str | None = None,
+) -> Study:
+    """Runs of one study by its arms; all others by the settings in which they differ.
+
+    current: the study's settings as they are now (`study` in the config); None: as its runs have recorded them.
+    where: the conditions by which the runs were picked. baseline: an arm; None: the study's. tuned: what the runs are
+    to `study.tune`, best or trial; None: runs of the arms as they are written.
+
+    Raises:
+        LookupError: no run is finished.
+        ValueError: two runs are the same arm with the same seed, or there is no such baseline.
+    """
+    if where is None:
+        found = [run for run in found if OmegaConf.select(run.config, "study.tuned") == tuned]
+    of_studies = [run for run in found if OmegaConf.select(run.config, "study.arms")]
+    names = {run.config.run.experiment for run in of_studies}
+    settings: Mapping[str, Any]
+    if len(names) == 1 and (where is None or len(of_studies) == len(found)):
+        found = [run for run in of_studies if run.config.study.arm is not None]  # others only lead to these
+        overrides = arms_of(of_studies)
+        arms = Arms(by_arm(root, ended(found), overrides), overrides, [])
+        settings = of_studies[0].config.study if current is None else current
+        name, command = names.pop(), "`experiment={}`"
+    else:
+        arms = by_settings(ended(found))
+        settings = {"baseline": None, "question": None, "finding": None, "metric": None}
+        name, command = root.absolute().name, "`{}`" + (f" where `{where}`" if where else "")
+    failed = {run.name: why for run in found if run.summary is None and (why := run.folder.failure())}
+    if not arms.runs:
+        raise LookupError("there is no finished run" + (f" where {where}" if where else ""))
+    planned = baseline or settings["baseline"] or next(iter(arms.overrides))
+    if baseline is not None and baseline not in arms.runs:
+        raise ValueError(f"baseline={baseline}: {one_of([*arms.runs], baseline)}")
     return Study(
-        name=about.run.experiment,
+        name=name,
         question=settings["question"] or "",
         finding=settings["finding"] or "",
         metric=settings["metric"],
-        baseline=planned if planned in arms else next(iter(arms)),
+        baseline=planned if planned in arms.runs else next(iter(arms.runs)),
         planned_baseline=planned,
-        runs=arms,
-        unfinished=unfinished,
+        runs=arms.runs,
+        unfinished=[run.name for run in found if run.summary is None and run.name not in failed],
         failed=failed,
+        overrides=arms.overrides,
+        repeated=arms.repeated,
+        command=command.format(name),
+        folder=root,
+        until=settings.get("until"),
     )
+
+
+def arms_of(runs: Sequence[History]) -> dict[str, str]:
+    """Arm -> its overrides, of all configs: one may have been added later."""
+    found: dict[str, str] = {}
+    for run in runs:
+        arms: Any = OmegaConf.to_container(run.config.study.arms, resolve=False)
+        found |= {str(arm): overrides_text(overrides) for arm, overrides in arms.items()}
+        if (arm := run.config.study.arm) is not None:
+            found.setdefault(arm, "")
+    return found
+
+
+def overrides_text(arm: Any) -> str:
+    """An arm's overrides as on the command line; those of its stages one after the other."""
+    stages = stages_of(arm or [])
+    texts = [" ".join(map(str, stage)) or "no override" for stage in stages]
+    return texts[0] if len(texts) == 1 else "; ".join(f"stage {n}: {text}" for n, text in enumerate(texts, 1))
+
+
+def ended(runs: Iterable[History]) -> list[History]:
+    return [run for run in runs if run.summary is not None]
+
+
+def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dict[str, dict[int, History]]:
+    runs: dict[str, dict[int, History]] = {arm: {} for arm in order}
+    for run in finished:
+        arm, seed = run.config.study.arm, int(run.config.seed)
+        if seed in runs[arm]:
+            raise ValueError(f"{root}: {runs[arm][seed].name} and {run.name} are both {arm} with seed {seed}")
+        runs[arm][seed] = run
+    return {arm: seeds for arm, seeds in runs.items() if seeds}
 
 
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
@@ -120,14 +211,19 @@ def common_budget(study: Study, budget: str) -> float:
     return min((float(end[-1]) for end in ends if len(end)), default=float("nan")) if all(map(len, ends)) else np.nan
 
 
+def equal(budget: str) -> str:
+    """Name of the metric `at_equal`."""
+    return f"held-out text at equal {budget}"
+
+
 def at_equal(study: Study, budget: str) -> Metric:
-    """Held-out bits per byte where every run has had as much of the budget."""
+    """Held-out bits per byte where every run has had as much of the budget; documents as at the ends of the runs."""
     point = common_budget(study, budget)
 
     def value(run: History) -> float | None:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
 
-    return Metric(f"held-out text at equal {budget}", "bits per byte", True, value)
+    return Metric(equal(budget), "bits per byte", True, value, ("live", "all"))
 
 
 def headline(study: Study) -> Metric:
@@ -159,12 +255,11 @@ def metrics(study: Study) -> Iterator[Metric]:
     layers = shared_layers(study)
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
-        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"))
-    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"))
+        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"), ("live", domain))
+    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"), ("ema", "all"))
     yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
     yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
-    distance = "mean distance of relative load on a domain from that on all"
-    yield Metric(Figure.SPECIALISATION, distance, None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric(Figure.SPECIALISATION, "relative load", None, lambda run: specialisation(routing_of(run, layers)))
     yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
     yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))

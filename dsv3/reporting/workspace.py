@@ -1,4 +1,4 @@
-"""Weights & Biases workspace: panels of loss, balance, load, quantisation error and benchmarks.
+"""Weights & Biases workspace: the dashboard's panels, for runs that are logged there.
 
 Runs log offline where there is no API key, and `wandb sync <run folder>/wandb/offline-run-*` sends them later. A
 workspace is made on the server, so that building one needs a key; `out` writes what would be sent.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.reporting.experts import SCALARS
 
 NAME = "DeepSeek-V3 in miniature: experts, balance, loss, FP8, benchmarks"
 
@@ -51,23 +52,23 @@ def described(*, project: str, entity: str) -> Any:
         chosen = {"metric_regex": pattern} if pattern else {"y": list(y)}
         return wr.LinePlot(title=title, x="tokens", title_x="training tokens", title_y=unit, **chosen)
 
+    scalars = [wr.ScalarChart(title=title, metric=wr.SummaryMetric(f"summary/{key}")) for key, title in SUMMARY.items()]
     sections = {
+        "Summary": [*scalars, wr.RunComparer(diff_only="split")],
         "Loss": [
             lines("Training loss", "nats per token", "train/loss"),
             lines("All losses", "nats per token", pattern="train/.*loss"),
             lines("Held-out text", "bits per byte", pattern="validation_live/bpb/.*"),
             lines("Learning rate", "per update", "train/lr"),
             lines("Gradient norm before clipping", "L2", "train/grad_norm"),
+            lines("Speed", "tokens/s", "train/tokens_per_second"),
         ],
         "Balance": [
             lines("MaxVio of a step", "MaxVio", pattern="max_violation/.*"),
-            lines("MaxVio of an interval", "MaxVio", pattern=".*/max_vio_interval"),
-            lines("Entropy of the load", "of ln E", pattern=".*/load_entropy"),
-            lines("Nodes of a token", "groups", pattern=".*/nodes"),
+            *(lines(panel.title, panel.unit, pattern=f".*/{name}") for name, panel in SCALARS.items()),
         ],
         "Load of the experts": [
-            wr.MediaBrowser(title=title, media_keys=[key], num_columns=1)
-            for title, key in (("Load, layer x expert", "experts/load"), ("By domain", "experts/specialisation"))
+            wr.MediaBrowser(title=title, media_keys=[f"experts/{name}"], num_columns=1) for name, title in MAPS.items()
         ],
         "Quantisation error (FP8)": [
             lines(f"Quantisation: {unit}", unit, pattern=f"quantisation/.*{unit}.*") for unit in FP8
@@ -79,5 +80,19 @@ def described(*, project: str, entity: str) -> Any:
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=made, settings=settings)
 
 
+SUMMARY = {
+    "held_out_bpb": "held-out bits per byte",
+    "max_vio": "MaxVio, worst layer",
+    "experts_well": "experts are well",
+    "active_parameters": "active parameters",
+}
+MAPS = {
+    "load_over_tokens": "Load over tokens, worst layer",
+    "load": "Load, layer x expert",
+    "specialisation": "By domain",
+    "output_norm": "Output norms",
+    "stability": "Stability of the routing",
+}
+"""Media of `dsv3.training.callbacks.expert_plots`."""
 FP8 = ("snr_db", "underflow", "saturation", "amax")
 """Figures of `metrics/quantisation`."""

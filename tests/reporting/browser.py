@@ -14,6 +14,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+POISON = "<img src=x onerror=window.poisoned=1><script>window.poisoned=1</script>"
+"""Runs in a page that takes it for HTML."""
 
 
 def chromium() -> str:

@@ -13,12 +13,11 @@ from dsv3.reporting import experts
 from dsv3.reporting.dashboard.application import build_app
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.page import write_run_report
-from tests.reporting.browser import Tab, launched, opened, served
+from tests.reporting.browser import POISON, Tab, opened, served
 from tests.reporting.made_up import MadeUpRun
 
 PLOT = "[...document.querySelectorAll('.js-plotly-plot')].find(p => p.closest('[id]').id.includes('\"plot\":\"%s\"'))"
 """Dash writes an id with sorted keys and no spaces; the plot is inside."""
-POISON = "<img src=x onerror=window.poisoned=1><script>window.poisoned=1</script>"
 
 
 def data_of(tab: Tab, picture: str, what: str) -> Any:
@@ -29,12 +28,6 @@ def data_of(tab: Tab, picture: str, what: str) -> Any:
 def wait_for(tab: Tab, picture: str, condition: str) -> None:
     drawn = "plot && plot._fullData && plot._fullData.length"
     tab.until(f"(() => {{ const plot = {PLOT % picture}; return {drawn} && {condition}; }})()")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with launched(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 def trained(path: Path, intervals: int = 8, **keys: Any) -> MadeUpRun:
@@ -165,6 +158,12 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         rows = got.value.path().read_text().splitlines()
         assert rows[0] == "plot,curve,x,y,value"
         assert sum(row.startswith("Curves,router.top_k=8 (mean and range of 2),") for row in rows) == 160 + 8
+        with tab.page.expect_download() as got:
+            tab.page.locator(
+                "[data-title='Download plot as a PNG'], [data-title='Download plot as a png']"
+            ).first.click()
+        assert got.value.suggested_filename.endswith(".png")
+        assert got.value.path().read_bytes().startswith(b"\x89PNG")
         tab.page.click("#pin")
         tab.page.wait_for_selector(".ag-floating-top .ag-row >> nth=1")
         address = tab.page.url

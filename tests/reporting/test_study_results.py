@@ -19,14 +19,16 @@ LOADS = {"layers.1": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x ex
 
 
 def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | None = None, **changed: Any) -> None:
-    """A run of two validations. changed: `bpb` at the end, `tokens`, `layers`, `arms` and `baseline` of its config."""
+    """A run of two validations. changed: `bpb` at the end, `tokens`, `layers`, `arms` and `baseline` of its config, and
+    other `settings`."""
     folder = RunFolder(root / (name or f"{arm}/seed{seed}"))
     folder.path.mkdir(parents=True)
     study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
     study |= {"question": None, "finding": None, "metric": None}
-    run = {"experiment": "made_up", "init_from": changed.get("init_from")}
+    run = {"experiment": "made_up", "name": name or f"{arm}/seed{seed}", "init_from": changed.get("init_from")}
     study |= {"stage": changed["stage"]} if "stage" in changed else {}
-    OmegaConf.save({"seed": seed, "study": study, "run": run}, folder.config_path)
+    settings = changed.get("settings", {})
+    OmegaConf.save({"seed": seed, "study": study, "run": run, **settings}, folder.config_path)
     tokens, bpb = changed.get("tokens", 100), changed.get("bpb", 2.0)
     for at, value in ((0, 8.0), (tokens, bpb)):
         row = {"tokens": at, "weights": "live", "domain": "all", "loss": value, "bpb": value}
@@ -36,6 +38,7 @@ def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | 
     for layer in changed.get("layers", ["layers.1"]):
         load = np.array(LOADS[layer]).flatten().tolist()
         routing = {"tokens": tokens, "layer": layer, "nodes": 1.0, "dispatch_bytes": 64.0, "domains": ["x", "y"]}
+        routing |= {"max_vio_interval": 1.0}
         folder.table("metrics/routing").append(routing | {"domain_load": load})
     folder.flush(tokens)
     if finished:
@@ -119,9 +122,10 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
         for seed in (1, 2):
             made(tmp_path, arm, seed, bpb=bpb + 0.01 * seed)
     assert main(["report", str(tmp_path), "metric=held-out all", "format=json"]) == 0
-    verdict = json.loads(capsys.readouterr().out)["sections"][0]["sentences"]
-    assert "By held-out all:" in verdict
-    assert any(sentence.startswith("b: better than a by 0.5000 bits per byte") for sentence in verdict)
+    sections = {section["title"]: section for section in json.loads(capsys.readouterr().out)["sections"]}
+    assert list(sections)[:3] == ["Arms", "Verdict", "Results"]
+    (answer, *_) = sections["Verdict"]["sentences"]
+    assert answer.startswith("**By held-out all, b is better than a by 0.5000 bits per byte (95% interval -0.5")
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
     assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err

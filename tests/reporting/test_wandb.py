@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import wandb
 
-from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
-from dsv3.training.callbacks.expert_plots import draw
+from dsv3.reporting.history import History
+from dsv3.reporting.workspace import MAPS, SUMMARY
+from dsv3.training.callbacks.expert_plots import draw, summary
 from tests.reporting.made_up import MadeUpRun
 
 
@@ -16,23 +17,37 @@ def test_pictures_are_maps_and_a_table_of_the_newest_interval(tmp_path: Path) ->
     run = MadeUpRun(tmp_path / "run", layers=4, experts=16)
     run.interval()
     run.interval()
-    drawn = draw(run.folder)
-    assert set(drawn) == {"experts/load", "experts/specialisation", "experts/output_norm", "experts/table"}
+    history = History(run.path, "run")
+    drawn = draw(history)
+    assert set(drawn) == {*(f"experts/{name}" for name in MAPS), "experts/table"}
     table = drawn.pop("experts/table")
     assert len(table.data) == 4
     assert {"layer", "tokens", "max_vio_interval", "nodes"} <= set(table.columns)
     assert not {"load", "bias", "domains"} & set(table.columns), "arrays are in the maps"
     assert all(isinstance(picture, wandb.Plotly) for picture in drawn.values())
-    assert draw(RunFolder(tmp_path / "none")) == {}
+    assert draw(History(tmp_path / "none", "none")) == {}
+    figures = summary(history)
+    assert {f"summary/{name}" for name in SUMMARY} <= set(figures)
+    assert figures["summary/health"].startswith("All 64 experts in 4 layers get tokens")
+    assert figures["summary/max_vio"] == history.newest("metrics/routing").max_vio_interval.max()
 
 
 def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> None:
     out = tmp_path / "workspace.json"
     assert main(["dashboard", "wandb", f"out={out}", "project=mine", "entity=team"]) == 0
     text = out.read_text()
-    for name in ("Loss", "Balance", "Load of the experts", "Quantisation error (FP8)", "Benchmarks"):
+    for name in ("Summary", "Loss", "Balance", "Load of the experts", "Quantisation error (FP8)", "Benchmarks"):
         assert name in text
-    for key in ("train/loss", "max_violation", "experts/load", "quantisation/", "benchmarks/"):
+    for key in (
+        "train/loss",
+        "max_violation",
+        "experts/load_over_tokens",
+        "tokens_per_second",
+        "dispatch_bytes",
+        "summary/held_out_bpb",
+        "quantisation/",
+        "benchmarks/",
+    ):
         assert key in text
     assert json.loads(text)["project"] == "mine"
     assert '"tokens"' in text

@@ -17,8 +17,8 @@ from dsv3.cli import main
 from dsv3.config.arms import expanded
 from dsv3.config.preflight import check
 from dsv3.reporting.study_results import Study, at_equal, headline, read_study
+from dsv3.study.run_queue import read_queue
 from dsv3.tools import report
-from hydra_plugins.study_sweeper import write_report
 from tests.commands import attempt, call, call_python, start
 from tests.conftest import ROOT
 from tests.reporting.test_study_results import made
@@ -43,7 +43,7 @@ def study(folder: Path) -> list[str]:
 
 
 def assert_ended(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    assert "By held-out text at equal tokens:" in done.stdout, "a study ends with its verdict"
+    assert "By held-out text at equal tokens, " in done.stdout, "a study ends with its verdict"
     assert (folder / "report.html").exists()
 
 
@@ -53,12 +53,15 @@ def numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     assert main(["report", str(folder), "format=json"]) == 0
     sections = json.loads(capsys.readouterr().out)["sections"]
     for section in sections:
-        section["rows"] = [row for row in section["rows"] if row.get("metric") not in OF_A_CLOCK]
-        of_a_clock = tuple(f"{metric}: " for metric in OF_A_CLOCK)  # where a difference is shown, by chance too
-        section["sentences"] = [
-            s for s in section["sentences"] if not s.startswith((*of_a_clock, "Other significant differences"))
+        of_a_clock = [
+            row for row in section["rows"] if str(row.get("metric", row.get("figure"))).startswith(OF_A_CLOCK)
         ]
-    return sections
+        section["rows"] = [row for row in section["rows"] if row not in of_a_clock]
+        for row in section["rows"]:
+            row.pop("training speed", None)
+        beginnings = tuple(f"By {metric}, " for metric in OF_A_CLOCK)  # where a difference is shown, by chance too
+        section["sentences"] = [s for s in section["sentences"] if not s.startswith(beginnings)]
+    return [section for section in sections if section["sentences"] or section["rows"]]
 
 
 @pytest.mark.slow
@@ -88,13 +91,37 @@ def test_interrupted_study_continues_and_its_report_equals_that_of_an_uninterrup
     ends = [run.summary["validation"]["after"]["all"]["bpb"] for run in read.runs["loss_free"].values() if run.summary]
     assert read.values(metric, "loss_free", seeds) == pytest.approx(ends)
     text = (whole / "report.md").read_text()
-    assert "loss_free: " in text
+    assert "By held-out text at equal tokens, loss_free" in text
     assert "sequence_aux" in text
     assert "](report.png)" in text
     assert "](report_domains.png)" in text
     assert (whole / "report.png").exists()
     assert (whole / "report_domains.png").exists()
     assert "plotly" in (whole / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_second_worker_finishes_a_study_whose_first_is_killed_and_its_report_is_that_of_one_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert_ended(call_python(ROOT, *study(alone)), alone)
+    first = start(ROOT, *study(shared))
+    while not RunFolder(shared / "sequence_aux" / "seed1").checkpoints():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    second = start(ROOT, "-m", "dsv3", "work", str(shared), "--config-dir", str(ROOT / "tests" / "conf"))
+    while len({run.worker for run in read_queue(shared) if run.state == "running"}) < 2:
+        assert first.poll() is None, "the first worker trained all runs before the second began"
+        assert second.poll() is None, second.communicate()[1]
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    output, errors = second.communicate(timeout=700)
+    assert second.returncode == 0, errors
+    assert "By held-out text at equal tokens:" in output
+    assert {run.state for run in read_queue(shared)} == {"finished"}
+    assert numbers(shared, capsys) == numbers(alone, capsys)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -220,8 +247,8 @@ def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
     reported: list[Study] = []
     monkeypatch.setattr(report, "write_study", lambda study, folder: reported.append(study))
     now = {"arms": {"a": [], "b": []}, "baseline": "b", "question": "Now?", "finding": None}
-    write_report(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
-    write_report(tmp_path, {**now, "metric": None})
+    report.report_of_ended(tmp_path, {**now, "metric": "training loss, last 10% of tokens"})
+    report.report_of_ended(tmp_path, {**now, "metric": None})
     assert [headline(study).name for study in reported] == [
         "training loss, last 10% of tokens",
         "held-out text at equal tokens",
@@ -232,4 +259,4 @@ def test_a_finished_study_is_reported_by_the_metric_that_is_set_now(
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])
-    assert "there is no finished run of a study" in capsys.readouterr().err
+    assert "there is no finished run" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlencode
 
 from dsv3.reporting.overlay import HELD_OUT, X_AXES
 
-VIEWS = ("health", "training", "experts", "runs")
+VIEWS = ("health", "training", "experts", "runs", "study")
 
 
 class Choice(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
-from dsv3.reporting.dashboard import experts_view, health_view, runs_view, training_view
+from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
 from dsv3.reporting.dashboard.address import Choice, from_search, to_search
 from dsv3.reporting.dashboard.drawing import View, figure_and_style, redrawn, scene_of, text_of, zoomed
 from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
@@ -21,6 +21,7 @@ VIEWS: dict[str, View] = {
     "training": training_view.VIEW,
     "experts": experts_view.VIEW,
     "runs": runs_view.VIEW,
+    "study": study_view.VIEW,
 }
 PARTS = {name: part for view in VIEWS.values() for name, part in view.drawn.items()}
 HOLDERS = {
@@ -192,6 +193,8 @@ def pulse(watched: Watched, tick: Any, before: str | None, view: str, run: str |
     """Differs once something that is shown has changed."""
     found = watched.look()
     runs = list(found.values()) if view == "runs" else [found[run]] if run in found else []
+    if view == "study" and run in found:
+        runs += watched.study(found[run])
     now = f"{hash((*found, *map(stamp, runs))):x}"
     if now == before:
         raise PreventUpdate
@@ -227,9 +230,9 @@ def offer(
     return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
 
 
-def skeleton(view: str, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
+def skeleton(view: str | None, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
     """The elements of a view, not yet drawn. Those that are there are left as they are: plots keep their zoom."""
-    if there == [{"drawn": run}] and shown == f"view-{view}":
+    if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
         raise PreventUpdate
     if not run:
         return html.P("There are no runs in this folder yet."), f"view-{view}"

@@ -17,17 +17,18 @@ log = logging.getLogger(__name__)
 
 
 class Scene(NamedTuple):
-    """What is drawn: a run, those picked in the table, and the choices of the controls."""
+    """What is drawn: a run, those picked in the table, all of the run's study, and the choices of the controls."""
 
     run: History
     picked: Sequence[History]
+    study: Sequence[History]
     choice: Choice
 
 
 class Drawn(NamedTuple):
     """A plot (`make` returns a figure) or another part of a view, and the choices that it depends on.
 
-    Among them `picked`: then it depends on the picked runs instead of on the one run.
+    Among them `picked` or `study`: then it depends on the picked runs, or on those of the study, not on the one run.
     """
 
     make: Callable[[Scene], Any]
@@ -45,13 +46,15 @@ def scene_of(watched: Watched, run: str, choice: Choice) -> Scene | None:
     """None where the run is not there any more."""
     found = watched.look()
     names = dict.fromkeys([*choice.pinned, *choice.picked])
-    return Scene(found[run], [found[name] for name in names if name in found], choice) if run in found else None
+    if run not in found:
+        return None
+    return Scene(found[run], [found[name] for name in names if name in found], watched.study(found[run]), choice)
 
 
 def key(scene: Scene, part: Drawn, stamps: Mapping[str, str]) -> str:
     """Differs once the part would be drawn differently."""
-    runs = scene.picked if "picked" in part.uses else [scene.run]
-    choices = [getattr(scene.choice, name) for name in part.uses]
+    runs = scene.picked if "picked" in part.uses else scene.study if "study" in part.uses else [scene.run]
+    choices = [getattr(scene.choice, name) for name in part.uses if name != "study"]
     return f"{hash(json.dumps([[run.name, stamps[run.name]] for run in runs] + choices)):x}"
 
 
@@ -59,7 +62,7 @@ def redrawn(
     watched: Watched, scene: Scene, parts: Mapping[str, Drawn], names: Sequence[str], known: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What has changed of the named parts since they had the known keys, and all keys now."""
-    stamps = {run.name: stamp(run) for run in (scene.run, *scene.picked)}
+    stamps = {run.name: stamp(run) for run in {scene.run, *scene.picked, *scene.study}}
     now = {name: key(scene, parts[name], stamps) for name in names}
     changed = {}
     for name in names:

@@ -10,6 +10,8 @@ from dsv3.reporting.style import NO_UPLOAD
 
 SAVED: Any = NO_UPLOAD | {"toImageButtonOptions": {"format": "png", "scale": 2}}
 
+NOT_DRAWN = {"layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}}
+
 
 def control(label: str, element: Any, views: str = "") -> html.Div:
     """A labelled control, shown in these views only (their names with spaces; empty: in all)."""
@@ -19,7 +21,8 @@ def control(label: str, element: Any, views: str = "") -> html.Div:
 
 def plot(name: str, run: str, height: int = 300) -> html.Div:
     """The place of a plot, whose figure is drawn later."""
-    graph = dcc.Graph(id={"plot": name, "run": run}, responsive=True, config=SAVED, style={"height": f"{height}px"})
+    place = {"plot": name, "run": run}
+    graph = dcc.Graph(id=place, figure=NOT_DRAWN, responsive=True, config=SAVED, style={"height": f"{height}px"})
     return html.Div(graph, className="card")
 
 

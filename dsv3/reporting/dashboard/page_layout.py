@@ -11,7 +11,10 @@ from dsv3.reporting.dashboard.elements import control
 from dsv3.reporting.overlay import X_AXES
 
 REFRESH_SECONDS = 2
-TITLES = {"health": "Health", "training": "Training", "experts": "Experts", "runs": "Runs"}
+TITLES = {"health": "Health", "training": "Training", "experts": "Experts", "runs": "Runs", "study": "Study"}
+
+OF_ONE_RUN = "health training experts study"
+"""Views that show a run, or its study."""
 
 
 def page(root: Path) -> html.Div:
@@ -27,7 +30,7 @@ def page(root: Path) -> html.Div:
             slider(),
             runs_panel(),
             html.Main(id="content"),
-            html.Footer("Keys: 1 to 4 choose a view, t the theme. Drag in a plot to zoom, double-click to zoom out."),
+            html.Footer("Keys: 1 to 5 choose a view, t the theme. Drag in a plot to zoom, double-click to zoom out."),
         ],
         id="page",
         className="view-health",
@@ -35,14 +38,17 @@ def page(root: Path) -> html.Div:
 
 
 def tabs() -> Any:
+    """No view is chosen until the address tells which: none is drawn for nothing."""
     names = [{"label": f"{TITLES[view]}", "value": view} for view in VIEWS]
-    return dcc.RadioItems(names, "health", id="view", inline=True, className="tabs")
+    return dcc.RadioItems(names, None, id="view", inline=True, className="tabs")
 
 
 def pickers() -> list[Any]:
     return [
         control(
-            "Run", dcc.Dropdown([], None, id="run", clearable=False, placeholder="no runs"), "health training experts"
+            "Run",
+            dcc.Dropdown([], None, id="run", clearable=False, placeholder="no runs"),
+            "health training experts study",
         ),
         control("Layer", dcc.Dropdown([], None, id="layer", placeholder="the worst"), "health experts"),
         control("Tokens of", dcc.Dropdown([], None, id="domain", placeholder="all domains"), "health"),

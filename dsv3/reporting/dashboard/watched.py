@@ -10,6 +10,7 @@ from typing import Any
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.overview import overview
 from dsv3.reporting.routing_history import RoutingHistory
+from dsv3.reporting.study_progress import study_folder
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,18 @@ class Watched:
         runs = self.look()
         return max(runs, key=lambda name: runs[name].folder.config_path.stat().st_mtime, default=None)
 
+    def study(self, run: History) -> list[History]:
+        """Every run of the study that this one belongs to; none where it belongs to no study."""
+        with self.lock:
+            folder, runs = study_folder(run), self.look().values()
+            return [] if folder is None else [other for other in runs if folder in other.folder.path.parents]
+
     def routing(self, run: History) -> RoutingHistory:
         """Its routing; none where it cannot be read, which the parts that show it say."""
         with self.lock:
             try:
                 return run.routing()
-            except ValueError:
+            except (ValueError, KeyError):  # no Parquet, or without the columns
                 return RoutingHistory()
 
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Progress bar: the objective's metrics, held-out text, balance, tokens/s, peak memory, time left.
+"""Progress bar: the objective's metrics, held-out text, MaxVio of the worst layer, tokens/s, peak memory, time left.
 
 Without a terminal, a line at intervals.
 """
@@ -21,6 +21,7 @@ from dsv3.training.callbacks.validate import Validate
 from dsv3.training.lightning_module import LanguageModel
 
 SECONDS_BETWEEN_LINES = 20
+BY_LAYER = "max_violation/"
 
 
 class Progress(lightning.Callback):
@@ -72,9 +73,10 @@ def describe(trainer: lightning.Trainer, pl_module: LanguageModel) -> str:
     validate, record = find(trainer, Validate), find(trainer, Record)
     if validate is not None and validate.latest_bpb:
         parts.append("val bpb " + " ".join(f"{d} {v:.2f}" for d, v in validate.latest_bpb.items()))
-    violations = [value for name, value in figures.items() if name.startswith("max_violation/")]
+    violations = {name.removeprefix(BY_LAYER): value for name, value in figures.items() if name.startswith(BY_LAYER)}
     if violations:
-        parts.append(f"MaxVio {sum(violations) / len(violations):.2f}")
+        worst = max(violations, key=lambda layer: violations[layer])
+        parts.append(f"MaxVio {violations[worst]:.2f} in {worst}")
     if record is not None:
         parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
         parts.append("peak " + ", ".join(f"{text_of_bytes(n)} {kind}" for kind, n in record.peak_memory.items()))

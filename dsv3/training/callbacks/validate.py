@@ -7,7 +7,9 @@ from typing import Any, Literal
 import lightning
 
 from dsv3.bounds import PositiveInt
+from dsv3.build import token_bytes
 from dsv3.contracts import HasHeldOutRows, JudgesHeldOut, Step
+from dsv3.evaluation.document_bits import DocumentNats
 from dsv3.evaluation.held_out import dealt, domain_scores
 from dsv3.model.layers import cached_weight_casts
 from dsv3.training.callbacks.ema import EMA
@@ -21,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Validate(lightning.Callback):
-    """Writes `metrics/validation`: tokens, weights (live or ema), domain, loss, bpb. Touches no training state."""
+    """Writes `metrics/validation`: tokens, weights (live or ema), domain, loss, bpb. Touches no training state.
+
+    After the last step also `metrics/documents`, the same by document: of one process, where all documents are.
+    """
 
     phase: Phase = "evaluate"
 
@@ -43,9 +48,9 @@ class Validate(lightning.Callback):
     def on_train_end(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         """After the last step, whose checkpoint is on disk by now; an interrupted run scores nothing."""
         if not interrupted(trainer):
-            self.validate(trainer, pl_module, "live")
+            self.validate(trainer, pl_module, "live", by_document=True)
             if find(trainer, EMA) is not None:
-                self.validate(trainer, pl_module, "ema")
+                self.validate(trainer, pl_module, "ema", by_document=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validated_at": self.validated_at, "latest_bpb": self.latest_bpb}
@@ -54,13 +59,16 @@ class Validate(lightning.Callback):
         self.validated_at = state_dict["validated_at"]
         self.latest_bpb = state_dict["latest_bpb"]
 
-    def validate(self, trainer: Any, pl_module: LanguageModel, weights: Literal["live", "ema"]) -> None:
+    def validate(
+        self, trainer: Any, pl_module: LanguageModel, weights: Literal["live", "ema"], *, by_document: bool = False
+    ) -> None:
         tokens = pl_module.tokens_seen
         if self.validated_at.get(weights) == tokens:
             return
         self.validated_at[weights] = tokens
         data, ema, mesh = trainer.datamodule, find(trainer, EMA), pl_module.mesh
         batches = data.validation_batches()
+        documents = documents_of(data, pl_module) if by_document and mesh is None else None
         if mesh is not None:
             batches = dealt(batches, mesh.data_rank, mesh.sizes.data)
         averaged = ema.applied(pl_module.model) if weights == "ema" and ema is not None else nullcontext()
@@ -71,10 +79,13 @@ class Validate(lightning.Callback):
                 data.domains,
                 data.validation_bytes(),
                 run=lambda micro: pl_module.forward(micro)[0],
+                documents=documents,
             )
         table = pl_module.folder.table("metrics/validation")
         for domain, score in scores.items():
             table.append({"tokens": tokens, "weights": weights, "domain": domain, **score._asdict()})
+        for row in documents.rows() if documents is not None else ():
+            pl_module.folder.table("metrics/documents").append({"tokens": tokens, "weights": weights, **row})
         if weights == "live":
             self._judge(trainer.datamodule, pl_module)
             self.latest_bpb = {domain: score.bpb for domain, score in scores.items()}
@@ -93,3 +104,8 @@ class Validate(lightning.Callback):
             found = held_out_figures(pl_module.losses, models, data.held_out_rows(), names, pl_module.tokens_seen)
         pl_module.folder.table("metrics/held_out").append({"tokens": pl_module.tokens_seen, **found})
         log.info("held out: %s", "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+
+
+def documents_of(data: Any, pl_module: LanguageModel) -> DocumentNats:
+    bytes_V = token_bytes(data.tokenizer, pl_module.config.model.vocab_size)
+    return DocumentNats(bos=data.tokenizer.bos, bytes_V=bytes_V, domains=data.domains)

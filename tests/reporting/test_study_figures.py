@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dsv3.reporting import study_figures
+from dsv3.reporting.study_figures import gap, interval, shared_points
 from dsv3.reporting.study_results import Study
-from dsv3.study import figures
-from dsv3.study.figures import gap, interval, shared_points
 from dsv3.study.report import inert, marked_up
 
 CURVES = {  # (arm, seed) -> points of a budget, bits per byte
@@ -22,7 +22,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
         x, y = CURVES[run]  # type: ignore[index]
         return np.array(x, dtype=float), np.array(y)
 
-    monkeypatch.setattr(figures, "curve", curve)
+    monkeypatch.setattr(study_figures, "curve", curve)
     runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b")}
     return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 
@@ -48,8 +48,8 @@ def test_arms_are_compared_with_the_baseline_and_keep_their_colours(study: Study
     assert study.compared() == [(1, "b")]
 
 
-def test_backquotes_are_code_and_the_rest_is_no_markup() -> None:
-    assert marked_up("`a < b` & c") == "<code>a &lt; b</code> &amp; c"
+def test_backquotes_are_code_stars_are_bold_and_the_rest_is_no_markup() -> None:
+    assert marked_up("`a < b` & **c**") == "<code>a &lt; b</code> &amp; <strong>c</strong>"
 
 
 def test_text_from_a_run_folder_is_no_markup_in_markdown() -> None:

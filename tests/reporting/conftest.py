@@ -1,0 +1,14 @@
+"""The browser that all tests of pages share."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.reporting.browser import launched
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with launched(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
