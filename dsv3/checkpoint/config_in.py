@@ -145,6 +145,8 @@ def yarn_of(hf: Mapping[str, Any], family: str) -> dict[str, Any] | None:
             f"config.json: YaRN with mscale={mscale}, mscale_all_dim={all_dim} scales cos and sin by {gain}; "
             f"only equal values, with which the softmax alone is scaled, can be imported for {family}"
         )
+    if factor == 1:
+        return None  # plain RoPE, as an export writes it
     return {
         "factor": factor,
         "original_length": rope["original_max_position_embeddings"],

@@ -22,6 +22,10 @@ from dsv3.checkpoint.families import (
     rope_gain,
 )
 
+NO_YARN = {"factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
+"""Plain RoPE as YaRN: every frequency is interpolated by 1. vLLM's uncompiled plain RoPE for these models turns token t
+as if it were 4t on a CPU, and says nothing; its YaRN is right. transformers computes the same from both."""
+
 
 def config_to_hf(config: DictConfig, special_ids: Mapping[str, int], *, mtp: bool) -> dict[str, Any]:
     """config.json of the model that `config` describes, without dtype.
@@ -40,6 +44,8 @@ def config_to_hf(config: DictConfig, special_ids: Mapping[str, int], *, mtp: boo
     model = parts.model
     yarn = parts.attention["yarn"]
     length = config.data.sequence_length if yarn is None else int(yarn["factor"] * yarn["original_length"])
+    if yarn is None and family != "llama":
+        yarn = NO_YARN | {"original_length": length}
     fields = {
         "architectures": [FAMILIES[family]],
         "model_type": family,

@@ -1,8 +1,9 @@
 """Backends of the engine: the contract, and the eager one, a `Decoder` with its KV caches.
 
-Shape legend: B rows, T positions, V vocabulary.
+Shape legend: B rows, T positions, X positions of all rows, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class Backend(Protocol):
     """
 
     shares_prefixes: bool  # whether `copy` may be called
+    most_ragged: int  # tokens that one pass reads of very unlike rows without padding
 
     def add(self, row: int, *, drafts: bool) -> None:
         """Hold an empty row; with `drafts` tokens are drafted for it too.
@@ -36,6 +38,9 @@ class Backend(Protocol):
 
     def rewind(self, row: int, length: int) -> None:
         """Forget every position of a row at or after `length`: drafts that were not kept."""
+
+    def rest(self, row: int, length: int) -> None:
+        """As `rewind`, of a row that is only copied from after this."""
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         """Append each row's tokens, 1 or more, not as many in each; float32 logits [wanted[b], V] after the last ones.
@@ -64,6 +69,12 @@ class Backend(Protocol):
 class RowCaches(Protocol):
     """What holds the rows of a model, or of the graph of one."""
 
+    @property
+    def lengths(self) -> dict[int, int]: ...
+
+    @property
+    def position_bytes(self) -> int: ...
+
     def add(self, row: int) -> None: ...
 
     def copy(self, source: int, row: int, length: int) -> None: ...
@@ -76,9 +87,14 @@ class RowCaches(Protocol):
 class DraftingBackend:
     """The part of a backend that keeps the rows of its caches and of its drafter together; `read` is left to it."""
 
-    shares_prefixes = True
+    shares_prefixes, most_ragged = True, 0
     caches: RowCaches
     drafter: Drafter
+
+    @property
+    def position_bytes(self) -> int:
+        """That a row holds at most for each position."""
+        return self.caches.position_bytes + self.drafter.position_bytes
 
     def add(self, row: int, *, drafts: bool) -> None:
         if drafts:
@@ -100,6 +116,9 @@ class DraftingBackend:
         if self.drafter.holds(row):
             self.drafter.rewind(row, length)
 
+    def rest(self, row: int, length: int) -> None:
+        self.rewind(row, length)
+
     def draft(
         self,
         rows: Sequence[int],
@@ -113,6 +132,7 @@ class DraftingBackend:
 class DecoderBackend(DraftingBackend):
     """A `Decoder` over its caches, with its MTP modules as the drafter."""
 
+    most_ragged = 40  # each attends by itself: more of them are sooner read padded, or in two passes
     caches: Caches
 
     def __init__(self, model: Decoder) -> None:
@@ -120,30 +140,41 @@ class DecoderBackend(DraftingBackend):
         self.caches = model.new_caches()
         self.drafter = Drafter(DecoderModules(model))
         self._routings: Mapping[str, Routing] = {}  # of the latest `read`
-        self._counts: list[int] = []  # tokens of each of its rows
+        self.places: list[slice] = []  # where each row's tokens lie in its pass
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
-        self._counts = ends = [len(ids) for ids in tokens]
-        held = self.caches.select(rows)
-        starts = held.lengths
-        last_BTD, self._routings = self.model.decode_states(padded(tokens, self.model.device), held)
-        hidden_BTD = self.model.norm(last_BTD)
-        drafted = [b for b, row in enumerate(rows) if self.drafter.holds(row)]
-        if drafted:
-            h_BTD = hidden_BTD if self.model.mtp.after_final_norm else last_BTD
-            self.drafter.read([rows[b] for b in drafted], h_BTD if len(drafted) == len(rows) else h_BTD[drafted])
-        for row, end in zip(rows, ends, strict=True):
-            if end < last_BTD.shape[1]:
-                self.rewind(row, starts[row] + end)  # without padding
+        counts = list(map(len, tokens))
+        last_XD = self._states(rows, tokens, counts)
+        hidden_XD = self.model.norm(last_XD)
+        h_XD = hidden_XD if self.model.mtp.after_final_norm else last_XD
+        for row, place in zip(rows, self.places, strict=True):
+            if self.drafter.holds(row):
+                self.drafter.read([row], h_XD[place].unsqueeze(0))
         if not any(wanted):
-            return [hidden_BTD.new_empty(0, 0)] * len(rows)
-        asked = [hidden_D[end - n : end] for hidden_D, end, n in zip(hidden_BTD, ends, wanted, strict=True)]
+            return [hidden_XD.new_empty(0, 0)] * len(rows)
+        asked = [hidden_XD[place][count - n :] for place, count, n in zip(self.places, counts, wanted, strict=True)]
         return list(self.model.logits(torch.cat(asked)).split(list(wanted)))
 
+    def _states(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], counts: list[int]) -> Tensor:
+        """States [X, D] of one pass; those of row b's tokens are at `places[b]`. Rows are padded to the longest, or
+        read token by token where most would be padding."""
+        longest, flat = max(counts), None
+        if sum(counts) <= self.most_ragged and longest * len(rows) > 2 * sum(counts):
+            flat = self.caches.by_token(rows, counts)
+        starts = [longest * b for b in range(len(rows))] if flat is None else [0, *itertools.accumulate(counts)]
+        self.places = [slice(start, start + count) for start, count in zip(starts, counts)]
+        if flat is not None:
+            tokens_X1 = torch.tensor([[token] for ids in tokens for token in ids], device=self.model.device)
+            last_X1D, self._routings = self.model.decode_states(tokens_X1, flat)
+            return last_X1D.flatten(0, 1)
+        held = self.caches.select(rows)
+        before = held.lengths
+        last_BTD, self._routings = self.model.decode_states(padded(tokens, self.model.device), held)
+        for row, count in zip(rows, counts, strict=True):
+            if count < longest:
+                self.caches.rewind(row, before[row] + count)
+        return last_BTD.flatten(0, 1)
+
     def chosen_experts(self) -> list[dict[str, Tensor]]:
-        rows = len(self._counts)
-        by_layer = {name: routing.experts_NK.unflatten(0, (rows, -1)).cpu() for name, routing in self._routings.items()}
-        return [
-            {name: experts_BTK[b, :count] for name, experts_BTK in by_layer.items()}
-            for b, count in enumerate(self._counts)
-        ]
+        by_layer = {name: routing.experts_NK.cpu() for name, routing in self._routings.items()}
+        return [{name: experts_NK[place] for name, experts_NK in by_layer.items()} for place in self.places]

@@ -4,10 +4,11 @@
     step() -> events                  every row reads a piece of its prompt, or writes a token (with drafts, several)
     cancel(row)                       a row leaves
 
-A step reads rows in at most three groups: prompts from their beginning, prompts that go on, and texts. Within a group
-shorter pieces are padded, and each row keeps a length, random numbers and drafts of its own: what it writes does not
-depend on the rows beside it, but for rounding. A prompt that begins like a row that is held already copies what that
-row holds, and one that begins like a prompt still being read waits for it. Rows of different owners share nothing.
+A step reads rows in at most three groups: prompts from their beginning, prompts that go on (the two in one, where a
+step is to be short), and texts. Within a group shorter pieces are padded, and each row keeps a length, random numbers
+and drafts of its own: what it writes does not depend on the rows beside it, but for rounding. A prompt that begins like
+a row that is held already copies what that row holds, and one that begins like a prompt still being read waits for it.
+Rows of different owners share nothing.
 
 The weights must not change from the first row's beginning to the last one's end: an engine is used under
 `cached_weight_casts`.
@@ -137,7 +138,8 @@ class Engine:
         kept_positions: int = 0,
     ) -> None:
         """`decode`: makes text of ids, for events and stop strings. `speculation`: what becomes of drafts is added to
-        it. `prefill`: positions of prompts that a step reads in all rows together; None: `PREFILL` of each.
+        it. `prefill`: positions of prompts that a step reads next to eight texts, in all rows together; None: `PREFILL`
+        of each.
         `kept_positions`: of finished rows, whose beginnings later prompts may copy."""
         self.backend, self.decode, self.prefill = backend, decode, prefill
         self.kept = KeptRows(backend, kept_positions if backend.shares_prefixes else 0)
@@ -175,6 +177,14 @@ class Engine:
         self.rows[number] = Row(number, settings, choice, list(prompt), len(prompt), stream, owner, watch, record)
         return number
 
+    @property
+    def kept_positions(self) -> int:
+        """Of finished rows, for prompts that begin like them."""
+        return self.kept.positions
+
+    def check(self) -> None:
+        """Raises where it can write no more: never, in this process."""
+
     def cancel(self, row: int) -> None:
         """Let a row leave at once; the next step says so. One that has finished already stays finished."""
         if row in self.rows:
@@ -194,24 +204,35 @@ class Engine:
         begins = [row for row in self.rows.values() if not row.read and not self._reuses(row)]
         goes_on = [row for row in self.rows.values() if row.read and row.unread > 1]
         writes = [row for row in self.rows.values() if row.read and row.unread == 1]
-        pieces = self._share_prefill([*begins, *goes_on])
-        for rows in (begins, goes_on):
+        pieces = self._share_prefill([*begins, *goes_on], self._prefill_next_to(len(writes)))
+        pieces |= {row.number: 1 for row in writes}
+        groups = [begins, goes_on, writes]
+        if self.prefill is not None:  # a pass costs much beside its positions: a short step has as few as can be
+            rows = [*begins, *goes_on, *writes]
+            one_pass = sum(pieces[row.number] + len(row.drafts) for row in rows) <= self.backend.most_ragged
+            by_length = [[row for row in rows if (pieces[row.number] > 1) is long] for long in (True, False)]
+            groups = [rows] if one_pass else by_length
+        for rows in groups:
             if reading := {row.number: pieces[row.number] for row in rows if pieces[row.number]}:
                 yield reading
-        if writes:
-            yield {row.number: 1 for row in writes}
 
-    def _share_prefill(self, prompts: list[Row]) -> dict[int, int]:
-        """Positions that each prompt reads in this step. The oldest gets half of them at least, so that it ends; of the
-        others the shortest come first, so that they do not wait for long ones."""
+    def _prefill_next_to(self, texts: int) -> int | None:
+        """Positions of prompts that a step reads: more next to many texts, whose steps are longer anyway."""
+        if self.prefill is None:
+            return None
+        return round(self.prefill * max(1.0, texts / 8)) if texts else PREFILL
+
+    def _share_prefill(self, prompts: list[Row], most: int | None) -> dict[int, int]:
+        """Positions that each prompt reads in this step, `most` in all. The oldest gets an eighth of them at least,
+        so that it ends; of the others the shortest come first, so that they do not wait for long ones."""
         wanted = {row.number: min(row.unread, PREFILL) for row in prompts}
-        if self.prefill is None or not prompts:
+        if most is None or not prompts:
             return wanted
         oldest, *others = prompts = sorted(prompts, key=lambda row: row.number)
         order = [oldest, *sorted(others, key=lambda row: row.unread)]
-        left, pieces = self.prefill, {}
+        left, pieces = most, {}
         for row in order:
-            share = max(1, left // 2) if row is oldest and others else left
+            share = max(1, left // 8) if row is oldest and others else left
             pieces[row.number] = min(wanted[row.number], share)
             left -= pieces[row.number]
         return pieces
@@ -266,7 +287,9 @@ class Engine:
             row.read += len(piece)
             if end:
                 events.append(self._write(row, logits_SV))
-        self._draft([row for row in rows if row.number in self.rows and row.unread == 1])
+        drafting = [row for row in rows if row.number in self.rows and row.unread == 1]
+        for began in (True, False):  # MTP reads the whole prompt of a text that begins
+            self._draft([row for row in drafting if (row.written == 1) is began])
         return events
 
     def _write(self, row: Row, logits_SV: Tensor) -> Event:

@@ -95,6 +95,8 @@ class Writer(NamedTuple):
     tokenizer: Tokenizer
     sequence_length: int  # of the rows that it was trained on
     fim_order: Order
+    vocab_size: int
+    tokenizer_folder: Path  # holds its `tokenizer.json`
 
 
 def writer_of(
@@ -110,9 +112,10 @@ def writer_of(
         return exported_writer(Path(checkpoint), engine=engine, device=device, drafts=drafts)
     loaded = load_run(checkpoint, device=device_named(device), allow=allow)
     loaded.use(weights)
-    data = loaded.config.data
+    data, vocabulary = loaded.config.data, loaded.config.model.vocab_size
     source = source_of(loaded.model, loaded.config, engine, drafts=drafts)
-    return Writer(source, loaded.tokenizer(), data.sequence_length, data.fim.order)
+    folder = loaded.folder.tokenizer_path
+    return Writer(source, loaded.tokenizer(), data.sequence_length, data.fim.order, vocabulary, folder)
 
 
 def exported_writer(folder: Path, *, engine: str, device: str, drafts: bool) -> Writer:
@@ -124,4 +127,5 @@ def exported_writer(folder: Path, *, engine: str, device: str, drafts: bool) -> 
 
     manifest = read_manifest(folder)
     backend = OnnxBackend.opened(folder, drafts=drafts)
-    return Writer(backend, load_tokenizer(folder), manifest["sequence_length"], manifest["fim_order"])
+    length, order, vocabulary = (manifest[key] for key in ("sequence_length", "fim_order", "vocab_size"))
+    return Writer(backend, load_tokenizer(folder), length, order, vocabulary, folder)

@@ -34,6 +34,7 @@ class HFBackend:
     """`model`: as AutoModelForCausalLM opens it."""
 
     shares_prefixes = False  # so that texts are those of transformers
+    most_ragged = 0
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -58,6 +59,9 @@ class HFBackend:
         batch = self.held[row]
         own_S = batch.own_BS[batch.of_row(row)]
         own_S &= own_S.cumsum(0) <= length
+
+    def rest(self, row: int, length: int) -> None:
+        self.rewind(row, length)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         if len(rows) > 1 and not self.gathers:

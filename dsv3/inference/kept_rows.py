@@ -49,7 +49,7 @@ class KeptRows:
         if not SHORTEST_SHARED <= kept.read <= self.limit:
             self.backend.drop(kept.number)
             return
-        self.backend.rewind(kept.number, kept.read)
+        self.backend.rest(kept.number, kept.read)
         for other in list(self.rows.values()):
             is_prefix = tokens[: other.read] == other.tokens
             if other.owner == kept.owner and is_prefix and other.settings.drafts <= kept.settings.drafts:

@@ -24,10 +24,14 @@ class OnnxBackend(DraftingBackend):
     Weights are those of when it was made. All rows' caches are as wide as the longest row's.
     """
 
-    def __init__(self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str]) -> None:
-        """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers."""
-        self.main, self.caches, self.routed = main, main.caches, routed
+    def __init__(
+        self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str], experts: int
+    ) -> None:
+        """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers. experts: of
+        each of them."""
+        self.main, self.caches, self.routed, self.experts = main, main.caches, routed, experts
         self.drafter = Drafter(GraphModules(modules, normed))
+        self._slots = [step.caches for step in (main, *modules)]
         self._latest: tuple[Outputs, list[int]] | None = None
 
     @classmethod
@@ -40,7 +44,8 @@ class OnnxBackend(DraftingBackend):
         depth = parts.mtp_layers if drafts else 0
         graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
         steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
-        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed)
+        experts = parts.router["n_experts"] if graph.routed else 0
+        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed, experts=experts)
 
     @classmethod
     def opened(cls, folder: Path, *, drafts: bool) -> "OnnxBackend":
@@ -55,8 +60,9 @@ class OnnxBackend(DraftingBackend):
             steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
         except Exception as error:  # onnxruntime has no class of its own errors
             raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
-        normed = bool(manifest["mtp_takes_normed_states"])
-        return cls(steps[0], steps[1:], normed=normed, routed=manifest["moe_layers"])
+        normed, experts = bool(manifest["mtp_takes_normed_states"]), manifest.get("n_routed_experts", 0)
+        routed = manifest["moe_layers"] if experts else []  # earlier exports do not say how many experts there are
+        return cls(steps[0], steps[1:], normed=normed, routed=routed, experts=experts)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         picked = [range(len(ids) - n, len(ids)) for ids, n in zip(tokens, wanted, strict=True)]
@@ -66,6 +72,12 @@ class OnnxBackend(DraftingBackend):
                 self.drafter.read([row], torch.from_numpy(outputs.of_row("states", i, len(ids))).unsqueeze(0))
         self._latest = outputs, list(map(len, tokens))
         return list(outputs.picked("logits").split(list(wanted)))
+
+    def rest(self, row: int, length: int) -> None:
+        super().rest(row, length)
+        for caches in self._slots:
+            if row in caches.lengths:
+                caches.rest(row)
 
     def chosen_experts(self) -> list[dict[str, Tensor]]:
         if self._latest is None:

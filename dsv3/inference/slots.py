@@ -23,6 +23,7 @@ class SlotCaches:
         self.held: dict[str, Array] = {name: np.zeros((1, CACHE_BLOCK, n), np.float32) for name, n in widths.items()}
         self.order: list[int] = []  # the row in each slot
         self.lengths: dict[int, int] = {}
+        self.resting: dict[int, dict[str, Array]] = {}  # rows that are only copied from: they need no slot
 
     @property
     def room(self) -> int:
@@ -33,6 +34,10 @@ class SlotCaches:
     def slots(self) -> int:
         return len(next(iter(self.held.values())))
 
+    @property
+    def position_bytes(self) -> int:
+        return sum(array.itemsize * array.shape[2] for array in self.held.values())
+
     def add(self, row: int) -> None:
         if len(self.order) == self.slots:
             self._resize(2 * self.slots, self.room)
@@ -42,13 +47,29 @@ class SlotCaches:
     def copy(self, source: int, row: int, length: int) -> None:
         if row not in self.lengths:
             self.add(row)
-        at, to = self.order.index(source), self.order.index(row)
-        for array in self.held.values():
-            array[to, :length] = array[at, :length]
+        if length > self.room:
+            self._resize(self.slots, blocks(length))
+        to = self.order.index(row)
+        for name, array in self.held.items():
+            array[to, :length] = self._numbers(source, name)[:length]
         self.lengths[row] = length
+
+    def rest(self, row: int) -> None:
+        """Take a row out of its slot."""
+        numbers = {name: self._numbers(row, name)[: self.lengths[row]].copy() for name in self.held}
+        length = self.lengths[row]
+        self.drop(row)
+        self.resting[row], self.lengths[row] = numbers, length
+
+    def _numbers(self, row: int, name: str) -> Array:
+        resting = self.resting.get(row)
+        return self.held[name][self.order.index(row)] if resting is None else resting[name]
 
     def drop(self, row: int) -> None:
         """The last row takes its slot."""
+        if row in self.resting:
+            del self.resting[row], self.lengths[row]
+            return
         self._swap(self.order.index(row), len(self.order) - 1)
         self.order.pop()
         del self.lengths[row]
@@ -66,8 +87,8 @@ class SlotCaches:
             first = 0
             for to, at in enumerate(slots):
                 self._swap(to, at)  # slots are in order: none that was moved is moved again
-        needed = max(max(self.lengths[row] for row in rows) + count, *self.lengths.values())
-        needed = -(-needed // CACHE_BLOCK) * CACHE_BLOCK
+        longest = max(self.lengths[row] for row in self.order)
+        needed = blocks(max(longest, max(self.lengths[row] for row in rows) + count))
         if needed > self.room or 2 * needed <= self.room:
             self._resize(self.slots, needed)
         return first
@@ -88,3 +109,8 @@ class SlotCaches:
             for slot, row in enumerate(self.order):
                 new[slot, : self.lengths[row]] = old[slot, : self.lengths[row]]
             self.held[name] = new
+
+
+def blocks(length: int) -> int:
+    """Positions of the whole blocks that hold so many."""
+    return -(-length // CACHE_BLOCK) * CACHE_BLOCK

@@ -101,6 +101,11 @@ class Drafter:
         # h^k of the positions read, k from 0: module k + 1 may have to read one again when a draft is not kept.
         self.states = [PositionCache(modules.width, dtype=modules.dtype, device=modules.device) for _ in modules.caches]
 
+    @property
+    def position_bytes(self) -> int:
+        """Of a row, for each position that it holds."""
+        return sum(part.position_bytes for part in (*self.states, *self.caches) if hasattr(part, "position_bytes"))
+
     def holds(self, row: int) -> bool:
         return any(row in states.rows for states in self.states[:1])
 

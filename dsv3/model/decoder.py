@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3.contracts import MTP, Attention, Cache, Forward, Head, Memory, MicroBatch, MTPPrediction, Precision, Routing
-from dsv3.model.layers import RMSNorm, SwiGLU, next_positions
+from dsv3.model.layers import PositionCache, RMSNorm, SwiGLU, next_positions
 from dsv3.model.moe import MoE
 
 
@@ -62,6 +62,11 @@ class Caches(NamedTuple):
     def lengths(self) -> dict[int, int]:
         return self.layers[0].lengths
 
+    @property
+    def position_bytes(self) -> int:
+        """Of a row, as far as its parts keep a `PositionCache`."""
+        return sum(part.position_bytes for part in self.parts() if isinstance(part, PositionCache))
+
     def add(self, row: int) -> None:
         for part in self.parts():
             part.add(row)
@@ -81,6 +86,14 @@ class Caches(NamedTuple):
     def select(self, rows: Sequence[int]) -> "Caches":
         memory = None if self.memory is None else self.memory.select(rows)
         return Caches([layer.select(rows) for layer in self.layers], memory)
+
+    def by_token(self, rows: Sequence[int], counts: Sequence[int]) -> "Caches | None":
+        """As `PositionCache.by_token`; None where a part keeps a cache of another kind."""
+        parts = self.parts()
+        tokens = [part.by_token(rows, counts) for part in parts if isinstance(part, PositionCache)]
+        if len(tokens) < len(parts):
+            return None
+        return Caches([*tokens[: len(self.layers)]], tokens[-1] if self.memory is not None else None)
 
 
 class Decoder(nn.Module):

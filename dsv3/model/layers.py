@@ -1,5 +1,6 @@
 """Shared layers: fixed-dtype modules, RMSNorm, SwiGLU, joined weights, hashes, KV caches, cached weight casts."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -136,6 +137,28 @@ class HeldRow:
     def first(self, length: int) -> Tensor:
         return self.held[..., :length, :]
 
+    def append(self, new: Tensor) -> None:
+        """Add T positions, [..., T, width]."""
+        end = self.length + new.shape[-2]
+        self.reserve(end)
+        self.held[..., self.length : end, :] = new
+        self.length = end
+
+
+class TokenOfRow(HeldRow):
+    """One token of those that a row reads at once, as a row of its own: it sees what the row holds up to it."""
+
+    def __init__(self, row: HeldRow, length: int) -> None:
+        self.row, self.length = row, length
+
+    def first(self, length: int) -> Tensor:
+        return self.row.first(length)
+
+    def append(self, new: Tensor) -> None:
+        """Those before it in the row come first."""
+        self.row.append(new)
+        self.length = self.row.length
+
 
 class PositionCache:
     """Keeps [..., width] numbers of one dtype for every position: a `Cache` for most parts.
@@ -152,6 +175,10 @@ class PositionCache:
     @property
     def lengths(self) -> dict[int, int]:
         return {row: held.length for row, held in self.rows.items()}
+
+    @property
+    def position_bytes(self) -> int:
+        return self.empty.element_size() * math.prod(self.empty.shape[:-2]) * self.empty.shape[-1]
 
     def add(self, row: int) -> None:
         self.rows[row] = HeldRow(self.empty, 0)
@@ -172,18 +199,28 @@ class PositionCache:
             held.held = held.first(-(-length // CACHE_BLOCK) * CACHE_BLOCK).clone()
 
     def select(self, rows: Sequence[int]) -> Self:
+        return self._with({row: self.rows[row] for row in rows})
+
+    def by_token(self, rows: Sequence[int], counts: Sequence[int]) -> Self:
+        """Each token that these rows are to read, counts[b] of row b, as a row that reads one: rows of unlike lengths
+        without padding."""
+        tokens: list[HeldRow] = [
+            TokenOfRow(self.rows[row], self.rows[row].length + place)
+            for row, count in zip(rows, counts, strict=True)
+            for place in range(count)
+        ]
+        return self._with(dict(enumerate(tokens)))
+
+    def _with(self, rows: dict[int, HeldRow]) -> Self:
         chosen = self.__new__(type(self))  # copy.copy takes five times as long
         chosen.__dict__.update(self.__dict__)
-        chosen.rows = {row: self.rows[row] for row in rows}
+        chosen.rows = rows
         return chosen
 
     def append(self, new: Tensor) -> None:
         """Add T positions to each row, [B, ..., T, width]."""
         for row, added in zip(self.rows.values(), new, strict=True):
-            end = row.length + new.shape[-2]
-            row.reserve(end)
-            row.held[..., row.length : end, :] = added
-            row.length = end
+            row.append(added)
 
     def read(self) -> Tensor:
         """All rows, [B, ..., S, width], S being the longest one's length; zeros follow the shorter ones.

@@ -67,11 +67,13 @@ class Service:
 
     def start(self) -> None:
         models = list(self.models.values())
-        self.engine.start([served.scheduler for served in models], [served.steady() for served in models])
+        self.engine.start([served.scheduler for served in models], [served.steady for served in models])
 
     def close(self) -> None:
         """End all texts, and close the database."""
         self.engine.stop()
+        for served in self.models.values():
+            served.close()
         self.database.close()
 
     def model(self, name: str) -> Served:
@@ -123,6 +125,9 @@ class Service:
         if len(prompts) * request.n > MOST_TEXTS:
             raise ValueError(f"n: {len(prompts)} prompts with n={request.n} are more than {MOST_TEXTS} texts")
         schema = request.response_format.schema_of_text() if request.response_format is not None else None
+        for name, asked in (("logprobs", request.best), ("response_format", schema)):
+            if asked is not None and name in served.lacks:
+                raise ValueError(f"{name}: {served.name} has none with this engine; leave it out")
         echo = isinstance(request, CompletionRequest) and request.echo
         for prompt, shown in prompts:
             most = self._room(request, served, prompt)

@@ -59,7 +59,7 @@ class Figures(Collector):
         return {
             "waiting_texts": scheduler.waiting,
             "running_texts": len(scheduler.running),
-            "kept_positions": scheduler.engine.kept.positions,
+            "kept_positions": scheduler.engine.kept_positions,
             "prompt_tokens": counts.prompt_tokens,
             "copied_prompt_tokens": counts.copied_tokens,
             "written_tokens": counts.written_tokens,

@@ -6,21 +6,23 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.backend import DecoderBackend
-from dsv3.model.decoder import Decoder
+from dsv3.inference.onnx_backend import OnnxBackend
 
 
-class RoutedBackend(DecoderBackend):
-    """`DecoderBackend`, and the load of all experts of the main model since it was made."""
+class RoutedBackend:
+    """A backend, and the load of all experts of its main model since it was made."""
 
-    def __init__(self, model: Decoder) -> None:
-        super().__init__(model)
-        moes = [(name, moe) for name, moe in model.moe_layers() if name.startswith("layers.")]
-        self.experts = max((len(moe.balancing.bias) for _, moe in moes), default=0)  # of a layer
-        self.load = {name: torch.zeros(self.experts, dtype=torch.int64) for name, _ in moes}  # tokens of each
+    def __init__(self, backend: DecoderBackend | OnnxBackend, layers: Sequence[str], experts: int) -> None:
+        """`layers`: names of those with experts, so many of them in each."""
+        self.backend, self.experts = backend, experts
+        self.shares_prefixes, self.most_ragged = backend.shares_prefixes, backend.most_ragged
+        self.add, self.copy, self.drop, self.draft = backend.add, backend.copy, backend.drop, backend.draft
+        self.rewind, self.rest, self.chosen_experts = backend.rewind, backend.rest, backend.chosen_experts
+        self.load = {name: torch.zeros(experts, dtype=torch.int64) for name in layers}  # tokens of each
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
-        logits = super().read(rows, tokens, wanted)
-        chosen = self.chosen_experts()
+        logits = self.backend.read(rows, tokens, wanted)
+        chosen = self.chosen_experts() if self.load else []
         for name, load_E in self.load.items():
             used_M = torch.cat([of_row[name] for of_row in chosen]).flatten()
             load_E += torch.bincount(used_M, minlength=self.experts)

@@ -8,16 +8,46 @@ one that has waited longest since its last turn.
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from dsv3.inference.engine import Engine, Event, Row, Watch
+from dsv3.inference.engine import Event, Row, Watch
 from dsv3.inference.sampling import Choice, Settings
+from dsv3.inference.speculation import Speculation
 
 Clock = Callable[[], float]
 """Seconds."""
 End = Literal["eos", "stop", "length", "cancelled", "timeout", "failed"]
+
+
+class TextEngine(Protocol):
+    """What writes texts: `Engine`, or vLLM behind the same methods."""
+
+    rows: dict[int, Row]
+    speculation: Speculation
+
+    @property
+    def kept_positions(self) -> int:
+        """Of finished texts."""
+
+    def check(self) -> None:
+        """Raises where it can write no more."""
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        settings: Settings,
+        *,
+        choice: Choice | None = None,
+        owner: str = "",
+        watch: Watch | None = None,
+        experts: bool = False,
+    ) -> int: ...
+
+    def cancel(self, row: int) -> None: ...
+
+    def step(self) -> list[Event]: ...
 
 
 class News(NamedTuple):
@@ -83,7 +113,7 @@ class Scheduler:
     """Of one engine."""
 
     def __init__(
-        self, engine: Engine, limits: Limits, *, wake: Callable[[], None], clock: Clock = time.monotonic
+        self, engine: TextEngine, limits: Limits, *, wake: Callable[[], None], clock: Clock = time.monotonic
     ) -> None:
         """`wake`: called when there is something to do."""
         self.engine, self.limits, self.wake, self.clock = engine, limits, wake, clock
@@ -131,6 +161,7 @@ class Scheduler:
 
     def step(self) -> bool:
         """Let texts leave and join, and run the engine once; whether there was anything to do."""
+        self.engine.check()
         self._leave()
         self._join()
         if not self.running:

@@ -2,20 +2,22 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from dsv3.checkpoint.loading import is_hf_checkpoint, load_run
+from dsv3.checkpoint.loading import is_hf_checkpoint
 from dsv3.contracts import Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE
-from dsv3.evaluation.benchmarks.models import HFModel, NativeModel
+from dsv3.evaluation.benchmarks.models import HFModel, TextModel
 from dsv3.inference.backend import Backend, DecoderBackend
 from dsv3.inference.engine import Engine
+from dsv3.inference.engines import Writer, weights_stay, writer_of
+from dsv3.inference.hf_backend import HFBackend
+from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.speculation import Speculation
 from dsv3.model.decoder import Decoder
-from dsv3.model.layers import CACHE_BLOCK
 from dsv3.prompts.chat import Message, chat_prompt
 from dsv3.prompts.infilling import infilling_prompt
 from dsv3.runtime import device_named
@@ -42,7 +44,7 @@ class Prompts(Protocol):
 class NativePrompts:
     """Of a run's tokenizer."""
 
-    def __init__(self, model: NativeModel) -> None:
+    def __init__(self, model: TextModel) -> None:
         self.tokenizer: Tokenizer = model.tokenizer
         self.order = model.fim_order
 
@@ -87,14 +89,17 @@ class Served:
     """A model that requests name."""
 
     name: str
-    model: NativeModel | HFModel
+    model: TextModel | HFModel
+    steady: AbstractContextManager[None]  # within it the weights stay as they are
     prompts: Prompts
-    backend: Backend
+    backend: Backend | None  # of this process
     scheduler: Scheduler
     grammars: JSONGrammars
     vocabulary: int
     drafts: int  # of each text that does not say
     most_drafts: int  # 0 where the model has no MTP
+    lacks: Sequence[str] = ()  # fields of requests that would change the answer and are refused
+    close: Callable[[], None] = lambda: None
     opened: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @property
@@ -111,9 +116,6 @@ class Served:
         """Their names, in the order in which a token's experts are given."""
         return list(self.backend.load) if isinstance(self.backend, RoutedBackend) else []
 
-    def steady(self) -> AbstractContextManager[None]:
-        return self.model.steady()
-
     @property
     def speculation(self) -> Speculation:
         return self.scheduler.engine.speculation
@@ -123,73 +125,92 @@ class Served:
 class ModelSettings:
     """How models are opened and run."""
 
+    engine: str = "auto"
     weights: str = "live"
     device: str = "auto"
     allow: Collection[str] = ()
-    drafts: int = 1  # tokens that MTP drafts, where the model has modules for it
-    prefill: int = 64  # positions of prompts that a step reads
+    drafts: int | None = None  # tokens that MTP drafts, where the model has modules for it; None: where they pay
+    prefill: int = 12  # positions of prompts that a step reads next to texts
     cache_bytes: int = 256 * 2**20  # of finished texts that are kept for prompts that begin alike
 
 
 def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: Callable[[], None]) -> Served:
-    """A run or a Hugging Face checkpoint, ready to be served.
+    """A run, a folder of ONNX graphs or a Hugging Face checkpoint, ready to be served.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `load_run` and transformers say.
+        FileNotFoundError, ValueError, OSError: as `writer_of` and transformers say, or `engine` cannot run it.
     """
-    device = device_named(settings.device)
-    name = "/".join(Path(checkpoint).resolve().parts[-2:])
+    name = name_of(checkpoint)
     if is_hf_checkpoint(checkpoint):
-        hf = HFModel(checkpoint, device=device)
+        if settings.engine not in ("auto", "eager"):
+            raise ValueError(
+                f"engine={settings.engine}: {checkpoint} is a Hugging Face checkpoint; it runs by engine=eager"
+            )
+        hf = HFModel(checkpoint, device=device_named(settings.device))
         hf.name = name
-        return serve(hf, Path(checkpoint), hf.model.config.vocab_size, settings, limits, wake)
-    loaded = load_run(checkpoint, device=device, allow=settings.allow)
-    loaded.use(settings.weights)
-    length, order = loaded.config.data.sequence_length, loaded.config.data.fim.order
-    native = NativeModel(loaded.model, loaded.tokenizer(), name=name, max_length=length, fim_order=order)
-    return serve(native, loaded.folder.tokenizer_path, loaded.config.model.vocab_size, settings, limits, wake)
+        opened = Opened(hf, nullcontext(), HFPrompts(hf), hf.backend(), Path(checkpoint), hf.model.config.vocab_size)
+        return serve(opened, settings, limits, wake)
+    writer = writer_of(
+        checkpoint,
+        engine=settings.engine,
+        device=settings.device,
+        weights=settings.weights,
+        allow=settings.allow,
+        drafts=bool(settings.drafts),
+    )
+    model = TextModel(
+        writer.tokenizer, name=name, max_length=writer.sequence_length, fim_order=writer.fim_order, chat=False
+    )
+    backend = routed(writer)
+    opened = Opened(
+        model, weights_stay(writer.source), NativePrompts(model), backend, writer.tokenizer_folder, writer.vocab_size
+    )
+    return serve(opened, settings, limits, wake)
 
 
-def serve(
-    model: NativeModel | HFModel,
-    tokenizer: Path,
-    vocabulary: int,
-    settings: ModelSettings,
-    limits: Limits,
-    wake: Callable[[], None],
-) -> Served:
-    """A scheduler over an opened model. `tokenizer`: the folder of its `tokenizer.json`."""
-    backend: Backend
+def name_of(checkpoint: str) -> str:
+    """The last two parts of its path."""
+    return "/".join(Path(checkpoint).resolve().parts[-2:])
+
+
+class Opened(NamedTuple):
+    """A model before it has a scheduler."""
+
+    model: TextModel | HFModel
+    steady: AbstractContextManager[None]
     prompts: Prompts
-    kept = most_drafts = 0
-    if isinstance(model, NativeModel):
-        backend, prompts = RoutedBackend(model.model), NativePrompts(model)
-        kept = settings.cache_bytes // position_bytes(model.model)
-        most_drafts = MOST_DRAFTS if backend.drafter.caches else 0
-    else:
-        backend, prompts = model.backend(), HFPrompts(model)
+    backend: RoutedBackend | HFBackend
+    tokenizer: Path  # the folder of its `tokenizer.json`
+    vocabulary: int
+
+
+def routed(writer: Writer) -> RoutedBackend:
+    source = writer.source
+    if isinstance(source, Decoder):
+        moes = {name: moe for name, moe in source.moe_layers() if name.startswith("layers.")}
+        experts = max((len(moe.balancing.bias) for moe in moes.values()), default=0)
+        return RoutedBackend(DecoderBackend(source), list(moes), experts)
+    assert isinstance(source, OnnxBackend)
+    return RoutedBackend(source, source.routed, source.experts)
+
+
+def serve(opened: Opened, settings: ModelSettings, limits: Limits, wake: Callable[[], None]) -> Served:
+    """A scheduler over an opened model."""
+    backend, model, kept, most_drafts = opened.backend, opened.model, 0, 0
+    drafts = 1 if settings.drafts is None else settings.drafts
+    if isinstance(backend, RoutedBackend):
+        kept = settings.cache_bytes // max(1, backend.backend.position_bytes)
+        most_drafts = MOST_DRAFTS if backend.backend.drafter.caches else 0
     engine = Engine(backend, decode=model.decode, prefill=settings.prefill, kept_positions=kept)
     return Served(
         name=model.name,
         model=model,
-        prompts=prompts,
+        steady=opened.steady,
+        prompts=opened.prompts,
         backend=backend,
         scheduler=Scheduler(engine, limits, wake=wake),
-        grammars=JSONGrammars(tokenizer / "tokenizer.json", vocabulary=vocabulary, eos=min(model.eos)),
-        vocabulary=vocabulary,
-        drafts=min(settings.drafts, most_drafts),
+        grammars=JSONGrammars(opened.tokenizer / "tokenizer.json", vocabulary=opened.vocabulary, eos=min(model.eos)),
+        vocabulary=opened.vocabulary,
+        drafts=min(drafts, most_drafts),
         most_drafts=most_drafts,
     )
-
-
-def position_bytes(model: Decoder) -> int:
-    """Bytes that a row holds for each position: caches of the model, and of MTP with its states."""
-    backend = DecoderBackend(model)
-    backend.add(0, drafts=bool(backend.drafter.caches))
-    drafter = backend.drafter
-    blocks = 0
-    for part in (*backend.caches.parts(), *drafter.caches, *drafter.states):
-        held = part.rows[0]  # type: ignore[attr-defined]
-        held.reserve(CACHE_BLOCK)
-        blocks += held.held.nbytes
-    return -(-blocks // CACHE_BLOCK)

@@ -2,6 +2,7 @@
 
 import gc
 import secrets
+import signal
 import socket
 import sys
 import webbrowser
@@ -10,21 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dsv3.bounds import Between, NonNegativeInt, PositiveFloat, PositiveInt
-from dsv3.cli import REQUIRED, option
+from dsv3.cli import ENGINE_HELP, ENGINES, REQUIRED, option
 
 if TYPE_CHECKING:
     from dsv3.serving.chat_server import Service
+    from dsv3.serving.database import Database
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass
 class Options:
-    checkpoint: str = option(REQUIRED, "a run folder, one of its checkpoint files, or a Hugging Face checkpoint")
+    checkpoint: str = option(
+        REQUIRED, "a run folder, one of its checkpoint files, a Hugging Face checkpoint, or an export by format=onnx"
+    )
     compare: str | None = option(None, "a second model, which the page shows side by side")
     port: Annotated[int, Between(0, 65535)] = option(8060, "port; 0: any free port")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: all of this machine's, which needs an account")
     database: str = option("runs/accounts.sqlite", "file of accounts and conversations")
+    engine: str = option("auto", f"{ENGINE_HELP}; vllm: a vLLM process (make vllm)", choices=(*ENGINES, "vllm"))
+    vllm: list[str] = option([], "with engine=vllm: further flags of vLLM's server, such as [--enforce-eager]")
     weights: str = option("live", "live (current), or ema (exponential moving average)", choices=("live", "ema"))
     hosts: list[str] = option([], "further names under which browsers may ask, such as [gpu1.example.org]")
     origins: list[str] = option([], "sites whose pages may use the API with a key: [https://chat.example.org]")
@@ -36,8 +42,12 @@ class Options:
     requests_per_minute: PositiveInt = option(600, "of one account")
     tokens_per_day: NonNegativeInt = option(0, "read and written, of one account; 0: no limit")
     timeout: PositiveFloat = option(600.0, "seconds after which a text is ended")
-    drafts: NonNegativeInt = option(1, "tokens that MTP drafts for each pass; 0: none")
-    prefill: PositiveInt = option(64, "prompt tokens read in one step, next to the texts being written")
+    drafts: NonNegativeInt | None = option(
+        None, "tokens that MTP drafts for each pass; 0: none; null: 1 by engine=eager, none by engine=onnx"
+    )
+    prefill: PositiveInt = option(
+        12, "prompt tokens read in one step next to texts being written; more: sooner read, slower texts"
+    )
     cache_mib: NonNegativeInt = option(256, "memory for finished texts whose beginnings are reused, MiB per model")
     threads: PositiveInt = option(1, "CPU threads of the engine")
     open: bool = option(False, "open the page in this machine's browser")
@@ -50,34 +60,46 @@ def run(options: Options) -> dict[str, Any]:
 
     Raises:
         ValueError: host= is not loopback and there is no account; a key is out of its range.
-        FileNotFoundError: `checkpoint` or `compare` is no model's.
+        FileNotFoundError: `checkpoint` or `compare` is no model's. RuntimeError: vLLM does not start.
     """
     import torch
-    import uvicorn
 
-    from dsv3.serving.accounts import LOCAL
-    from dsv3.serving.app import build_application
-    from dsv3.serving.gate import Policy
+    from dsv3.serving.accounts import LOCAL, Accounts
+    from dsv3.serving.database import Database
 
     torch.set_num_threads(options.threads)
     listening = bound(options.host, options.port)
-    service = open_service(options)
     is_local = options.host in LOOPBACK
-    if not is_local and not service.accounts.have_passwords():
+    accounts = Accounts(Database(Path(options.database)))
+    if not is_local and not accounts.have_passwords():
         raise ValueError(
             f"host={options.host}: needs an account; add one with: "
             f"python -m dsv3 accounts add name=NAME database={options.database}"
         )
-    if is_local and not service.accounts.exists(LOCAL):
-        service.accounts.add(LOCAL, None)
+    if is_local and not accounts.exists(LOCAL):
+        accounts.add(LOCAL, None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what was started, as Ctrl-C does
+    service = open_service(options, accounts.database)
+    try:
+        return {"url": answer(service, options, listening)}
+    finally:
+        service.close()
+
+
+def answer(service: "Service", options: Options, listening: socket.socket) -> str:
+    """Serve until Ctrl-C; the address."""
+    import uvicorn
+
+    from dsv3.serving.app import build_application
+    from dsv3.serving.gate import Policy
+
     port = listening.getsockname()[1]
-    token = secrets.token_urlsafe(32) if is_local else None
+    token = secrets.token_urlsafe(32) if options.host in LOOPBACK else None
     policy = Policy(hosts=options.hosts, cookie=f"dsv3-session-{port}", secure=options.tls_proxy)
     app = build_application(service, policy=policy, token=token, origins=options.origins)
     address = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{address}:{port}"
     entry = f"{url}/enter?token={token}" if token else f"{url}/login"
-    print(f"{', '.join(service.models)} at {entry}   (Ctrl-C to quit)", file=sys.stderr, flush=True)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -89,14 +111,12 @@ def run(options: Options) -> dict[str, Any]:
     )
     gc.collect()
     gc.freeze()  # so that garbage of requests is looked for among what requests made
+    print(f"{', '.join(service.models)} at {entry}   (Ctrl-C to quit)", file=sys.stderr, flush=True)
     service.start()
     if options.open:
         webbrowser.open(entry)  # the socket listens already: what is asked now is answered soon
-    try:
-        uvicorn.Server(config).run([listening])
-    finally:
-        service.close()
-    return {"url": url}
+    uvicorn.Server(config).run([listening])
+    return url
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -113,15 +133,16 @@ def bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def open_service(options: Options) -> "Service":
-    """Models and database, opened."""
+def open_service(options: Options, database: "Database") -> "Service":
+    """Models, opened."""
     from dsv3.serving.chat_server import Quota, Service
-    from dsv3.serving.database import Database
     from dsv3.serving.engine_thread import EngineThread
     from dsv3.serving.scheduler import Limits
-    from dsv3.serving.served_model import ModelSettings, open_model
+    from dsv3.serving.served_model import ModelSettings, Served, name_of, open_model
+    from dsv3.serving.vllm_model import open_vllm
 
     settings = ModelSettings(
+        engine=options.engine,
         weights=options.weights,
         device=options.device,
         allow=options.allow,
@@ -132,10 +153,21 @@ def open_service(options: Options) -> "Service":
     limits = Limits(options.slots, options.account_slots, options.waiting, options.account_waiting)
     engine = EngineThread()
     checkpoints = [options.checkpoint, *([options.compare] if options.compare else [])]
-    models = [open_model(checkpoint, settings, limits, engine.wake) for checkpoint in checkpoints]
-    by_name = {served.name: served for served in models}
-    if len(by_name) < len(models):
+    if len({name_of(checkpoint) for checkpoint in checkpoints}) < len(checkpoints):
         raise ValueError(f"compare={options.compare}: has the same name as checkpoint=; rename its folder")
+    if options.vllm and options.engine != "vllm":
+        raise ValueError(f"vllm={options.vllm}: is for engine=vllm")
+    models: list[Served] = []
+    try:
+        for checkpoint in checkpoints:
+            if options.engine == "vllm":
+                models.append(open_vllm(checkpoint, settings, limits, engine.wake, options.vllm))
+            else:
+                models.append(open_model(checkpoint, settings, limits, engine.wake))
+    except BaseException:
+        for served in models:
+            served.close()
+        raise
+    by_name = {served.name: served for served in models}
     quota = Quota(options.requests_per_minute, options.tokens_per_day)
-    database = Database(Path(options.database))
     return Service(by_name, database, engine, quota, seconds=options.timeout)

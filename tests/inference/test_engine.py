@@ -95,6 +95,25 @@ def test_rows_write_among_others_what_each_writes_alone(chosen):
 
 
 @options
+def test_prompts_read_in_one_pass_with_texts(chosen):
+    """Pieces of few tokens, without padding, next to texts with drafts and without."""
+    model, prompts = model_of(*chosen), prompts_of(9, 20, seed=4)
+    engine, ids, flat = Engine(DecoderBackend(model), prefill=9), {}, 0
+    with cached_weight_casts(model):
+        rows = [engine.add(prompt, Settings(max_tokens=9, drafts=2 * (i % 2))) for i, prompt in enumerate(prompts)]
+        while engine.rows:
+            before = engine.backend.places
+            for event in engine.step():
+                ids.setdefault(event.row, []).extend(event.ids)
+            places = engine.backend.places
+            counts = [place.stop - place.start for place in places]
+            flat += places is not before and len(set(counts)) > 1 and places[-1].stop == sum(counts)
+        assert flat > 5
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert_equal_text(model, prompt, ids[row], list(generate(model, prompt, Settings(max_tokens=9))))
+
+
+@options
 def test_what_is_drawn_does_not_depend_on_the_neighbours(chosen):
     model, prompts = model_of(*chosen), prompts_of(12, 40)
     settings = [

@@ -64,7 +64,8 @@ def test_logits_and_chosen_experts_are_those_of_the_model(chosen, shapes):
             for name, chosen_TK in chosen_by.items():
                 experts[row].setdefault(name, []).append(chosen_TK)
     assert (torch.stack([torch.cat(row) for row in logits]) - expected_BTV).abs().max() < ROUNDING
-    assert list(experts[0]) == list(forward.routings)
+    assert list(experts[0]) == list(backend.routed) == list(forward.routings)
+    assert backend.experts == (config.model.n_routed_experts if forward.routings else 0)
     for name, routing in forward.routings.items():
         assert torch.equal(torch.cat([torch.cat(row[name]) for row in experts]), routing.experts_NK)
 
@@ -187,11 +188,13 @@ def test_the_rule():
 
 
 def test_slots_hold_what_each_row_holds():
-    """Random rows that come, grow, are copied, shortened and leave, against a list of numbers each."""
+    """Random rows that come, grow, are copied, shortened, rest and leave, against a list of numbers each."""
     draw, caches, held = random.Random(0), SlotCaches({"a": 1, "b": 2}), {}
     for step in range(600):
-        action = draw.choice(["add", "copy", "drop", "rewind", "read", "read"])
+        action = draw.choice(["add", "copy", "drop", "rewind", "rest", "read", "read"])
         row = draw.choice(list(held)) if held else None
+        if row in caches.resting and action in ("rewind", "rest"):
+            continue
         if action == "add" or row is None:
             caches.add(step)
             held[step] = []
@@ -207,8 +210,12 @@ def test_slots_hold_what_each_row_holds():
             length = draw.randint(0, len(held[row]))
             caches.rewind(row, length)
             held[row] = held[row][:length]
+        elif action == "rest":
+            caches.rest(row)
         else:
-            rows, count = draw.sample(list(held), draw.randint(1, len(held))), draw.choice([1, 1, 2, 70])
+            if not caches.order:
+                continue
+            rows, count = draw.sample(caches.order, draw.randint(1, len(caches.order))), draw.choice([1, 1, 2, 70])
             first = caches.together(rows, count)
             assert sorted(caches.order[first : first + len(rows)]) == sorted(rows)
             for slot, one in enumerate(caches.order[first : first + len(rows)], start=first):
@@ -222,6 +229,8 @@ def test_slots_hold_what_each_row_holds():
             numbers = np.array(held[one], np.float32)
             assert (caches.held["a"][slot, : len(numbers), 0] == numbers).all()
             assert (caches.held["b"][slot, : len(numbers), 1] == -numbers).all()
+        for row, arrays in caches.resting.items():
+            assert (arrays["a"][:, 0] == np.array(held[row], np.float32)).all()
         if len(held) > 12:
             for old in list(held)[:9]:
                 caches.drop(old)

@@ -9,6 +9,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dsv3.checkpoint.huggingface import import_folder
 from dsv3.checkpoint.loading import load_run, set_weights
 from dsv3.checkpoint.shards import write_shards
 from dsv3.cli import main
@@ -119,6 +120,22 @@ def test_same_text_and_same_loss(tmp_path):
     with torch.no_grad():
         loss, _ = our_loss(ours, micro_batch(tokens[:, :-1], tokens[:, 1:]))
         assert math.isclose(loss.item(), theirs(tokens, labels=tokens).loss.item(), abs_tol=1e-4)
+
+
+def test_plain_rope_is_yarn_of_factor_1(tmp_path):
+    """vLLM reads the one rightly and not the other; to transformers they are the same, to the bit."""
+    source, out = exported(tmp_path)
+    written = json.loads((out / "config.json").read_text())
+    assert (written["rope_scaling"]["type"], written["rope_scaling"]["factor"]) == ("yarn", 1.0)
+    assert written["rope_scaling"]["original_max_position_embeddings"] == written["max_position_embeddings"]
+    tokens = torch.randint(VOCABULARY, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = opened(out)[0](tokens).logits
+        (out / "config.json").write_text(json.dumps(written | {"rope_scaling": None}))
+        assert torch.equal(found, opened(out)[0](tokens).logits)
+    config = load_run(source).config
+    assert config.attention.yarn is None
+    assert import_folder(out, tmp_path / "back", precision="fp32").model.yarn is None
 
 
 def test_shards(tmp_path):

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import httpx
 import uvicorn
 
+from dsv3.evaluation.benchmarks.models import NativeModel
 from dsv3.model.decoder import Decoder
 from dsv3.serving.accounts import LOCAL
 from dsv3.serving.app import build_application
 from dsv3.serving.chat_server import Service
+from dsv3.serving.database import Database
 from dsv3.serving.gate import Policy
 from dsv3.tools.serve import Options, open_service
 from tests.parity.runs import VOCABULARY, write_run
@@ -55,24 +57,33 @@ class Running:
 
     @property
     def decoder(self) -> Decoder:
-        decoder: Decoder = self.service.models[self.model].model.model
+        backend: Any = self.service.models[self.model].backend
+        decoder: Decoder = backend.backend.model
         return decoder
 
+    def scored(self) -> NativeModel:
+        """The model in this process, for log-probabilities."""
+        model: Any = self.service.models[self.model].model
+        return NativeModel(self.decoder, model.tokenizer, name="own", max_length=model.max_length)
 
-def write_model(folder: Path, *, seed: int = 1, length: int = 256) -> Path:
-    config = configured("precision=fp32", **SHAPES | {"vocab_size": VOCABULARY})
+
+def write_model(folder: Path, *, seed: int = 1, length: int = 256, **shapes: int) -> Path:
+    config = configured("precision=fp32", **SHAPES | {"vocab_size": VOCABULARY} | shapes)
     config.data.sequence_length = length
     folder.parent.mkdir(parents=True, exist_ok=True)
     return write_run(folder, config, random_model(config, seed=seed))
 
 
 @contextmanager
-def running(folder: Path, *, compare: bool = False, **options: Any) -> Iterator[Running]:
-    """Of the accounts `ada` and `bob`. `options`: of `python -m dsv3 serve`."""
-    checkpoint = str(write_model(folder / "one" / "seed1"))
+def running(
+    folder: Path, *, compare: bool = False, shapes: Mapping[str, int] | None = None, **options: Any
+) -> Iterator[Running]:
+    """Of the accounts `ada` and `bob`. `options`: of `python -m dsv3 serve`, by default with engine=eager."""
+    options = {"engine": "eager", **options}
+    checkpoint = str(write_model(folder / "one" / "seed1", **shapes or {}))
     other = str(write_model(folder / "two" / "seed1", seed=2)) if compare else None
-    database = str(folder / "accounts.sqlite")
-    service = open_service(Options(checkpoint=checkpoint, compare=other, database=database, device="cpu", **options))
+    database = Database(folder / "accounts.sqlite")
+    service = open_service(Options(checkpoint=checkpoint, compare=other, device="cpu", **options), database)
     service.accounts.add(LOCAL, None)
     keys = {}
     for account in ("ada", "bob"):

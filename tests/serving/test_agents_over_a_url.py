@@ -19,7 +19,7 @@ def remote(server: Running, monkeypatch: pytest.MonkeyPatch) -> RemoteAdapter:
 
 @pytest.fixture
 def own(server: Running) -> ModelPlayer:
-    return ModelPlayer(server.service.models[server.model].model, at_once=4)
+    return ModelPlayer(server.scored(), at_once=4)
 
 
 def test_likelihoods_of_actions_by_echo_and_logprobs(remote: RemoteAdapter, own: ModelPlayer) -> None:

@@ -36,8 +36,7 @@ def remote(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_log_likelihoods(server: Running, remote: Any) -> None:
-    model = server.service.models[server.model].model
-    own = Adapter(model, batch_size=4, seed=0).loglikelihood(requests("loglikelihood", PAIRS))
+    own = Adapter(server.scored(), batch_size=4, seed=0).loglikelihood(requests("loglikelihood", PAIRS))
     found = remote.loglikelihood(requests("loglikelihood", PAIRS))
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in own]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in own], abs=1e-3)
@@ -45,6 +44,5 @@ def test_log_likelihoods(server: Running, remote: Any) -> None:
 
 def test_texts(server: Running, remote: Any) -> None:
     arguments = [(context or "x", {"until": ["\n\n"], "max_gen_toks": 8}) for context, _ in PAIRS]
-    model = server.service.models[server.model].model
-    own = Adapter(model, batch_size=4, seed=0).generate_until(requests("generate_until", arguments))
+    own = Adapter(server.scored(), batch_size=4, seed=0).generate_until(requests("generate_until", arguments))
     assert remote.generate_until(requests("generate_until", arguments)) == own

@@ -64,6 +64,7 @@ def test_log_in_chat_and_log_out(server: Running, browser: Any) -> None:
         tab.page.click("#open-account")
         tab.page.click("#log-out")
         tab.page.wait_for_selector("#login")
+        tab.page.wait_for_load_state()  # leaving would break off what the page still fetches
         assert tab.page.goto(server.url).url.endswith("/login")
         assert tab.wrong == []
 

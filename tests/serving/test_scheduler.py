@@ -15,6 +15,7 @@ from dsv3.inference.sampling import Settings
 from dsv3.model.layers import cached_weight_casts
 from dsv3.serving.engine_thread import EngineThread
 from dsv3.serving.scheduler import BusyError, Job, Limits, News, Scheduler
+from dsv3.serving.served_model import ModelSettings
 from tests.inference.test_engine import assert_equal_text, model_of, parts, prompts_of
 
 KEPT = 2000
@@ -30,7 +31,7 @@ class Clock:
 class Bench:
     """A scheduler over a tiny model, driven by hand, and the news of each job."""
 
-    def __init__(self, *, kept: int = KEPT, prefill: int = 32, **limits: int) -> None:
+    def __init__(self, *, kept: int = KEPT, prefill: int = ModelSettings.prefill, **limits: int) -> None:
         self.model = model_of()
         self.backend = DecoderBackend(self.model)
         self.engine = Engine(self.backend, prefill=prefill, kept_positions=kept)
@@ -48,6 +49,11 @@ class Bench:
         with cached_weight_casts(self.model):
             while self.scheduler.step() or self.scheduler.waiting:
                 pass
+
+    def run_steps(self, count: int) -> None:
+        with cached_weight_casts(self.model):
+            for _ in range(count):
+                self.scheduler.step()
 
     def ids(self, job: Job) -> list[int]:
         return [token for news in self.news[job] for token in news.ids]
@@ -185,7 +191,7 @@ def test_texts_end_when_their_time_is_over() -> None:
 
 def test_a_short_prompt_waits_neither_for_long_ones_nor_for_texts() -> None:
     """Eight write, two prompts of many pieces are being read: a prompt of 32 tokens has its first token in 3 steps."""
-    bench = Bench(slots=16, account_slots=16, prefill=64)
+    bench = Bench(slots=16, account_slots=16)
     for i in range(8):
         bench.job([i, 1, 2], max_tokens=200)
     bench.scheduler.step()
@@ -199,6 +205,27 @@ def test_a_short_prompt_waits_neither_for_long_ones_nor_for_texts() -> None:
             steps += 1
         assert steps <= 3
     assert all(row.read < 2000 for row in bench.engine.rows.values() if row.prompt == 2000), "the long ones still read"
+
+
+def test_prompts_are_read_in_the_pass_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight write, and prompts that begin and go on are read: one pass of few tokens, whatever their lengths."""
+    bench = Bench(slots=16, account_slots=16)
+    for i in range(8):
+        bench.job([i, 1, 2], max_tokens=200)
+    bench.run_steps(2)
+    bench.job([7] * 400)
+    bench.run_steps(1)
+    bench.job([8] * 33)
+    passes: list[tuple[int, ...]] = []
+    decode_states = bench.model.decode_states
+
+    def counted(tokens_BT: Any, caches: Any) -> Any:
+        passes.append(tuple(tokens_BT.shape))
+        return decode_states(tokens_BT, caches)
+
+    monkeypatch.setattr(bench.model, "decode_states", counted)
+    bench.run_steps(3)
+    assert passes == [(8 + ModelSettings.prefill, 1)] * 3
 
 
 def test_a_dead_engine_ends_all_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

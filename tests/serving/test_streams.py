@@ -109,7 +109,7 @@ def test_who_goes_away_leaves_nothing(server: Running) -> None:
     assert ends["cancelled"] - before.get("cancelled", 0) > 100
     engine = served.scheduler.engine
     assert not engine.rows
-    assert set(served.backend.caches.lengths) == set(engine.kept.rows)  # type: ignore[attr-defined]
+    assert set(served.backend.backend.caches.lengths) == set(engine.kept.rows)  # type: ignore[attr-defined]
     assert server.service.engine.alive
 
 

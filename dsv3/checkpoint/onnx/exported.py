@@ -59,6 +59,7 @@ def export_onnx(loaded: Loaded, out: Path, *, mtp: bool, quantise: Quantise, wei
         "fim_order": loaded.config.data.fim.order,
         **special_ids(tokenizer),
         "moe_layers": main.routed,
+        "n_routed_experts": parts.router["n_experts"] if main.routed else 0,
         "mtp_takes_normed_states": bool(loaded.model.mtp.after_final_norm) if depth else None,
         "graphs": {name: signature(graph) for name, graph in graphs.items()},
     }
