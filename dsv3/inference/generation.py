@@ -3,8 +3,9 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
-from dsv3.inference.engine import Engine, Event
+from dsv3.inference.engine import Engine
 from dsv3.inference.engines import Source, backend_of, weights_stay
+from dsv3.inference.row import Event
 from dsv3.inference.sampling import Choice, Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode

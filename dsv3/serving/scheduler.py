@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from dsv3.inference.engine import Event, Row, Watch
+from dsv3.inference.row import Event, Row, Watch
 from dsv3.inference.sampling import Choice, Settings
 from dsv3.inference.speculation import Speculation
 

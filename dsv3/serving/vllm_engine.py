@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from dsv3.inference.engine import Event, Row, Watch
+from dsv3.inference.row import Event, Row, Watch
 from dsv3.inference.sampling import Choice, Settings
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode, TextStream
