@@ -24,7 +24,6 @@ from hydra._internal.config_repository import ConfigRepository, IConfigRepositor
 from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig
 
 import dsv3.config.compose
@@ -40,10 +39,10 @@ def configs_are_read_once() -> None:
     load, read = ConfigRepository.load_config, {}
 
     def load_once(self: ConfigRepository, config_path: str) -> Any:
-        source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.full_path() not in PLACES:
+        places = tuple(source.full_path() for source in self.get_sources())
+        if not PLACES.issuperset(places):
             return load(self, config_path)  # a test may have written it
-        key = (source.full_path(), config_path)
+        key = (places, config_path)
         if key not in read:
             read[key] = pickle.dumps(load(self, config_path))
         return pickle.loads(read[key])  # its nodes become those of the composed config

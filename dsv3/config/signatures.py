@@ -1,6 +1,7 @@
 """Reads what a `_target_` accepts from its source by `ast`: nothing is imported."""
 
 import ast
+import functools
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,8 +91,12 @@ def is_library(package: str) -> bool:
     if spec.origin in ("built-in", "frozen"):
         return True
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    return any(Path(place).is_relative_to(library) for place in places for library in libraries)
+    return any(Path(place).is_relative_to(library) for place in places for library in _libraries())
+
+
+@functools.cache
+def _libraries() -> list[Path]:
+    return [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
 def _spec(package: str):  # type: ignore[no-untyped-def]

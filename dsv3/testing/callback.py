@@ -145,7 +145,10 @@ class _Tokenizer:
         return list(text.encode())
 
     def decode(self, ids: Any) -> str:
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        return bytes(i for i in ids if i < 256)
 
 
 class _Data(lightning.LightningDataModule):

@@ -54,7 +54,7 @@ ELSEWHERE = {
 SHORT = [
     "model=tiny", "run.tokens=1280", "run.validate_every_tokens=100000000", "data.sequence_length=64",
     "data.micro_batch_size=2", "data.global_batch_size.peak=2", "data.validation_tokens=256", "data.questions=8",
-    "benchmarks=none",
+    "benchmarks=none", "precision=fp32",
 ]  # fmt: skip
 
 

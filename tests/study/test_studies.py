@@ -228,6 +228,7 @@ def test_runs_of_a_sweep_that_share_a_folder_are_refused_before_any_work() -> No
     assert "'schedule.peak=0.001' and 'schedule.peak=0.002'" in problem.message
 
 
+@pytest.mark.slow
 def test_a_diverging_arm_leaves_the_others_to_run(tmp_path: Path) -> None:
     """The report names it, and the exit status is 1."""
     arms = "study.arms={bad:['schedule.peak=1e25','optimizer=adamw','callbacks.guard.on_nonfinite=roll_back'],good:[]}"

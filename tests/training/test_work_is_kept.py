@@ -105,10 +105,10 @@ def test_weights_are_on_disk_before_the_last_evaluation(
     config = settings(composed, tmp_path / "run")
     validate = Validate.validate
 
-    def fail(self: Validate, trainer: Any, module: Any, weights: Any) -> None:
+    def fail(self: Validate, trainer: Any, module: Any, weights: Any, **options: Any) -> None:
         if module.finished:
             raise RuntimeError("out of memory")
-        validate(self, trainer, module, weights)
+        validate(self, trainer, module, weights, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Validate, "validate", fail)

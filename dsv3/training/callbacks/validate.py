@@ -107,5 +107,5 @@ class Validate(lightning.Callback):
 
 
 def documents_of(data: Any, pl_module: LanguageModel) -> DocumentNats:
-    bytes_V = token_bytes(data.tokenizer, pl_module.config.model.vocab_size)
+    bytes_V = token_bytes(data.tokenizer, pl_module.model.embed_tokens.num_embeddings)
     return DocumentNats(bos=data.tokenizer.bos, bytes_V=bytes_V, domains=data.domains)
