@@ -84,13 +84,21 @@ def result(study: Study, metric: Metric, arm: str) -> str:
     values = study.values(metric, arm, study.seeds(arm))
     if not values:
         return ""
-    text = f"{np.mean(values):.5g}"
+    text = f"{np.mean(values):#.5g}"
     difference = study.difference(metric, arm) if arm != study.baseline else None
     if difference is None:
         return text
-    half = "" if difference.seeds == 1 else f" ± {difference.high - difference.mean:.2g}"
     word = f", {direction(metric, difference)}" if difference.significant else ""
-    return f"{text} ({difference.mean:+.3g}{half}{word})"
+    return f"{text} ({with_error(difference)}{word})"
+
+
+def with_error(difference: Difference) -> str:
+    """The difference and half the width of its interval, both to the second digit of the latter."""
+    half = difference.high - difference.mean
+    if difference.seeds == 1 or not half > 0 or not math.isfinite(half):
+        return f"{difference.mean:+.3g}"
+    digits = max(0, 1 - math.floor(math.log10(half)))
+    return f"{difference.mean:+,.{digits}f} ± {half:,.{digits}f}"
 
 
 def plots(study: Study) -> Iterator[Section]:
