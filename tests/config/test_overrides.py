@@ -1,5 +1,6 @@
 """Preflight of overrides: every mistake is found, all at once, and nothing sound is refused."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,30 @@ FITTING = {
 """What else must be chosen with it."""
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+TOGETHER = (
+    "attention",
+    "dispatch",
+    "experts",
+    "memory",
+    "mtp",
+    "precision",
+    "optimizer",
+    "schedule",
+    "logger",
+    "reward",
+)
+"""Kinds that fit whatever is chosen of the others: an option of each is checked at once."""
+
+
+def test_options_of_kinds_that_fit_together_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relations, "TRACKERS", ())  # packages that need not be installed
+    kinds = [[f"{group}={option}" for group, option in OPTIONS if group == kind] for kind in TOGETHER]
+    assert all(kinds)
+    for chosen in itertools.zip_longest(*kinds):
+        assert check("train", list(filter(None, chosen))) == [], chosen
+
+
+@pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if option[0] not in TOGETHER])
 def test_every_shipped_option_is_sound(
     group: str, option: str, folder_with_a_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

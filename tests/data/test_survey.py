@@ -200,6 +200,7 @@ def test_a_group_larger_than_the_limit_is_trained_on(tmp_path: Path) -> None:
         surveyed(tmp_path, only, held_out_bytes=2500)
 
 
+@pytest.mark.slow
 def test_drawing_takes_time_in_proportion_to_the_documents() -> None:
     """Of many small ones, far more than the limit: each that goes takes no look at all others."""
 

@@ -118,6 +118,7 @@ class Slow(lightning.Callback):
             time.sleep(2.5 * LIMIT)
 
 
+@pytest.mark.slow
 def test_long_work_of_a_callback_is_no_hang(composed: Compose, workers: Workers, tmp_path: Path) -> None:
     slow = "+callbacks.slow._target_=tests.distributed.test_watchdog.Slow"
     started = time.monotonic()

@@ -61,6 +61,7 @@ def text_of(tab: Tab, part: str, awaited: str) -> str:
     return str(place.inner_text())
 
 
+@pytest.mark.slow
 def test_ten_questions_about_a_sick_run(url: str, browser: Any) -> None:
     """A new user's questions, each answered on the first screen or by one or two clicks from it."""
     with opened(browser, width=1600, height=1000) as tab:

@@ -124,6 +124,7 @@ def test_time_left_of_a_study() -> None:
     assert seconds_left([Job("a", 3)]) is None
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_a_study_as_it_goes_on(poisoned: Path, browser: Any, tmp_path: Path) -> None:
     made(tmp_path, "alone", 1, arms=None)
     with served(build_app(poisoned)) as url, opened(browser, width=390, height=844) as tab:

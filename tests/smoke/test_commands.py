@@ -105,6 +105,7 @@ def test_evaluate_keeps_to_the_tokenizer_of_the_run(trained: Path, tmp_path: Pat
     assert result["weights"]["live"]["domains"]["code"]["bpb"] == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluate_runs_benchmarks_continues_and_compares(trained: Path, tmp_path: Path) -> None:
     """Two tasks and one whose data are on the hub; a second call computes nothing again; another checkpoint beside."""
     other = RunFolder(trained).checkpoints()[0]

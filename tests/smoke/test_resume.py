@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 SETTINGS = [
     "--config-dir", str(ROOT / "tests" / "conf"), "model=tiny", "data=synthetic", "tokenizer=bytes", "logger=none",
-    "run.tokens=7680", "run.checkpoint_every_tokens=1536", "run.validate_every_tokens=2304",
+    "run.tokens=9216", "run.checkpoint_every_tokens=1536", "run.validate_every_tokens=2304",
     "balancing=v3", "precision=fp32", "benchmarks=none", "callbacks.monitor.every_tokens=768",
 ]  # fmt: skip
 
@@ -70,25 +70,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_at_random_moments_with_a_damaged_checkpoint_and_continued(uninterrupted: Path, tmp_path: Path) -> None:
-    """The second time the newest checkpoint is damaged too: the one before it is taken."""
-    folder = tmp_path / "killed"
-    for after in (1536, 3072):
-        process = begin(folder)
-        wait_for_tokens(process, folder, after)
-        time.sleep(random.random() / 4)
-        process.kill()
-        process.communicate()
-    newest = RunFolder(folder).checkpoints()[-1]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    assert RunFolder(folder).newest_valid_checkpoint() == RunFolder(folder).checkpoints()[-2]
-    finish(folder)
-    assert_same_run(uninterrupted, folder)
-
-
-def test_signals_write_a_checkpoint_exit_and_continue(uninterrupted: Path, tmp_path: Path) -> None:
+def test_stopped_by_signals_then_killed_at_a_random_moment_with_a_damaged_checkpoint_and_continued(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Signals write a checkpoint. After the kill the newest one is damaged too: the one before it is taken."""
     folder = tmp_path / "stopped"
     statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
     for (number, status), after in zip(statuses.items(), (1536, 3072, 4608), strict=True):
@@ -101,6 +86,16 @@ def test_signals_write_a_checkpoint_exit_and_continue(uninterrupted: Path, tmp_p
         assert process.returncode == status, errors
         assert "Traceback" not in errors
         assert not (folder / "summary.json").exists()
+    process = begin(folder)
+    wait_for_tokens(process, folder, 6144)
+    time.sleep(random.random() / 4)
+    process.kill()
+    process.communicate()
+    newest = RunFolder(folder).checkpoints()[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert RunFolder(folder).newest_valid_checkpoint() == RunFolder(folder).checkpoints()[-2]
     finish(folder)
     assert_same_run(uninterrupted, folder)
 
@@ -148,4 +143,4 @@ def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Pat
     assert parts[0] == parts[1] != []
     for part in parts[0]:
         assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
-    assert len(RunFolder(folders[0]).read("metrics/train")) == 30
+    assert len(RunFolder(folders[0]).read("metrics/train")) == 36

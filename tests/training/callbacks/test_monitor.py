@@ -70,6 +70,7 @@ def test_a_planted_dead_expert_is_found_by_name(composed: Compose, tmp_path: Pat
     assert found["text"] in write_run_report(folder.path).read_text()
 
 
+@pytest.mark.slow
 def test_a_planted_collapse_is_found_by_name(composed: Compose, tmp_path: Path) -> None:
     """Experts 0 and 1 of layer 1 are always chosen; the other layers route as they do."""
 

@@ -17,7 +17,7 @@ def trained(composed, path, *overrides):
     return RunFolder(path), run.module
 
 
-@pytest.mark.parametrize("precision", ["fp8_blockwise", "fp8_tensorwise"])
+@pytest.mark.parametrize("precision", ["fp8_blockwise", pytest.param("fp8_tensorwise", marks=pytest.mark.slow)])
 def test_measures_steps_and_changes_nothing(composed, tmp_path, precision):
     tokens = composed().data.sequence_length * composed().data.micro_batch_size * composed().data.micro_batches
     every = f"callbacks.quantisation.every_tokens={2 * tokens}"
