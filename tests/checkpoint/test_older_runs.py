@@ -182,7 +182,7 @@ def test_its_summary_is_shown(before: Path, capsys: pytest.CaptureFixture[str]) 
     assert "sisters" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("resume", ["auto", "checkpoint"])
+@pytest.mark.parametrize("resume", ["auto", pytest.param("checkpoint", marks=pytest.mark.slow)])
 def test_it_cannot_be_resumed_and_stays_as_it_is(before: Path, resume: str) -> None:
     """The order of its rows is gone: they were shuffled within windows."""
     copied = before / f"resumed_{resume}"

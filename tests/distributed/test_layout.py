@@ -76,7 +76,7 @@ def measured(config: DictConfig, sizes: Sizes) -> tuple[Held, Held]:
 @pytest.mark.parametrize(
     ("sizes", "parts"),
     [
-        (Sizes(1, 3, 1, 1), ["memory=ngram"]),  # 3 divides few shapes
+        pytest.param(Sizes(1, 3, 1, 1), ["memory=ngram"], marks=pytest.mark.slow),  # 3 divides few shapes
         (Sizes(1, 2, 1, 2), ["optimizer=adamw", "optimizer.moments_dtype=bfloat16"]),
         pytest.param(Sizes(1, 3, 1, 1), ["optimizer=adamw"], marks=pytest.mark.slow),
         pytest.param(Sizes(1, 1, 2, 2), [], marks=pytest.mark.slow),
