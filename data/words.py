@@ -49,8 +49,8 @@ UNSURE = regex.compile(
 """Characters that `regex` and `tokenizers` may take for different ones, since each has a version of Unicode of its own:
 all but the scripts and signs in which both agree on letters, marks, numbers, punctuation, symbols and spaces."""
 
-REMEMBERED, LONGEST = 1 << 17, 32
-"""Words that are remembered (about 40 MB), and characters of the longest one."""
+REMEMBERED, LONGEST = 1 << 15, 32
+"""Words that are remembered (about 10 MB; more are no faster), and characters of the longest one."""
 
 
 class Words:
