@@ -67,7 +67,6 @@ class ByteLevelBPE:
                 self._bytes[index] = bytes(byte_of[letter] for letter in text)
         self._byte_ids = [vocab[letter] for _, letter in sorted(_byte_letters().items())]
         self._plain = Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "post_processor": None}))
-
         patterns = patterns_of(content)
         self._words = Words(patterns, self._plain, _byte_letters()) if patterns else None
 

@@ -1,4 +1,4 @@
-"""Which seeds a study trains next by the rule of `study.until` (`dsv3.reporting.sequential`).
+"""Seeds that a study trains next by the rule of `study.until` (`dsv3.reporting.sequential`).
 
 The runs that are there decide, so that a study that was interrupted goes on as it would have.
 """

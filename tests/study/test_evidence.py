@@ -1,4 +1,4 @@
-"""What a report says of its errors and of its power."""
+"""Errors and power, as a report tells them."""
 
 import math
 from pathlib import Path
