@@ -38,6 +38,7 @@ class Answer:
     text: str = ""
     end: str | None = None
     arrived: deque[News] = field(default_factory=deque)  # filled by the engine's thread
+    begun: bool = False  # whether anything has arrived
     read: list[Likelihood | None] = field(default_factory=list)  # of the prompt's tokens, where these are asked for
 
     def written(self, start: int, end: int) -> list[Likelihood]:
@@ -113,7 +114,9 @@ class Answers:
         """Called by the engine's thread."""
         answer.arrived.append(news)
         if self.streams or news.end is not None:
-            self._outbox.put(self._loop, self._changed.set)
+            urgent = news.end is not None or not answer.begun
+            self._outbox.put(self._loop, self._changed.set, urgent=urgent)
+        answer.begun = True
 
     def submit(self) -> None:
         """Raises BusyError, RuntimeError: as the scheduler says; then none is left waiting."""
