@@ -91,7 +91,6 @@ class OnnxBackend(DraftingBackend):
             for i, count in enumerate(counts)
         ]
 
-
     def used_experts(self) -> dict[str, Tensor]:
         """As `chosen_experts`, of all rows together: int64 [M] by layer, until the next `read`."""
         if self._latest is None:

@@ -119,9 +119,7 @@ class Service:
             raise ApiError(503, str(dead), kind="server_error") from None
         return answers
 
-    def _answers(
-        self, request: Request, served: Served, account: str, loop: asyncio.AbstractEventLoop
-    ) -> Answers:
+    def _answers(self, request: Request, served: Served, account: str, loop: asyncio.AbstractEventLoop) -> Answers:
         outbox = self.engine.outbox
         return Answers(served, account, seconds=self.seconds, streams=request.stream, outbox=outbox, loop=loop)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 Wake = Callable[[], None]
 
-PAUSE = 0.01
+PAUSE = 0.04
 """Seconds between two hand-overs that are not urgent; no news waits for more than one step."""
 
 
