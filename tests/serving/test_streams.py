@@ -140,6 +140,7 @@ def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
         deaf.settimeout(60)
         read = b""
         while b"[DONE]" not in read[-100:]:
-            assert (more := deaf.recv(2**16))
+            more = deaf.recv(2**16)
+            assert more
             read += more
         assert len(read) > 2**17 + 2**16, "more than the socket and the server keep for it"
