@@ -150,12 +150,12 @@ class LanguageModel(lightning.LightningModule):
             mesh=self.mesh,
             pipeline=self.pipeline,
         )
-        taken = gradients(self.model, self.mesh)
-        own.add({"squares": norm_of(taken.counted).double().square()})
+        taken = gradients(self.model)
+        own.add({"squares": norm_of(taken).double().square()})
         own.add({name: torch.tensor(float(flag()), device=self.device) for name, flag in self.flags.items()})
         sums = own.over_ranks()
         norm = sums.scalars["squares"].sqrt().float()
-        clip_gradients(taken.every, norm, self.grad_clip)
+        clip_gradients(taken, norm, self.grad_clip)
         balance(self.model, sums.loads, before)
         by_name, figures, loads, biases = read(self.losses.statistics, sums, norm, self._biases())
         self.raised = {name for name in self.flags if by_name[name]}
