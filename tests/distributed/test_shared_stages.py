@@ -7,13 +7,12 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.build import build_model
-from dsv3.contracts import MicroBatch, Step
+from dsv3.contracts import MicroBatch
 from dsv3.distributed.agree import sum_over_ranks
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.pipeline import Pipeline, ScheduleName
 from dsv3.distributed.shard import shard, whole
-from dsv3.testing.small_model import micro_batch
 from dsv3.training.step import Losses, take_gradients
 from tests.distributed.test_pipeline import (
     LOSSES,
@@ -26,19 +25,13 @@ from tests.distributed.test_pipeline import (
     loads_of,
     objective_of,
     router_calls,
+    step_of,
 )
 from tests.distributed.workers import Workers
 
 Compose = Callable[..., DictConfig]
 SIZES = {"fsdp": Sizes(2, 2, 1, 1), "ep": Sizes(2, 1, 1, 2)}
-ROWS, LENGTH, TILE = 16, 8, 16
-"""With MTP's 7 positions a row, all micro-batches have whole tiles of tokens."""
-
-NUMBER = 8
-
-
-def step_of(number: int = NUMBER) -> Step:
-    return Step([micro_batch(ROWS, LENGTH, seed=seed) for seed in range(number)], 64, {})
+NUMBER = 8  # of micro-batches
 
 
 def joined(micro_batches: list[MicroBatch]) -> MicroBatch:
@@ -47,20 +40,24 @@ def joined(micro_batches: list[MicroBatch]) -> MicroBatch:
 
 
 def alone(config: DictConfig, together: int) -> Outcome:
-    """`together`: micro-batches that are one: where ranks share experts, these see the tokens of all of them."""
-    model, step = build_model(config), step_of()
+    """`together`: ranks that share experts, which see the tokens of as many micro-batches at once. In FP8 their
+    gradients depend on it: tokens share scales."""
+    model, step = build_model(config), step_of(config, NUMBER)
     calls = router_calls(model)
-    own = [joined(step.micro_batches[i : i + together]) for i in range(0, NUMBER, together)]
-    sums = take_gradients(Losses(model, objective_of(config)), step._replace(micro_batches=own))
-    for name in calls:
-        calls[name] *= together
-    return Outcome(gradients_of(model), sums.loads.by_layer(), calls)
+    sums = take_gradients(Losses(model, objective_of(config)), step)
+    found = Outcome(gradients_of(model), sums.loads.by_layer(), calls)
+    if together > 1:
+        model = build_model(config)
+        parts = [joined(step.micro_batches[i : i + together]) for i in range(0, NUMBER, together)]
+        take_gradients(Losses(model, objective_of(config)), step._replace(micro_batches=parts))
+        found.gradients.update({name: grad for name, grad in gradients_of(model).items() if ".experts." in name})
+    return found
 
 
 def shared(config: DictConfig, sizes: Sizes, schedule: ScheduleName, recompute: tuple[str, ...]) -> Outcome:
     """Of this rank's stages."""
     mesh = make_mesh(sizes, "cpu")
-    model, step = build_model(config), step_of()
+    model, step = build_model(config), step_of(config, NUMBER)
     share = Share(model, config, step)
     pipeline = Pipeline(model, group=mesh.stages.get_group(), schedule=schedule)
     shard(model, mesh, pipeline.stages)
@@ -80,8 +77,7 @@ def shared(config: DictConfig, sizes: Sizes, schedule: ScheduleName, recompute: 
 def test_gradients_are_those_of_one_process(
     workers: Workers, composed: Compose, schedule: str, spread: str, precision: str, recompute: tuple[str, ...]
 ) -> None:
-    tile = [f"precision.tile={TILE}"] if precision == "fp8_blockwise" else []
-    config = composed(f"precision={precision}", "dispatch=all_to_all", "model.n_layers=4", *tile, *LOSSES)
+    config = composed(f"precision={precision}", "dispatch=all_to_all", "model.n_layers=4", *LOSSES)
     sizes = SIZES[spread]
     (one,) = workers.run(alone, config, sizes.experts, ranks=1)
     parts = workers.run(shared, config, sizes, schedule, recompute, ranks=4)
