@@ -42,12 +42,20 @@ RUNS = {
     ),
 }
 
-MODELS = {"tiny": (), "2 layers of the default": ("model=small", "model.n_layers=2")}
+MODELS = {
+    "tiny": (20, ()),
+    "tiny, briefly": (6, ("run.tokens=3072",)),
+    "2 layers of the default": (20, ("model=small", "model.n_layers=2")),
+}
+"""Steps, and overrides."""
+
 TWO_LAYERS = {"pipeline 2": ("parallel.schedule=1f1b",)}
 """Settings of layouts for so small a model: 2 layers and MTP are too few for two stages on each of two ranks."""
 
-QUICK = ("pipeline 2",)
-"""Layouts whose whole runs are quick tests; one over sharding and experts is in test_folder_checkpoint."""
+QUICK = ("pipeline 2", "tiny, briefly")
+"""The quick one of the whole runs; one over sharding and experts is in test_folder_checkpoint."""
+
+WHOLE = [QUICK, *((layout, model) for model in ("tiny", "2 layers of the default") for layout in RUNS)]
 
 
 def norm(taken: Taken) -> float:
@@ -101,12 +109,12 @@ def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def one_process(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """20 steps of a model in one process, trained once."""
+    """A model in one process, trained once."""
 
     @cache
     def of_model(name: str) -> tuple[Trained, Path]:
         path = tmp_path_factory.mktemp("one")
-        trained = train(run_of(composed, path, *MODELS[name]))
+        trained = train(run_of(composed, path, *MODELS[name][1]))
         assert trained is not None
         return trained, path
 
@@ -128,20 +136,17 @@ def assert_same_run(ours: Trained, one: Trained) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "model"),
-    [
-        pytest.param(layout, model, marks=() if layout in QUICK and model == "tiny" else pytest.mark.slow)
-        for model in MODELS
-        for layout in RUNS
-    ],
+    [pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow) for case in WHOLE],
 )
 def test_a_run_is_the_run_of_one_process(
     composed: Compose, workers: Workers, tmp_path: Path, one_process: Alone, layout: str, model: str
 ) -> None:
     """Losses, loads, biases, held-out text, monitoring, averaged weights, and one checkpoint in the same format."""
-    fitting = TWO_LAYERS.get(layout, ()) if model != "tiny" else ()
-    config = run_of(composed, tmp_path, *MODELS[model], *RUNS[layout], *fitting)
+    steps, overrides = MODELS[model]
+    fitting = TWO_LAYERS.get(layout, ()) if "2 layers" in model else ()
+    config = run_of(composed, tmp_path, *overrides, *RUNS[layout], *fitting)
     ours, *others = workers.run(train, config, ranks=config.trainer.devices)
-    assert len(ours.losses) == 20
+    assert len(ours.losses) == steps
     assert others == [None] * len(others), "rank 0 writes"
     assert_same_run(ours, one_process(model)[0])
 

@@ -1,6 +1,7 @@
 """Pipeline stages whose weights, or experts, lie on several ranks give the gradients of one process."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -69,11 +70,15 @@ def shared(config: DictConfig, sizes: Sizes, schedule: ScheduleName, recompute: 
     return Outcome({name: whole(grad) for name, grad in gradients_of(model).items()}, loads.by_layer(), calls)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recompute", [(), PARTS], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("precision", ["fp32", "fp8_blockwise"])
-@pytest.mark.parametrize("spread", SIZES)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+QUICK = ("1f1b", "ep", "fp8_blockwise", ())
+CASES = list(product(SCHEDULES, SIZES, ("fp32", "fp8_blockwise"), ((), PARTS)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "spread", "precision", "recompute"),
+    [pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow) for case in CASES],
+    ids=lambda value: value if isinstance(value, str) else "recomputed" if value else "kept",
+)
 def test_gradients_are_those_of_one_process(
     workers: Workers, composed: Compose, schedule: str, spread: str, precision: str, recompute: tuple[str, ...]
 ) -> None:

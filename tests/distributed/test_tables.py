@@ -144,7 +144,12 @@ def test_a_run_with_tables_goes_on_with_any_number_of_ranks(
     """Losses, held-out text, weights, optimiser state and averages are those of one process."""
     length = f"run.tokens={512 * len(legs)}"
     for steps, layout in enumerate(legs, start=1):
-        over = (length, f"trainer.max_steps={steps}", f"run.checkpoint_format={written_as}", *RUNS.get(layout or "", ()))
+        over = (
+            length,
+            f"trainer.max_steps={steps}",
+            f"run.checkpoint_format={written_as}",
+            *RUNS.get(layout or "", ()),
+        )
         config = run_of(composed, tmp_path / "ranks", *over)
         if layout:
             workers.run(train, config, ranks=config.trainer.devices)
