@@ -37,9 +37,9 @@ class Watchdog(lightning.Callback):
     """A thread that measures how long this rank has been waiting for data or taking a step.
 
     After `seconds` it writes the stacks of this process to stderr and to `failure-rank<r>.txt` in the run folder, calls
-    `run.on_end` on rank 0, and ends the process with status 1. Where the thread cannot run, an alarm does, without that
-    call (`dsv3.training.frozen`). While callbacks are at work, on this rank or another one that the step waits for, time
-    does not count: evaluation, benchmarks and checkpoints take as long as they take.
+    `run.on_end` on rank 0, and ends the process with status 1. Where the thread cannot run, an alarm ends it, without
+    that call (`dsv3.training.frozen`). While callbacks are at work, on this rank or another one that the step waits
+    for, time does not count: evaluation, benchmarks and checkpoints take as long as they take.
 
     seconds: None: nothing is watched, nor is it in one process.
     """
