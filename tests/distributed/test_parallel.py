@@ -72,7 +72,9 @@ def assert_same_step(ours: Taken, one: Taken) -> None:
         assert error <= 1e-6, name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=pytest.mark.slow if sizes.world == 2 else ()) for n, sizes in LAYOUTS.items()]
+)
 def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Workers, layout: str) -> None:
     config = composed("precision=fp32", "dispatch=all_to_all")
     one, sizes = take_step(config, None), LAYOUTS[layout]  # 3 micro-batches, which 2 and 4 ranks share with padding
@@ -86,8 +88,8 @@ def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Wor
     [
         ["precision=fp32", "recompute=[norm,attention_up,swiglu]"],
         ["precision=fp32", "model.tie_embeddings=true"],
-        ["precision=fp32", "mtp=none", "attention=gqa"],
-        ["precision=fp32", "experts=loop", "balancing=sequence_aux"],
+        pytest.param(["precision=fp32", "mtp=none", "attention=gqa"], marks=pytest.mark.slow),
+        pytest.param(["precision=fp32", "experts=loop", "balancing=sequence_aux"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

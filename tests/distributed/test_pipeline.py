@@ -231,7 +231,7 @@ def full(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("schedule", "shards"),
     [
-        ("interleaved_zero_bubble", 1),
+        pytest.param("interleaved_zero_bubble", 1, marks=pytest.mark.slow),
         ("zbv", 1),
         pytest.param("1f1b", 2, marks=pytest.mark.slow),
         pytest.param("zbv", 2, marks=pytest.mark.slow),
@@ -291,7 +291,7 @@ def passed(config: DictConfig, schedule: ScheduleName) -> list[tuple[Forward | N
     return [first, pipeline.forward(step.micro_batches[1], with_mtp=True)]
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zbv"])
+@pytest.mark.parametrize("schedule", ["1f1b", pytest.param("interleaved_1f1b", marks=pytest.mark.slow), "zbv"])
 def test_forward_passes_are_those_of_one_process(workers: Workers, composed: Compose, schedule: str) -> None:
     config = composed("precision=bf16", "model.n_layers=4")
     (whole,) = workers.run(passed_alone, config, ranks=1)
