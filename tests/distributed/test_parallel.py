@@ -73,7 +73,8 @@ def assert_same_step(ours: Taken, one: Taken) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [pytest.param(n, marks=pytest.mark.slow if sizes.world == 2 else ()) for n, sizes in LAYOUTS.items()]
+    "layout",  # of two ranks, check_parallel takes such steps in test_conformance
+    [pytest.param(name, marks=pytest.mark.slow if sizes.world == 2 else ()) for name, sizes in LAYOUTS.items()],
 )
 def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Workers, layout: str) -> None:
     config = composed("precision=fp32", "dispatch=all_to_all")
