@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dsv3.checkpoint.checkpoint_folder import Stored, read
 from dsv3.distributed.mesh import Mesh
-from dsv3.distributed.tables import share_tables
+from dsv3.distributed.shared_tables import share_tables
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.parameters import is_table
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
-from dsv3.distributed.tables import share_tables
+from dsv3.distributed.shared_tables import share_tables
 from dsv3.model.layers import local
 from dsv3.testing.parallel import whole_gradient
 from plugins.optimizer.adamw import adamw
