@@ -22,7 +22,6 @@ from dsv3.training.callbacks.validate import Validate
 from dsv3.training.callbacks.watchdog import TO_WAIT, Watchdog
 from dsv3.training.frozen import name_frozen
 from dsv3.training.resume import prepare
-from tests.distributed import note_end
 from tests.distributed.ranks import fitted
 from tests.distributed.workers import Workers
 from tests.synthetic import SyntheticData
@@ -93,7 +92,7 @@ def ended(workers: Workers, function: Callable[[DictConfig], None], config: Dict
 
 
 def test_a_rank_that_hangs_in_a_step_is_named(composed: Compose, workers: Workers, tmp_path: Path) -> None:
-    teller = Path(note_end.__file__)
+    teller = Path(__file__).with_name("note_end.py")
     config = run_of(composed, tmp_path / "run", f"run.on_end=[{sys.executable},{teller},{tmp_path}/told]")
     waiting, hung = ended(workers, hang_in_a_step, config)
     assert (tmp_path / "told").read_text() == f"{tmp_path}/run failed\n", "by rank 0, which waited"
