@@ -25,10 +25,14 @@ FILES = {"run_info.json": "facts.json", "spikes/skipped_updates.json": "spikes/l
 SCORE_KEYS = {"baseline": "majority_correct", "lead_in_standard_errors": "z_score"}
 
 
+def table_names(name: str) -> list[str]:
+    """The names of a table, e.g. `metrics/train`: today's and its older one."""
+    return [name, TABLES[name]] if name in TABLES else [name]
+
+
 def table_parts(run: Path, name: str) -> list[Path]:
-    """The parts of a table, e.g. `metrics/train`, in order; those under its older name too."""
-    names = [name, TABLES[name]] if name in TABLES else [name]
-    found = [numbered(run / each, "part-*.parquet") for each in names]
+    """The parts of a table in order; those under its older name too."""
+    found = [numbered(run / each, "part-*.parquet") for each in table_names(name)]
     return found[0] if len(found) == 1 else sorted((part for parts in found for part in parts), key=tokens_of)
 
 

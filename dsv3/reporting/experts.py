@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dsv3.checkpoint.older_runs import arrow_rows, table_parts
+from dsv3.checkpoint.older_runs import arrow_rows
 from dsv3.monitoring.expert_states import relative
 from dsv3.reporting.curves import mode
 from dsv3.reporting.history import History
@@ -58,10 +58,12 @@ def load(run: History, tokens: int | None = None) -> go.Figure:
     return of_layers(trace, title, height=height, uirevision="load")
 
 
-def of_layers(trace: Mapping[str, Any], title: str, *, y: str = "MoE layer", **keys: Any) -> go.Figure:
-    """A map with experts from left to right and layers from the top."""
+def of_layers(
+    trace: Mapping[str, Any], title: str, *, x: str = "expert", y: str = "MoE layer", **keys: Any
+) -> go.Figure:
+    """A map with layers from the top."""
     down = {"autorange": "reversed", "type": "category", **keys.pop("yaxis", {})}
-    return plotted([trace], title, x="expert", y=y, below=MAP_BELOW, yaxis=down, **keys)
+    return plotted([trace], title, x=x, y=y, below=MAP_BELOW, yaxis=down, **keys)
 
 
 def load_over_time(run: History, *, most: int = 40) -> go.Figure:
@@ -198,7 +200,7 @@ def lift(pairs_EE: np.ndarray) -> np.ndarray:
 
 def coactivation(run: History, layer: str | None = None) -> go.Figure:
     """How often two experts serve the same token, against what their loads alone would give (1: independent)."""
-    parts = table_parts(run.folder.path, "metrics/coactivation")
+    parts = run.parts("metrics/coactivation")
     if not parts:
         return empty("Co-activation of experts", "written down with each checkpoint")
     rows = arrow_rows(parts[-1:], ("layer", "pairs"))  # pandas would take as long again for the other layers
@@ -224,21 +226,25 @@ def output_norms(run: History) -> go.Figure:
     return of_layers(trace, "Norm of expert outputs, mean", height=140 + max(11 * len(last), 120))
 
 
+def unchanged(run: History) -> pd.DataFrame:
+    return run.table("metrics/stability", ("tokens", "layer", "unchanged_fraction"))
+
+
 def stability(run: History) -> go.Figure:
     """Fraction of a fixed micro-batch's top-K choices unchanged since the previous checkpoint: a line for each layer,
     or a map where there are many."""
-    table = run.table("metrics/stability", ("tokens", "layer", "unchanged_fraction"))
-    title = "Routing stability between checkpoints"
+    table, title = unchanged(run), "Routing stability between checkpoints"
     if table.empty:
         return empty(title, "compared from the second checkpoint on")
-    names = list(dict.fromkeys(table.layer))
+    place, names = pd.factorize(table.layer)
     if len(names) > MOST_LEGENDS:
-        kept_LT = 100 * table.pivot_table(index="layer", columns="tokens", values="unchanged_fraction").loc[names]
-        kept_LT = kept_LT.iloc[:, evenly(kept_LT.shape[1], MOST_COLUMNS)]
-        bounds = {"zmin": 0, "zmax": 100, "colorscale": SHARES, "colorbar": bar("unchanged choices, %")}
-        trace = heat(kept_LT.to_numpy(), y=names, x=numbers(kept_LT.columns), **bounds)
-        down, height = {"autorange": "reversed", "type": "category"}, 140 + 6 * max(len(names), 40)
-        return plotted([trace], title, x=TOKENS, y="MoE layer", height=height, below=MAP_BELOW, yaxis=down)
+        tokens_T, moment = np.unique(table.tokens, return_inverse=True)
+        kept_LT = np.full((len(names), len(tokens_T)), np.nan)
+        kept_LT[place, moment] = 100 * table.unchanged_fraction
+        at = evenly(len(tokens_T), MOST_COLUMNS)
+        scale = {"zmin": 0, "zmax": 100, "colorscale": SHARES, "colorbar": bar("unchanged choices, %")}
+        trace = heat(kept_LT[:, at], y=list(names), x=numbers(tokens_T[at]), **scale)
+        return of_layers(trace, title, x=TOKENS, height=140 + max(6 * len(names), 240))
     traces = []
     for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
         x, y = outline(rows.tokens.to_numpy(), 100 * rows.unchanged_fraction.to_numpy())

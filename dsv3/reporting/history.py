@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_parts
+from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_names, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.reporting.routing_history import RoutingHistory
 
@@ -20,6 +20,7 @@ Made = TypeVar("Made")
 
 QUIET_SECONDS = 900  # without a new part, an unfinished run of another machine counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
+SETTLED_SECONDS = 2  # since a folder's last change: it has been seen by whoever lists it now
 MOST_SPIKES = 10  # that are shown
 
 
@@ -29,6 +30,7 @@ class History:
     def __init__(self, path: Path, name: str) -> None:
         self.folder = RunFolder(path)
         self.name = name
+        self._parts: dict[str, tuple[int, list[Path]]] = {}
         self._tables: dict[tuple[str, tuple[str, ...]], tuple[list[Path], int, pd.DataFrame]] = {}
         self._newest: dict[tuple[str, tuple[str, ...]], tuple[Path, int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
@@ -36,9 +38,21 @@ class History:
         self._routing = RoutingHistory()
         self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
+    def parts(self, name: str) -> list[Path]:
+        """Parts of a table in order; listed again only where its folder may have changed."""
+        folders = [self.folder.path / each for each in table_names(name)]
+        changed = max((folder.stat().st_mtime_ns for folder in folders if folder.exists()), default=0)
+        known, parts = self._parts.get(name, (-1, []))
+        if known != changed:
+            parts = table_parts(self.folder.path, name)
+            # A change within the same tick of the file system's clock would not be seen.
+            settled = time.time_ns() - changed > SETTLED_SECONDS * 10**9
+            self._parts[name] = (changed if settled else -1, parts)
+        return parts
+
     def table(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
         """All rows of a table, e.g. `metrics/train`, in order. columns: those to read, where they are; none: all."""
-        parts, wanted = table_parts(self.folder.path, name), (name, tuple(columns))
+        parts, wanted = self.parts(name), (name, tuple(columns))
         known, written, frame = self._tables.get(wanted, ([], 0, pd.DataFrame()))
         same = parts[: len(known)] == known and (not known or known[-1].stat().st_mtime_ns == written)
         if parts != known or not same:
@@ -54,7 +68,7 @@ class History:
 
     def newest(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
         """The rows of a table's newest part alone. columns: as for `table`."""
-        parts, wanted = table_parts(self.folder.path, name), (name, tuple(columns))
+        parts, wanted = self.parts(name), (name, tuple(columns))
         if not parts:
             return pd.DataFrame()
         now = (parts[-1], parts[-1].stat().st_mtime_ns)
@@ -72,7 +86,7 @@ class History:
 
     def routing(self) -> RoutingHistory:
         """The load of every expert over all intervals."""
-        self._routing = self._routing.grown(self.folder.path)
+        self._routing = self._routing.grown(self.parts("metrics/routing"))
         return self._routing
 
     @property
@@ -104,6 +118,14 @@ class History:
         return {name: unit for name, unit in declared.items() if name in columns}
 
     @property
+    def began(self) -> float:
+        """When, by the clock of the machine that began it; 0 where the run is gone."""
+        try:
+            return self.folder.config_path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    @property
     def state(self) -> str:
         """finished, failed, training, or stopped: interrupted or killed.
 
@@ -115,7 +137,7 @@ class History:
             return "failed"
         if (held := is_held(self.folder.path)) is not None:
             return "training" if held else "stopped"
-        parts = [*table_parts(self.folder.path, "timing/train")[-1:], self.folder.config_path]
+        parts = [*self.parts("timing/train")[-1:], self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"
 
@@ -170,7 +192,7 @@ class History:
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""
         names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
-        newest = {name: parts[-1] for name in names if (parts := table_parts(self.folder.path, name))}
+        newest = {name: parts[-1] for name in names if (parts := self.parts(name))}
         return {name: self.table(name) for name, part in newest.items() if "role" in columns_of(part)}
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 
-from dsv3.checkpoint.older_runs import arrow_rows, table_parts
+from dsv3.checkpoint.older_runs import arrow_rows
 from dsv3.monitoring.expert_states import FEWEST, states, whole
 
 SCALARS = (
@@ -43,11 +43,10 @@ class RoutingHistory:
     def __init__(
         self, parts: Sequence[Path] = (), layers: dict[str, LayerLoad] | None = None, domains: Sequence[str] = ()
     ) -> None:
-        self.parts, self.layers, self.domains = list(parts), layers or {}, list(domains)
+        self.parts, self.layers, self.domains = parts, layers or {}, list(domains)
 
-    def grown(self, run: Path) -> "RoutingHistory":
-        """With the parts that were written since; itself where there are none."""
-        parts = table_parts(run, "metrics/routing")
+    def grown(self, parts: Sequence[Path]) -> "RoutingHistory":
+        """With the parts that were written since, of all that are there now; itself where there are none."""
         if parts == self.parts:
             return self
         known = self if parts[: len(self.parts)] == self.parts else RoutingHistory()  # else: a run that rolled back

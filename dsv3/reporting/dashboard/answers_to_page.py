@@ -254,6 +254,7 @@ def draw(
     kept = moved if ctx.triggered_id == "stamp" else [None] * len(plots)
     figures = [figure_and_style(zoomed(made.get(each["plot"]), m)) for each, m in zip(plots, kept, strict=True)]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
+    watched.ahead.asked(watched.look(), scene.run.name)
     return [[figure for figure, _ in figures], [style for _, style in figures], texts, [now]]
 
 
