@@ -11,7 +11,19 @@ from dsv3.evaluation.benchmarks.statistics import accuracy_interval
 from dsv3.reporting.history import History
 from dsv3.reporting.palette import COLOURS
 from dsv3.reporting.style import (
-    GRID, MOST_MARKERS, MOST_POINTS, TOKENS, X_AXES, Panel, empty, evenly, line, numbers, outline, plotted, points,
+    GRID,
+    MOST_MARKERS,
+    MOST_POINTS,
+    TOKENS,
+    X_AXES,
+    Panel,
+    empty,
+    evenly,
+    line,
+    numbers,
+    outline,
+    plotted,
+    points,
     stacked,
 )  # fmt: skip
 

@@ -13,13 +13,28 @@ from dsv3.reporting.curves import mode
 from dsv3.reporting.history import History
 from dsv3.reporting.routing_history import SCALARS, LayerLoad, RoutingHistory
 from dsv3.reporting.style import (
-    LOADS, SHARES, SIGNED, TOKENS, TOP, Panel, empty, evenly, heat, line, numbers, outline, plotted, points, stacked,
+    LOADS,
+    SHARES,
+    SIGNED,
+    TOKENS,
+    TOP,
+    Panel,
+    empty,
+    evenly,
+    heat,
+    line,
+    numbers,
+    outline,
+    plotted,
+    points,
+    stacked,
+    strided,
 )  # fmt: skip
 
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
 MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
-MOST_COLUMNS = 240  # intervals in a map that is half a screen wide
+MOST_COLUMNS = 300  # intervals in a map that is half a screen wide
 MOST_HIGHEST = 6  # layers that are drawn of more than these
 
 
@@ -143,7 +158,7 @@ def bias(run: History, layer: str | None = None) -> go.Figure:
     layer = layer or next(iter(layers), "")
     if layer not in layers:
         return empty("Routing bias", nothing(run))
-    at = evenly(len(layers[layer].tokens_T), MOST_COLUMNS)
+    at = strided(len(layers[layer].tokens_T), MOST_COLUMNS)
     bias_TE, tokens_T = layers[layer].bias_TE[at], layers[layer].tokens_T[at]
     title = f"Routing bias of each expert, {layer}"
     if bias_TE.shape[1] > MOST_LINES:
@@ -211,8 +226,8 @@ def coactivation(run: History, layer: str | None = None) -> go.Figure:
     lift_EE = lift(pairs.astype(np.float64).reshape(int(len(pairs) ** 0.5), -1))
     hover = "experts %{y} and %{x}: lift %{z:.2f}<extra></extra>"
     scale = {"colorscale": SHARES, "zmin": 0.0, "zmax": 2.0, "colorbar": bar("lift")}
-    title, axes = f"Co-activation of experts, {layer}", {"x": "expert", "y": "expert"}
-    return plotted([heat(lift_EE, hovertemplate=hover, **scale)], title, **axes, height=440, below=MAP_BELOW)
+    trace, title = heat(lift_EE, hovertemplate=hover, **scale), f"Co-activation of experts, {layer}"
+    return plotted([trace], title, x="expert", y="expert", height=440, below=MAP_BELOW)
 
 
 def output_norms(run: History) -> go.Figure:
@@ -241,7 +256,7 @@ def stability(run: History) -> go.Figure:
         tokens_T, moment = np.unique(table.tokens, return_inverse=True)
         kept_LT = np.full((len(names), len(tokens_T)), np.nan)
         kept_LT[place, moment] = 100 * table.unchanged_fraction
-        at = evenly(len(tokens_T), MOST_COLUMNS)
+        at = strided(len(tokens_T), MOST_COLUMNS)
         scale = {"zmin": 0, "zmax": 100, "colorscale": SHARES, "colorbar": bar("unchanged choices, %")}
         trace = heat(kept_LT[:, at], y=list(names), x=numbers(tokens_T[at]), **scale)
         return of_layers(trace, title, x=TOKENS, height=140 + max(6 * len(names), 240))

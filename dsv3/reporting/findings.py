@@ -44,7 +44,9 @@ class Finding(NamedTuple):
 
 def findings(run: History) -> list[Finding]:
     """Open ones first, the newest first among the open and among the others."""
-    return run.kept("findings", (run.routing(), run.table("timing/train"), run.table("metrics/alerts")), lambda: found(run))
+    return run.kept(
+        "findings", (run.routing(), run.table("timing/train"), run.table("metrics/alerts")), lambda: found(run)
+    )
 
 
 def found(run: History) -> list[Finding]:

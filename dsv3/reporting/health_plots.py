@@ -7,9 +7,9 @@ from dsv3.reporting.experts import MAP_BELOW, even_scale, nothing
 from dsv3.reporting.findings import STEPS, speeds
 from dsv3.reporting.history import SMOOTHING, History
 from dsv3.reporting.routing_history import SCALARS
-from dsv3.reporting.style import TOKENS, Panel, empty, evenly, heat, line, numbers, outline, plotted, points, stacked
+from dsv3.reporting.style import TOKENS, Panel, empty, heat, line, numbers, outline, plotted, points, stacked, strided
 
-MOST_INTERVALS = 400
+MOST_INTERVALS = 600
 """Columns of the map; of more intervals, evenly many are shown."""
 
 
@@ -21,7 +21,7 @@ def load_over_tokens(run: History, layer: str | None, domain: str | None = None)
         return empty("Load of each expert", nothing(run))
     load = routing.layers[layer]
     load_TE = load.domain_TXE[:, routing.domains.index(domain)] if domain in routing.domains else load.load_TE
-    at = evenly(len(load_TE), MOST_INTERVALS)
+    at = strided(len(load_TE), MOST_INTERVALS)
     hover = "expert %{y}, up to %{x:,} tokens: %{z:.2f} relative load<extra></extra>"
     trace = heat(load_TE[at].T, x=numbers(load.tokens_T[at]), hovertemplate=hover, **even_scale())
     height = 150 + min(max(14 * load_TE.shape[1], 240), 520)

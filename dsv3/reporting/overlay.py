@@ -125,9 +125,8 @@ def overlay(
             shown = {"name": label, "legendgroup": label, "showlegend": not known}
             traces += [(panel, trace) for trace in drawn(lines, raw, i, shown)]
         panels.append(Panel(name, unit))
-    axes = {f"{axis}axis": {"type": "log"} for axis in log}
-    legend = {"showlegend": True, "uirevision": f"{x} {' '.join(log)}"}
-    return stacked(title, panels, traces, x=X_AXES[x], each=240, axes=axes, **legend)
+    axes, zoom = {f"{axis}axis": {"type": "log"} for axis in log}, f"{x} {' '.join(log)}"
+    return stacked(title, panels, traces, x=X_AXES[x], each=240, axes=axes, showlegend=True, uirevision=zoom)
 
 
 def smoothed(found: Curve, smooth: float) -> np.ndarray:

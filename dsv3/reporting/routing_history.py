@@ -134,7 +134,9 @@ class Lists:
         """Lists of these rows, all of which have this length, as float32 [rows, length]."""
         start = self.start_R[at]
         step = int(start[1] - start[0]) if len(at) > 1 else length
-        if step >= length and (np.diff(start) == step).all():  # as a run writes them: evenly apart, which takes no index
+        if (
+            step >= length and (np.diff(start) == step).all()
+        ):  # as a run writes them: evenly apart, which takes no index
             end = start[0] + step * (len(at) - 1) + length
             strides = (step * self.values.strides[0], self.values.strides[0])
             rows = np.lib.stride_tricks.as_strided(self.values[start[0] : end], (len(at), length), strides)

@@ -119,6 +119,12 @@ def evenly(number: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int))
 
 
+def strided(number: int, most: int) -> np.ndarray:
+    """As `evenly`, all equally far apart: a browser draws a map with such columns in a tenth of the time."""
+    step = max(-(-number // most), 1)
+    return np.arange((number - 1) % step, number, step)
+
+
 def empty(title: str, why: str) -> go.Figure:
     """Placeholder for a plot without data yet."""
     hidden = {"visible": False}

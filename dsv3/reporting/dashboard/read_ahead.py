@@ -1,4 +1,4 @@
-"""Reads what the next click may ask for while nobody waits for an answer: a table of a long run is hundreds of files."""
+"""Reads what the next click may ask for while nobody waits: a table of a long run is hundreds of files."""
 
 import contextlib
 import threading
