@@ -128,6 +128,14 @@ def assert_readable(tab: Tab) -> None:
     assert unlabelled == 0
 
 
+SELECT_ALL_AS_ROWS_COME = """(() => {
+    const rows = [];
+    dash_ag_grid.getApi('grid').forEachNode(node => rows.push({...node.data}));
+    dash_clientside.set_props('grid', {rowData: rows});
+    document.querySelector('.ag-header-select-all input').click();
+})()"""
+
+
 def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
     url: str, browser: Any, tmp_path: Path
 ) -> None:
@@ -137,6 +145,10 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         heads = tab.page.locator(".ag-header-cell-text").all_inner_texts()
         assert "router.top_k" in heads
         assert "run.experiment" not in heads, "all runs have the same"
+        tab.page.evaluate(SELECT_ALL_AS_ROWS_COME)
+        wait_for(tab, "curves", "plot._fullData.filter(t => t.showlegend).length == 4")
+        tab.page.locator(".ag-header-select-all input").first.click()
+        tab.until("!location.search.includes('picked')")
         tab.page.locator(".ag-header-cell-text", has_text="router.top_k").click()
         first = tab.page.locator(".ag-pinned-left-cols-container .ag-row[row-index='0'], .ag-row[row-index='0']").first
         first.filter(has_text="narrow").wait_for()
@@ -210,7 +222,7 @@ def test_page_follows_a_running_job_keeps_the_zoom_and_sees_it_killed(browser: A
         tab.page.keyboard.press("ArrowLeft")
         wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens // 2:,}')")
         moved = data_of(tab, "load", "plot._fullData[0].z.map(row => Array.from(row))")
-        assert np.allclose(moved, experts.load_at(History(run.path, "x").table("metrics/routing"), run.tokens // 2))
+        assert np.allclose(moved, experts.load_at(History(run.path, "x").routing(), run.tokens // 2)[1])
         tab.page.keyboard.press("1")
         text_of(tab, "headline", "training")
         holder.kill()
