@@ -13,7 +13,7 @@ import pytest
 from dsv3.checkpoint.older_runs import columns_of, read_parts
 from dsv3.reporting import experts, history
 from dsv3.reporting.dashboard.read_ahead import READS, ReadAhead
-from dsv3.reporting.history import History
+from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.routing_history import SCALARS, by_layer
 from dsv3.reporting.style import numbers, strided
 from tests.reporting.made_up import MadeUpRun
@@ -148,3 +148,25 @@ def test_tokens_beyond_32_bits_are_drawn_exactly() -> None:
     assert numbers(np.array([1, 3_000_000_001])).tolist() == [1.0, 3_000_000_001.0]
     assert numbers(np.array([1, 3_000_000_001])).dtype == np.float64
     assert numbers(np.array([1, 2])).dtype.kind == "i"
+
+
+def test_runs_are_found_and_read_as_they_grow(tmp_path: Path) -> None:
+    made_up = MadeUpRun(tmp_path / "runs" / "study" / "seed1", layers=3, experts=8)
+    for _ in range(3):
+        made_up.interval()
+    (tmp_path / "runs" / "study" / "seed1.old-1").mkdir()
+    (tmp_path / "runs" / "study" / "seed1.old-1" / "config.yaml").write_text("{}")
+    (run,) = find_runs(tmp_path / "runs")
+    assert (run.name, run.state, run.tokens) == ("study/seed1", "training", made_up.tokens)
+    before = run.table("metrics/train")
+    assert run.table("metrics/train") is before, "nothing new: nothing is read"
+    made_up.interval()
+    assert len(run.table("metrics/train")) == made_up.steps
+    assert run.routing().moments[-1] == made_up.tokens
+    made_up.folder.drop_after(made_up.tokens - 1)
+    assert run.table("metrics/train").equals(before), "back at the checkpoint before"
+    assert run.routing().moments[-1] == before.tokens.iloc[-1]
+    made_up.folder.write_summary({})
+    assert run.state == "finished"
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_runs(tmp_path / "nowhere")
