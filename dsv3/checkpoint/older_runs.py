@@ -1,6 +1,7 @@
 """Run folders of older versions, read by today's names: tables, columns, files, keys of JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,54 +25,77 @@ FILES = {"run_info.json": "facts.json", "spikes/skipped_updates.json": "spikes/l
 SCORE_KEYS = {"baseline": "majority_correct", "lead_in_standard_errors": "z_score"}
 
 
+def table_names(name: str) -> list[str]:
+    """The names of a table, e.g. `metrics/train`: today's and its older one."""
+    return [name, TABLES[name]] if name in TABLES else [name]
+
+
 def table_parts(run: Path, name: str) -> list[Path]:
-    """The parts of a table, e.g. `metrics/train`, in order; those under its older name too."""
-    names = [name, TABLES[name]] if name in TABLES else [name]
-    return sorted((part for each in names for part in numbered(run / each, "part-*.parquet")), key=tokens_of)
+    """The parts of a table in order; those under its older name too."""
+    found = [numbered(run / each, "part-*.parquet") for each in table_names(name)]
+    return found[0] if len(found) == 1 else sorted((part for parts in found for part in parts), key=tokens_of)
 
 
-def read_part(part: Path) -> "pd.DataFrame":
-    """The rows of one part of a table.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    return read_parts([part])
+def read_part(part: Path, columns: Sequence[str] = ()) -> "pd.DataFrame":
+    """The rows of one part of a table; see `read_parts`."""
+    return read_parts([part], columns)
 
 
-def read_parts(parts: Sequence[Path]) -> "pd.DataFrame":
-    """The rows of parts of one table, in order.
+def read_parts(parts: Sequence[Path], columns: Sequence[str] = ()) -> "pd.DataFrame":
+    """The rows of parts of one table, in order. columns: see `arrow_rows`.
 
     Raises:
         ValueError: a file is damaged.
     """
-    rows = arrow_rows(parts).to_pandas()
-    return rows.rename(columns=COLUMNS.get(parts[0].parent.name, {}))
+    return arrow_rows(parts, columns).to_pandas()
 
 
-def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> "pyarrow.Table":
-    """Rows as Arrow has them, under the names in the files: a tenth of the time that pandas takes for each part.
+def arrow_rows(parts: Sequence[Path], columns: Sequence[str] = ()) -> "pyarrow.Table":
+    """Rows as Arrow has them, under today's names: a tenth of the time that pandas takes for each part.
 
-    columns: what to read, of those that are there; None: all.
+    columns: what to read, by today's names, of those that are there; none: all.
 
     Raises:
         ValueError: a file is damaged.
     """
     import pyarrow
-    import pyarrow.parquet
 
+    older = COLUMNS.get(parts[0].parent.name, {})
+    wanted = [*columns, *(name for name, today in older.items() if today in columns)]
     read = []
     for part in parts:
-        try:
-            with pyarrow.parquet.ParquetFile(part) as file:
-                kept = None if columns is None else list({*columns} & {*file.schema_arrow.names})
-                read.append(file.read(columns=kept, use_threads=False))
-        except (pyarrow.ArrowException, OSError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows"
-            ) from None
+        with opened(part) as file:  # leaves out names that it has not
+            rows = file.read(columns=wanted or None, use_threads=False)
+        read.append(rows.rename_columns([older.get(name, name) for name in rows.column_names]) if older else rows)
     return pyarrow.concat_tables(read, promote_options="permissive")
+
+
+def columns_of(part: Path) -> list[str]:
+    """Names of a part's columns, of which nothing else is read.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with opened(part) as file:
+        return [COLUMNS.get(part.parent.name, {}).get(name, name) for name in file.schema_arrow.names]
+
+
+@contextmanager
+def opened(part: Path) -> Iterator["pyarrow.parquet.ParquetFile"]:
+    """A part to read from.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(part) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
 
 
 def file_to_read(run: Path, name: str) -> Path:

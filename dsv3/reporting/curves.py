@@ -10,36 +10,42 @@ import plotly.graph_objects as go
 from dsv3.evaluation.benchmarks.statistics import accuracy_interval
 from dsv3.reporting.history import History
 from dsv3.reporting.palette import COLOURS
-from dsv3.reporting.style import GRID, MOST_POINTS, TOKENS, X_AXES, Panel, empty, framed, line, outline, stacked
+from dsv3.reporting.style import (
+    GRID,
+    MOST_MARKERS,
+    MOST_POINTS,
+    TOKENS,
+    X_AXES,
+    Panel,
+    empty,
+    evenly,
+    line,
+    numbers,
+    outline,
+    plotted,
+    points,
+    stacked,
+)  # fmt: skip
 
 
-def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
     """At most `MOST_POINTS` rows, evenly, for what is smooth; the last one is kept."""
-    if len(frame) <= MOST_POINTS:
-        return frame
-    return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, MOST_POINTS).astype(int))]
-
-
-def numbers(column: Any) -> np.ndarray:
-    """A column as plotly takes it in the fewest bytes; single precision is finer than a screen."""
-    values = np.asarray(column)
-    return values.astype(np.float32) if values.dtype.kind == "f" else values
+    return table if len(table) <= MOST_POINTS else table.iloc[evenly(len(table), MOST_POINTS)]
 
 
 def loss(run: History) -> go.Figure:
     """The objective's loss, as it was and smoothed, and every other figure of its unit."""
     every = run.train()
     train = thinned(every)
-    figure = go.Figure()
     if train.empty:
         return empty("Training loss", "no training steps logged yet")
     (first, unit), *others = run.statistics().items()
     raw = {"color": COLOURS[0], "width": 0.6}
     x, y = outline(every.tokens.to_numpy(), every[first].to_numpy())
-    figure.add_scatter(x=x, y=numbers(y), line=raw, opacity=0.35, name=f"{first}, each step")
+    traces = [points(x, y, line=raw, opacity=0.35, name=f"{first}, each step")]
     for i, name in enumerate([first, *(name for name, other in others if other == unit)]):
-        figure.add_scatter(x=train.tokens, y=numbers(train[f"{name}_mean"]), line=line(i), name=f"{name}, smoothed")
-    return framed(figure, "Training loss", x=TOKENS, y=unit)
+        traces.append(points(train.tokens, train[f"{name}_mean"], line=line(i), name=f"{name}, smoothed"))
+    return plotted(traces, "Training loss", x=TOKENS, y=unit)
 
 
 def figures(run: History) -> go.Figure:
@@ -53,7 +59,7 @@ def figures(run: History) -> go.Figure:
         return empty(title, "this objective records its loss only")
     panels = [Panel(", ".join(names_with(run, unit)), unit) for unit in units]
     traces = (
-        (place, go.Scatter(x=train.tokens, y=numbers(train[f"{name}_mean"]), line=line(i), name=name))
+        (place, points(train.tokens, train[f"{name}_mean"], line=line(i), name=name))
         for place, unit in enumerate(units)
         for i, name in enumerate(names_with(run, unit))
     )
@@ -70,10 +76,16 @@ def held_out(run: History) -> go.Figure:
     scores = run.validation()
     if scores.empty:
         return empty("Held-out text", "no validation logged yet")
-    figure = go.Figure()
-    for i, (domain, rows) in enumerate(scores.groupby("domain", sort=False)):
-        figure.add_scatter(x=rows.tokens, y=numbers(rows.bpb), mode="lines+markers", line=line(i), name=str(domain))
-    return framed(figure, "Held-out text", x=TOKENS, y="bits per byte")
+    traces = [
+        points(*outline(rows.tokens.to_numpy(), rows.bpb.to_numpy()), mode=mode(rows), line=line(i), name=str(domain))
+        for i, (domain, rows) in enumerate(scores.groupby("domain", sort=False))
+    ]
+    return plotted(traces, "Held-out text", x=TOKENS, y="bits per byte")
+
+
+def mode(rows: Any) -> str:
+    """Few points are marked; many would hide the line, and take long to draw."""
+    return "lines+markers" if len(rows) <= MOST_MARKERS else "lines"
 
 
 def rates(run: History) -> go.Figure:
@@ -91,15 +103,15 @@ def rates(run: History) -> go.Figure:
     traces = []
     for i, column in enumerate(values):
         x, y = outline(train.tokens.to_numpy(), column.to_numpy())
-        traces.append((i, go.Scatter(x=x, y=numbers(y), line=line(i), name=panels[i].title, showlegend=False)))
-    figure = stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS)
-    return figure.update_yaxes(rangemode="tozero")
+        traces.append((i, points(x, y, line=line(i), name=panels[i].title, showlegend=False)))
+    from_zero = {"yaxis": {"rangemode": "tozero"}}
+    return stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS, axes=from_zero)
 
 
 def comparison(runs: Sequence[History], *, x: str, what: str = "training loss") -> go.Figure:
     """Several runs over one of `X_AXES`: smoothed training loss, or bits per byte of all held-out text."""
     title, unit = f"Runs compared: {what}", "nats per token" if what == "training loss" else "bits per byte"
-    figure = go.Figure()
+    traces = []
     for i, run in enumerate(runs):
         if what == "training loss":
             rows = thinned(run.train())
@@ -108,9 +120,8 @@ def comparison(runs: Sequence[History], *, x: str, what: str = "training loss") 
             rows, y = run.validation(), "bpb"
             rows = rows[rows.domain == "all"] if len(rows) else rows
         if len(rows) and rows[x].notna().any():
-            mode = "lines" if y == "loss_mean" else "lines+markers"
-            figure.add_scatter(x=numbers(rows[x]), y=numbers(rows[y]), mode=mode, line=line(i), name=run.name)
-    return framed(figure, title, x=X_AXES[x], y=unit, height=400)
+            traces.append(points(rows[x], rows[y], mode=mode(rows), line=line(i), name=run.name))
+    return plotted(traces, title, x=X_AXES[x], y=unit, height=400)
 
 
 def formats(run: History) -> go.Figure:
@@ -127,8 +138,8 @@ def formats(run: History) -> go.Figure:
         label = " ".join(map(str, key))
         for panel, column in enumerate(numeric):
             shown = {"name": label, "legendgroup": label, "showlegend": panel == 0}
-            trace = go.Scatter(x=rows.tokens, y=numbers(rows[column]), mode="lines+markers", line=line(i), **shown)
-            traces.append((panel, trace))
+            x, y = outline(rows.tokens.to_numpy(), rows[column].to_numpy())
+            traces.append((panel, points(x, y, mode=mode(rows), line=line(i), **shown)))
     panels = [Panel(column, UNITS.get(column, column)) for column in numeric]
     return stacked(f"{title}: {name}", panels, traces, x=TOKENS)
 
@@ -139,27 +150,31 @@ UNITS = {"snr_db": "dB", "underflow": "fraction", "saturation": "fraction", "ama
 def questions(runs: Sequence[History]) -> go.Figure:
     """Exact match on held-out questions, by family, next to the majority baseline."""
     title = "Held-out questions, exact match"
-    figure = go.Figure()
+    traces: list[dict[str, Any]] = []
     for i, run in enumerate(runs):
         scores = (run.summary or {}).get("questions", {})
         if not scores:
             continue
         shares = {f: [100 * s[k] / s["questions"] for k in ("correct", "majority_correct")] for f, s in scores.items()}
-        if not figure.data:
+        if not traces:
             base = [values[1] for values in shares.values()]
-            figure.add_bar(x=list(shares), y=base, marker_color=GRID, name="majority baseline")
+            traces.append(bars(list(shares), base, GRID, "majority baseline"))
         right = [values[0] for values in shares.values()]
-        figure.add_bar(x=list(shares), y=right, marker_color=line(i)["color"], name=run.name)
-    if not figure.data:
+        traces.append(bars(list(shares), right, line(i)["color"], run.name))
+    if not traces:
         return empty(title, "scored at the end of a run")
-    return framed(figure, title, x="question family", y="accuracy, per cent")
+    return plotted(traces, title, x="question family", y="accuracy, per cent")
+
+
+def bars(x: Sequence[str], y: Any, colour: str, name: str, **keys: Any) -> dict[str, Any]:
+    return {"type": "bar", "x": x, "y": numbers(y), "marker": {"color": colour}, "name": name, **keys}
 
 
 def benchmarks(runs: Sequence[History]) -> go.Figure:
     """The latest score of each benchmark, from `metrics/benchmarks`, with the 95% interval of an accuracy or the
     standard error of any other score."""
     title = "Benchmarks"
-    figure = go.Figure()
+    traces = []
     for i, run in enumerate(runs):
         table = run.newest("metrics/benchmarks")
         if table.empty:
@@ -172,7 +187,7 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
         ]
         down, up = np.abs(np.array(ends) - last.value.to_numpy()[:, None]).T
         error = {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down)}
-        figure.add_bar(x=names, y=numbers(last.value), error_y=error, marker_color=line(i)["color"], name=run.name)
-    if not figure.data:
+        traces.append(bars(names, last.value, line(i)["color"], run.name, error_y=error))
+    if not traces:
         return empty(title, "no benchmark scores logged")
-    return framed(figure, title, x="task, metric", y="score", height=420)
+    return plotted(traces, title, x="task, metric", y="score", height=420)

@@ -44,8 +44,14 @@ class Finding(NamedTuple):
 
 def findings(run: History) -> list[Finding]:
     """Open ones first, the newest first among the open and among the others."""
-    found = [*of_experts(run), *of_domains(run), *of_speed(run), *of_steps(run)]
-    return sorted(found, key=lambda finding: (finding.until is not None, -(finding.until or finding.since)))
+    return run.kept(
+        "findings", (run.routing(), run.table("timing/train"), run.table("metrics/alerts")), lambda: found(run)
+    )
+
+
+def found(run: History) -> list[Finding]:
+    every = [*of_experts(run), *of_domains(run), *of_speed(run), *of_steps(run)]
+    return sorted(every, key=lambda finding: (finding.until is not None, -(finding.until or finding.since)))
 
 
 def of_experts(run: History) -> Iterator[Finding]:
@@ -111,6 +117,10 @@ def speeds(run: History) -> pd.Series:
     timing = run.table("timing/train")
     if timing.empty:
         return pd.Series(dtype=float)
+    return run.kept("speeds", (timing,), lambda: speeds_of(timing))
+
+
+def speeds_of(timing: pd.DataFrame) -> pd.Series:
     trained = timing.tokens.diff().fillna(timing.tokens)
     return pd.Series((trained / timing.seconds.clip(lower=1e-9)).to_numpy(), index=timing.tokens.to_numpy())
 

@@ -3,13 +3,13 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from dsv3.reporting.curves import numbers
 from dsv3.reporting.experts import MAP_BELOW, even_scale, nothing
 from dsv3.reporting.findings import STEPS, speeds
 from dsv3.reporting.history import SMOOTHING, History
-from dsv3.reporting.style import TOKENS, Panel, empty, framed, line, outline, stacked
+from dsv3.reporting.routing_history import SCALARS
+from dsv3.reporting.style import TOKENS, Panel, empty, heat, line, numbers, outline, plotted, points, stacked, strided
 
-MOST_INTERVALS = 400
+MOST_INTERVALS = 600
 """Columns of the map; of more intervals, evenly many are shown."""
 
 
@@ -21,11 +21,11 @@ def load_over_tokens(run: History, layer: str | None, domain: str | None = None)
         return empty("Load of each expert", nothing(run))
     load = routing.layers[layer]
     load_TE = load.domain_TXE[:, routing.domains.index(domain)] if domain in routing.domains else load.load_TE
-    at = np.unique(np.linspace(0, len(load_TE) - 1, MOST_INTERVALS).astype(int))
+    at = strided(len(load_TE), MOST_INTERVALS)
     hover = "expert %{y}, up to %{x:,} tokens: %{z:.2f} relative load<extra></extra>"
-    figure = go.Figure(go.Heatmap(z=load_TE[at].T, x=load.tokens_T[at], hovertemplate=hover, **even_scale()))
+    trace = heat(load_TE[at].T, x=numbers(load.tokens_T[at]), hovertemplate=hover, **even_scale())
     height = 150 + min(max(14 * load_TE.shape[1], 240), 520)
-    return framed(figure, title, x=TOKENS, y="expert", height=height, below=MAP_BELOW)
+    return plotted([trace], title, x=TOKENS, y="expert", height=height, below=MAP_BELOW)
 
 
 def vitals(run: History) -> go.Figure:
@@ -49,8 +49,7 @@ def vitals(run: History) -> go.Figure:
     for i, (panel, x, y) in enumerate(columns):
         x, y = outline(np.asarray(x), np.asarray(y))
         mode = "lines" if len(x) > 1 else "markers"
-        drawn = {"mode": mode, "line": line(i), "name": panel.title, "showlegend": False}
-        traces.append((i, go.Scatter(x=x, y=numbers(y), **drawn)))
+        traces.append((i, points(x, y, mode=mode, line=line(i), name=panel.title, showlegend=False)))
     return stacked(title, [panel for panel, *_ in columns], traces, x=TOKENS, each=100, below=MAP_BELOW)
 
 
@@ -60,5 +59,5 @@ def worst_violation(run: History) -> tuple[np.ndarray, np.ndarray]:
     if not layers:
         return np.array([], dtype=int), np.array([])
     last = min(len(load.tokens_T) for load in layers)
-    worst_T = np.max([load.load_TE[:last].max(1) - 1 for load in layers], axis=0)
+    worst_T = np.max([load.scalars_TS[:last, SCALARS.index("max_vio_interval")] for load in layers], axis=0)
     return layers[0].tokens_T[:last], worst_T

@@ -3,22 +3,24 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.older_runs import file_to_read, read_part, read_parts, table_parts
+from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_names, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.reporting.routing_history import RoutingHistory
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 QUIET_SECONDS = 900  # without a new part, an unfinished run of another machine counts as stopped
 SMOOTHING = 0.95  # of a curve's exponential mean, by step
+SETTLED_SECONDS = 2  # since a folder's last change: it has been seen by whoever lists it now
 MOST_SPIKES = 10  # that are shown
 
 
@@ -28,37 +30,63 @@ class History:
     def __init__(self, path: Path, name: str) -> None:
         self.folder = RunFolder(path)
         self.name = name
-        self._tables: dict[str, tuple[list[Path], int, pd.DataFrame]] = {}
+        self._parts: dict[str, tuple[int, list[Path]]] = {}
+        self._tables: dict[tuple[str, tuple[str, ...]], tuple[list[Path], int, pd.DataFrame]] = {}
+        self._newest: dict[tuple[str, tuple[str, ...]], tuple[Path, int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
-        self._joined = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
-        self._validation: dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]] = {}
+        self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
-    def table(self, name: str) -> pd.DataFrame:
-        """All rows of a table, e.g. `metrics/train`, in order."""
-        parts = table_parts(self.folder.path, name)
-        known, written, frame = self._tables.get(name, ([], 0, pd.DataFrame()))
+    def parts(self, name: str) -> list[Path]:
+        """Parts of a table in order; listed again only where its folder may have changed."""
+        folders = [self.folder.path / each for each in table_names(name)]
+        changed = max((folder.stat().st_mtime_ns for folder in folders if folder.exists()), default=0)
+        known, parts = self._parts.get(name, (-1, []))
+        if known != changed:
+            parts = table_parts(self.folder.path, name)
+            # A change within the same tick of the file system's clock would not be seen.
+            settled = time.time_ns() - changed > SETTLED_SECONDS * 10**9
+            self._parts[name] = (changed if settled else -1, parts)
+        return parts
+
+    def table(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """All rows of a table, e.g. `metrics/train`, in order. columns: those to read, where they are; none: all."""
+        parts, wanted = self.parts(name), (name, tuple(columns))
+        known, written, frame = self._tables.get(wanted, ([], 0, pd.DataFrame()))
         same = parts[: len(known)] == known and (not known or known[-1].stat().st_mtime_ns == written)
         if parts != known or not same:
             if not same:  # a run that went back to a checkpoint, or added to its last part
                 known, frame = [], pd.DataFrame()
             written = parts[-1].stat().st_mtime_ns if parts else 0
-            new = [read_parts(parts[len(known) :])] if len(parts) > len(known) else []
+            new = [read_parts(parts[len(known) :], columns)] if len(parts) > len(known) else []
             frame = pd.concat([*([frame] if known else []), *new], ignore_index=True) if parts else pd.DataFrame()
-            self._tables[name] = (parts, written, frame)
-            if name == "metrics/train" and (gap := missing_steps(frame)):
+            self._tables[wanted] = (parts, written, frame)
+            if wanted == ("metrics/train", ()) and (gap := missing_steps(frame)):
                 log.warning("%s: %s of metrics/train are missing; a part was deleted", self.folder.path, gap)
         return frame
 
-    def newest(self, name: str) -> pd.DataFrame:
-        """The rows of a table's newest part alone."""
-        parts = table_parts(self.folder.path, name)
-        return read_part(parts[-1]) if parts else pd.DataFrame()
+    def newest(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """The rows of a table's newest part alone. columns: as for `table`."""
+        parts, wanted = self.parts(name), (name, tuple(columns))
+        if not parts:
+            return pd.DataFrame()
+        now = (parts[-1], parts[-1].stat().st_mtime_ns)
+        if wanted not in self._newest or self._newest[wanted][:2] != now:
+            self._newest[wanted] = (*now, read_part(parts[-1], columns))
+        return self._newest[wanted][2]
+
+    def kept(self, name: str, sources: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+        """What `make` returned when the sources (tables, a `RoutingHistory`) were the same objects as now."""
+        before = self._kept.get(name)
+        if before is None or any(now is not then for now, then in zip(sources, before[0], strict=True)):
+            before = self._kept[name] = (sources, make())
+        made: Made = before[1]
+        return made
 
     def routing(self) -> RoutingHistory:
         """The load of every expert over all intervals."""
-        self._routing = self._routing.grown(self.folder.path)
+        self._routing = self._routing.grown(self.parts("metrics/routing"))
         return self._routing
 
     @property
@@ -86,8 +114,16 @@ class History:
         if not declared:  # a run of an older version
             units = {"loss": "nats per token", "bpb": "bits per byte"}
             declared = units | {f"mtp{depth}_loss": "nats per token" for depth in range(1, 9)}
-        columns = self.newest("metrics/train").columns
+        columns = set(self.newest("metrics/train").columns)
         return {name: unit for name, unit in declared.items() if name in columns}
+
+    @property
+    def began(self) -> float:
+        """When, by the clock of the machine that began it; 0 where the run is gone."""
+        try:
+            return self.folder.config_path.stat().st_mtime
+        except OSError:
+            return 0.0
 
     @property
     def state(self) -> str:
@@ -101,7 +137,7 @@ class History:
             return "failed"
         if (held := is_held(self.folder.path)) is not None:
             return "training" if held else "stopped"
-        parts = [*self.folder.path.glob("timing/train/part-*.parquet"), self.folder.config_path]
+        parts = [*self.parts("timing/train")[-1:], self.folder.config_path]
         newest = max(part.stat().st_mtime for part in parts if part.exists())
         return "training" if time.time() - newest < QUIET_SECONDS else "stopped"
 
@@ -113,9 +149,7 @@ class History:
     def train(self) -> pd.DataFrame:
         """`metrics/train` with `seconds` and `flops` since the beginning, and statistics smoothed as `<name>_mean`."""
         tables = self.table("metrics/train"), self.table("timing/train")
-        if any(now is not before for now, before in zip(tables, self._joined[:2], strict=True)):
-            self._joined = (*tables, self._join(*tables))
-        return self._joined[2]
+        return self.kept("train", tables, lambda: self._join(*tables))
 
     def _join(self, train: pd.DataFrame, timing: pd.DataFrame) -> pd.DataFrame:
         timing = timing.reindex(columns=["tokens", "seconds"])
@@ -131,10 +165,7 @@ class History:
         scores, timing = self.table("metrics/validation"), self.table("timing/train")
         if scores.empty:
             return scores
-        known = self._validation.get(weights)
-        if known is None or known[0] is not scores or known[1] is not timing:
-            self._validation[weights] = known = (scores, timing, self._timed(scores, timing, weights))
-        return known[2]
+        return self.kept(f"validation of {weights}", (scores, timing), lambda: self._timed(scores, timing, weights))
 
     def _timed(self, scores: pd.DataFrame, timing: pd.DataFrame, weights: str) -> pd.DataFrame:
         clock = pd.concat([pd.DataFrame({"tokens": [0], "seconds": [0.0]}), timing], ignore_index=True)
@@ -161,7 +192,8 @@ class History:
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""
         names = sorted(f"metrics/{path.name}" for path in self.folder.path.glob("metrics/*"))
-        return {name: self.table(name) for name in names if "role" in self.newest(name).columns}
+        newest = {name: parts[-1] for name in names if (parts := self.parts(name))}
+        return {name: self.table(name) for name, part in newest.items() if "role" in columns_of(part)}
 
 
 def missing_steps(train: pd.DataFrame) -> str | None:

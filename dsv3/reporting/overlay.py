@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dsv3.reporting.curves import numbers
+from dsv3.reporting.curves import mode
 from dsv3.reporting.findings import speeds
-from dsv3.reporting.health_plots import worst_violation
 from dsv3.reporting.history import History
-from dsv3.reporting.style import COLOURS, Panel, empty, line, outline, stacked
+from dsv3.reporting.style import COLOURS, Panel, empty, line, outline, points, stacked
 
 X_AXES = {
     "tokens": "training tokens",
@@ -60,7 +59,8 @@ def curve(run: History, metric: str) -> Curve | None:
         speed = speeds(run)
         return Curve(speed.index.to_numpy(), speed.to_numpy(), "tokens/s", True)
     if metric == "MaxVio, worst layer":
-        return Curve(*worst_violation(run), "MaxVio", False)
+        worst_T = worst_violation(run)
+        return Curve(worst_T.index.to_numpy(), worst_T.to_numpy(), "MaxVio", False)
     if metric.startswith(HELD_OUT):
         scores = scores_of(run)
         domain = metric.removeprefix(HELD_OUT).removeprefix(", ") or "all"
@@ -68,6 +68,15 @@ def curve(run: History, metric: str) -> Curve | None:
         return Curve(rows.tokens.to_numpy(), rows.bpb.to_numpy(), "bits per byte", False) if len(rows) else None
     column, unit = OWN_UNITS.get(metric, (metric, run.statistics().get(metric, "")))
     return Curve(train.tokens.to_numpy(), train[column].to_numpy(), unit, True) if column in train else None
+
+
+def worst_violation(run: History) -> pd.Series:
+    """The largest MaxVio of any layer, by the tokens at each interval's end. Of `metrics/routing`, with its load of
+    every expert, no more is read: many runs may be drawn."""
+    rows = run.table("metrics/routing", ("tokens", "max_vio_interval"))
+    if rows.empty:
+        return pd.Series(dtype=float)
+    return run.kept("worst violation", (rows,), lambda: rows.groupby("tokens").max_vio_interval.max())
 
 
 def along(run: History, tokens: np.ndarray, x: str) -> np.ndarray:
@@ -103,7 +112,7 @@ def overlay(
     if not names:
         return empty(title, "choose a figure")
     panels: list[Panel] = []
-    traces: list[tuple[int, go.Scatter]] = []
+    traces: list[tuple[int, dict[str, Any]]] = []
     for panel, name in enumerate(names):
         unit = ""
         for i, (label, runs) in enumerate(groups.items()):
@@ -112,17 +121,12 @@ def overlay(
             lines = [(along(run, found.tokens, x), smoothed(found, smooth)) for run, found in curves]
             raw = curves[0][1].values if len(curves) == 1 and curves[0][1].noisy and smooth else None
             # The legend names each group once, by its first panel that has it.
-            known = any(trace.name == label for _, trace in traces)
+            known = any(trace["name"] == label for _, trace in traces)
             shown = {"name": label, "legendgroup": label, "showlegend": not known}
             traces += [(panel, trace) for trace in drawn(lines, raw, i, shown)]
         panels.append(Panel(name, unit))
-    figure = stacked(title, panels, traces, x=X_AXES[x], each=240)
-    figure.update_layout(showlegend=True, uirevision=f"{x} {' '.join(log)}")
-    if "x" in log:
-        figure.update_xaxes(type="log")
-    if "y" in log:
-        figure.update_yaxes(type="log")
-    return figure
+    axes, zoom = {f"{axis}axis": {"type": "log"} for axis in log}, f"{x} {' '.join(log)}"
+    return stacked(title, panels, traces, x=X_AXES[x], each=240, axes=axes, showlegend=True, uirevision=zoom)
 
 
 def smoothed(found: Curve, smooth: float) -> np.ndarray:
@@ -133,7 +137,7 @@ def smoothed(found: Curve, smooth: float) -> np.ndarray:
 
 def drawn(
     lines: Sequence[tuple[np.ndarray, np.ndarray]], raw: np.ndarray | None, i: int, shown: dict[str, Any]
-) -> list[go.Scatter]:
+) -> list[dict[str, Any]]:
     """One line over its raw values, or a mean in its band."""
     if not lines:
         return []
@@ -142,18 +146,16 @@ def drawn(
         fill = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": shown["legendgroup"]}
         fill |= {"showlegend": False, "name": f"{shown['name']}, range"}
         colour = "rgba({}, {}, {}, 0.2)".format(*(int(COLOURS[i % len(COLOURS)][k : k + 2], 16) for k in (1, 3, 5)))
-        lower = go.Scatter(x=x, y=numbers(low), **fill)
-        upper = go.Scatter(x=x, y=numbers(high), fill="tonexty", fillcolor=colour, **fill)
-        return [lower, upper, go.Scatter(x=x, y=numbers(mean), mode="lines", line=line(i), **shown)]
+        upper = points(x, high, fill="tonexty", fillcolor=colour, **fill)
+        return [points(x, low, **fill), upper, points(x, mean, mode="lines", line=line(i), **shown)]
     ((places, values),) = lines
     x, y = outline(places, values)
-    mode = "lines" if len(x) > 60 else "lines+markers"
-    traces = [go.Scatter(x=x, y=numbers(y), mode=mode, line=line(i), **shown)]
+    traces = [points(x, y, mode=mode(x), line=line(i), **shown)]
     if raw is not None:
         x, y = outline(places, raw)
         thin = {"color": line(i)["color"], "width": 0.6}
         below = shown | {"showlegend": False, "name": f"{shown['name']}, each step"}
-        traces.insert(0, go.Scatter(x=x, y=numbers(y), mode="lines", line=thin, opacity=0.3, hoverinfo="skip", **below))
+        traces.insert(0, points(x, y, mode="lines", line=thin, opacity=0.3, hoverinfo="skip", **below))
     return traces
 
 

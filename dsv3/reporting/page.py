@@ -100,7 +100,7 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
     yield [curves.loss(run), curves.held_out(run), curves.figures(run), curves.rates(run), curves.questions([run])]
     if len(run.table("metrics/benchmarks")):
         yield curves.benchmarks([run])
-    if len(run.table("metrics/routing")):
+    if run.routing().layers:
         yield "<h2>Experts</h2>"
         yield experts.load_over_time(run)
         yield [experts.violation(run), experts.selection(run), experts.nodes(run), experts.stability(run)]
@@ -120,7 +120,7 @@ def run_parts(run: History) -> Iterable[Part | list[Part]]:
 
 
 def shown_layers(run: History) -> list[str]:
-    names = experts.layers(run.table("metrics/routing"))
+    names = list(run.routing().layers)
     return names if len(names) <= FEW_LAYERS else [names[0], names[len(names) // 2], names[-1]]
 
 

@@ -8,22 +8,33 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow
 
-from dsv3.checkpoint.older_runs import arrow_rows, table_parts
-from dsv3.monitoring.expert_states import FEWEST, relative, states, whole
+from dsv3.checkpoint.older_runs import arrow_rows
+from dsv3.monitoring.expert_states import FEWEST, states, whole
 
-COLUMNS = ("tokens", "layer", "load", "domain_load", "domains")
+SCALARS = (
+    "max_vio_interval", "max_vio_step", "max_vio_micro", "load_entropy", "gate_entropy", "margin",
+    "group_limited_fraction", "nodes", "dispatch_bytes",
+)  # fmt: skip
+"""Figures of a layer in an interval."""
+COLUMNS = ("tokens", "layer", "load", "domain_load", "bias", *SCALARS)
+PARTS_AT_ONCE = 32
+"""More would be read into more memory, whose pages cost as much as reading does."""
 
 
 class LayerLoad(NamedTuple):
-    """Counts of one layer. Letters: T intervals, X domains, E experts."""
+    """Counts of one layer. Letters: T intervals, X domains, E experts, S `SCALARS`."""
 
     tokens_T: np.ndarray  # int64, at the end of each interval
     load_TE: np.ndarray  # float32, relative to a balanced load
     domain_TXE: np.ndarray  # float32, relative to a balanced load of the domain; NaN where it has too few tokens
     share_TX: np.ndarray  # float32, fraction of the interval's tokens
+    bias_TE: np.ndarray  # float32; NaN where none is recorded
+    scalars_TS: np.ndarray  # float32; NaN where one is not recorded
 
-    def then(self, later: "LayerLoad") -> "LayerLoad":
-        return LayerLoad(*(np.concatenate(pair) for pair in zip(self, later, strict=True)))
+
+def joined(loads: Sequence[LayerLoad]) -> LayerLoad:
+    """One after another."""
+    return LayerLoad(*map(np.concatenate, zip(*loads, strict=True)))
 
 
 class RoutingHistory:
@@ -32,24 +43,24 @@ class RoutingHistory:
     def __init__(
         self, parts: Sequence[Path] = (), layers: dict[str, LayerLoad] | None = None, domains: Sequence[str] = ()
     ) -> None:
-        self.parts, self.layers, self.domains = list(parts), layers or {}, list(domains)
+        self.parts, self.layers, self.domains = parts, layers or {}, list(domains)
 
-    def grown(self, run: Path) -> "RoutingHistory":
-        """With the parts that were written since; itself where there are none."""
-        parts = table_parts(run, "metrics/routing")
+    def grown(self, parts: Sequence[Path]) -> "RoutingHistory":
+        """With the parts that were written since, of all that are there now; itself where there are none."""
         if parts == self.parts:
             return self
         known = self if parts[: len(self.parts)] == self.parts else RoutingHistory()  # else: a run that rolled back
         new = parts[len(known.parts) :]
         if not new:
             return RoutingHistory()
-        rows = arrow_rows(new, COLUMNS)
-        domains = [str(name) for name in rows["domains"][-1].as_py()] if "domains" in rows.column_names else []
+        domains = domains_of(new[-1])
         if known.domains and known.domains != domains:  # arrays of one shape: the newest domains count
-            known, rows = RoutingHistory(), arrow_rows(parts, COLUMNS)
-        added = by_layer(rows, domains)
-        layers = {name: known.layers[name].then(load) if name in known.layers else load for name, load in added.items()}
-        return RoutingHistory(parts, layers, domains)
+            known, new = RoutingHistory(), parts
+        layers: dict[str, list[LayerLoad]] = {name: [load] for name, load in known.layers.items()}
+        for i in range(0, len(new), PARTS_AT_ONCE):
+            for name, load in by_layer(arrow_rows(new[i : i + PARTS_AT_ONCE], COLUMNS), domains).items():
+                layers.setdefault(name, []).append(load)
+        return RoutingHistory(parts, {name: joined(loads) for name, loads in layers.items()}, domains)
 
     @property
     def moments(self) -> list[int]:
@@ -67,33 +78,67 @@ class RoutingHistory:
         return {name: states(load.load_TE[self.judged[name]]) for name, load in self.layers.items()}
 
 
+def domains_of(part: Path) -> list[str]:
+    rows = arrow_rows([part], ("domains",))
+    return [str(name) for name in rows["domains"][-1].as_py()] if "domains" in rows.column_names else []
+
+
 def by_layer(rows: pyarrow.Table, domains: Sequence[str]) -> dict[str, LayerLoad]:
     """Rows of `metrics/routing`, in the order of layers. Rows with other domains than these are left out."""
     layer = rows["layer"].combine_chunks().dictionary_encode()
-    place = layer.indices.to_numpy()
-    tokens = rows["tokens"].to_numpy()
-    load, load_at = lists_of(rows["load"])
-    of_domain, domain_at = lists_of(rows["domain_load"]) if domains else (load, load_at)
-    n_domains = max(len(domains), 1)
+    place_R, tokens_R = layer.indices.to_numpy(), rows["tokens"].to_numpy()
+    load = Lists(rows["load"])
+    of_domain = Lists(rows["domain_load"]) if domains else load
+    bias = Lists(rows["bias"]) if "bias" in rows.column_names else None
+    missing_R = np.full(len(rows), np.nan)
+    scalars_RS = np.stack([rows[s].to_numpy() if s in rows.column_names else missing_R for s in SCALARS], axis=1)
     layers = {}
     for number, name in enumerate(layer.dictionary.to_pylist()):
-        at = np.flatnonzero(place == number)
-        n_experts = load_at[at[-1] + 1] - load_at[at[-1]]
-        same = load_at[at + 1] - load_at[at] == n_experts
-        at = at[same & (domain_at[at + 1] - domain_at[at] == n_experts * n_domains)]
-        load_TE = load[load_at[at][:, None] + np.arange(n_experts)]
-        counts = of_domain[domain_at[at][:, None] + np.arange(n_experts * n_domains)]
-        counts_TXE = counts.reshape(len(at), n_domains, n_experts)
-        domain_TXE = relative(counts_TXE)
-        domain_TXE[counts_TXE.mean(-1) < FEWEST] = np.nan
-        total_TX = counts_TXE.sum(-1, dtype=np.float64)
-        share_TX = total_TX / np.maximum(total_TX.sum(1, keepdims=True), 1)
-        layers[name] = LayerLoad(tokens[at], relative(load_TE), domain_TXE, share_TX.astype(np.float32))
+        at = np.flatnonzero(place_R == number)
+        n_experts = load.length_R[at[-1]]
+        n_counts = n_experts * max(len(domains), 1)
+        at = at[(load.length_R[at] == n_experts) & (of_domain.length_R[at] == n_counts)]
+        counts_TXE = of_domain.of_rows(at, n_counts).reshape(len(at), -1, n_experts)
+        total_TX = counts_TXE.sum(-1)
+        domain_TXE = relative_to(total_TX, counts_TXE)
+        domain_TXE[total_TX < FEWEST * n_experts] = np.nan
+        load_TE = load.of_rows(at, n_experts)
+        has_bias = bias is not None and (bias.length_R[at] == n_experts).all()
+        layers[name] = LayerLoad(
+            tokens_R[at],
+            relative_to(load_TE.sum(-1), load_TE),
+            domain_TXE,
+            total_TX / np.maximum(total_TX.sum(1, keepdims=True), 1),
+            bias.of_rows(at, n_experts) if bias is not None and has_bias else np.full_like(load_TE, np.nan),
+            scalars_RS[at].astype(np.float32),
+        )
     return layers
 
 
-def lists_of(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists: all values one after another, and where each row's begin, with the end of the last."""
-    array = column.combine_chunks()
-    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    return array.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)])
+def relative_to(total: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Counts of experts (the last axis) over their mean, in place; see `relative`."""
+    counts *= (counts.shape[-1] / np.maximum(total, 1e-9))[..., None]
+    return counts
+
+
+class Lists:
+    """A column of lists, as all values one after another."""
+
+    def __init__(self, column: pyarrow.ChunkedArray) -> None:
+        array = column.combine_chunks()
+        self.values = array.flatten().to_numpy(zero_copy_only=False)
+        self.length_R = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        self.start_R = np.cumsum(self.length_R) - self.length_R
+
+    def of_rows(self, at: np.ndarray, length: int) -> np.ndarray:
+        """Lists of these rows, all of which have this length, as float32 [rows, length]."""
+        start = self.start_R[at]
+        step = int(start[1] - start[0]) if len(at) > 1 else length
+        if (
+            step >= length and (np.diff(start) == step).all()
+        ):  # as a run writes them: evenly apart, which takes no index
+            end = start[0] + step * (len(at) - 1) + length
+            strides = (step * self.values.strides[0], self.values.strides[0])
+            rows = np.lib.stride_tricks.as_strided(self.values[start[0] : end], (len(at), length), strides)
+            return rows.astype(np.float32)
+        return self.values[start[:, None] + np.arange(length)].astype(np.float32)

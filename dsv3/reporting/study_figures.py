@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dsv3.checkpoint.run_folder import write_atomically
-from dsv3.reporting.experts import TOP, by_domain, specialisation
+from dsv3.reporting.experts import TOP, by_domain, last_interval, specialisation
 from dsv3.reporting.history import History
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.palette import COLOURS
@@ -98,7 +98,7 @@ def first_runs(study: Study) -> dict[str, History]:
     """Of each arm the run whose experts are shown, that of its lowest seed; named by both."""
     lowest = {arm: min(runs) for arm, runs in study.runs.items()}
     runs = {f"{arm}, seed {seed}": study.runs[arm][seed] for arm, seed in lowest.items()}
-    return {name: run for name, run in runs.items() if not run.table("metrics/routing").empty}
+    return {name: run for name, run in runs.items() if not run.newest("metrics/routing").empty}
 
 
 def domains(study: Study) -> list[go.Figure]:
@@ -113,7 +113,7 @@ def draw_domains(study: Study, out: Path) -> None:
     runs = first_runs(study)
     columns = min(2, len(runs))
     rows = -(-len(runs) // columns)
-    maps = {name: by_domain(run.table("metrics/routing")) for name, run in runs.items()}
+    maps = {name: by_domain(last_interval(run, "domains", "domain_load")) for name, run in runs.items()}
     tallest = max(len(names) for names, _ in maps.values())
     figure = Figure(figsize=(12, rows * (1.2 + 0.2 * tallest)), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -1,12 +1,10 @@
 """Plot style: colours that the colour-blind can tell apart, a unit on every axis, room on a phone."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from dsv3.reporting.palette import COLOURS
 
@@ -50,6 +48,7 @@ LOOK = go.layout.Template(
     data={"heatmap": [{"colorbar": {"outlinewidth": 0, "ticks": ""}}]},
 )
 """What all plots have in common, in place of Plotly's own."""
+LOOK_AS_DICT = LOOK.to_plotly_json()
 X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
 
 
@@ -62,14 +61,7 @@ def framed(
     figure: go.Figure, title: str, *, x: str, y: str, height: int = 340, top: int = 46, below: int = 84
 ) -> go.Figure:
     """The figure with its title, the labels of both axes and the common look; the legend, if any, stands below."""
-    figure.update_layout(
-        template=LOOK,
-        title={"text": title, "y": 1 - 22 / height},
-        height=height,
-        margin={"l": 64, "r": 16, "t": top, "b": below},
-        legend_y=-44 / (height - top - below),
-        uirevision=title,
-    )
+    figure.update_layout(template=LOOK, **frame(title, height=height, top=top, below=below))
     if x:
         figure.update_xaxes(title_text=x)
     if y:
@@ -77,12 +69,67 @@ def framed(
     return figure
 
 
+def frame(title: str, *, height: int, top: int, below: int) -> dict[str, Any]:
+    """Title and margins of a plot, in pixels."""
+    return {
+        "title": {"text": title, "y": 1 - 22 / height},
+        "height": height,
+        "margin": {"l": 64, "r": 16, "t": top, "b": below},
+        "legend": {"y": -44 / (height - top - below)},
+        "uirevision": title,
+    }
+
+
+def plotted(
+    traces: Iterable[Mapping[str, Any]], title: str, *, x: str, y: str, height: int = 340, top: int = 46,
+    below: int = 84, xaxis: Mapping[str, Any] | None = None, yaxis: Mapping[str, Any] | None = None, **more: Any,
+) -> go.Figure:  # fmt: skip
+    """Traces (`points`, `heat`) as `framed` frames them. xaxis, yaxis, more: other keys of the layout."""
+    axes = {"xaxis": {"title": {"text": x}, **(xaxis or {})}, "yaxis": {"title": {"text": y}, **(yaxis or {})}}
+    return drawn(traces, frame(title, height=height, top=top, below=below) | axes | more)
+
+
+def drawn(traces: Iterable[Mapping[str, Any]], layout: Mapping[str, Any]) -> go.Figure:
+    """A figure in the common look whose parts Plotly does not check, which takes it longer than all else."""
+    return go.Figure(list(traces), {"template": LOOK_AS_DICT, **layout}, _validate=False)
+
+
+def points(x: Any, y: Any, **keys: Any) -> dict[str, Any]:
+    """A line or points."""
+    return {"type": "scatter", "x": numbers(x), "y": numbers(y), **keys}
+
+
+def heat(values: Any, **keys: Any) -> dict[str, Any]:
+    """A map, [y, x]."""
+    return {"type": "heatmap", "z": numbers(values), **keys}
+
+
+def numbers(column: Any) -> np.ndarray:
+    """A column as plotly takes it in the fewest bytes; single precision is finer than a screen."""
+    values = np.asarray(column)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    if values.dtype.kind in "iu" and values.size and values.max() >= 2**31:  # plotly.js has no such integers
+        return values.astype(np.float64)
+    return values
+
+
+def evenly(number: int, most: int) -> np.ndarray:
+    """At most so many of 0 ... number - 1, evenly apart, the last one among them."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int))
+
+
+def strided(number: int, most: int) -> np.ndarray:
+    """As `evenly`, all equally far apart: a browser draws a map with such columns in a tenth of the time."""
+    step = max(-(-number // most), 1)
+    return np.arange((number - 1) % step, number, step)
+
+
 def empty(title: str, why: str) -> go.Figure:
     """Placeholder for a plot without data yet."""
-    figure = framed(go.Figure(), title, x="", y="", height=180)
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return figure.add_annotation(text=why, showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
+    hidden = {"visible": False}
+    text = {"text": why, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    return plotted([], title, x="", y="", height=180, xaxis=hidden, yaxis=hidden, annotations=[text])
 
 
 class Panel(NamedTuple):
@@ -94,6 +141,8 @@ class Panel(NamedTuple):
 
 MOST_POINTS = 1500
 """Points of a line that are drawn."""
+MOST_MARKERS = 60
+"""Points of a line that are marked."""
 
 
 def outline(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,32 +150,52 @@ def outline(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lost; the last point is kept."""
     if len(x) <= MOST_POINTS:
         return x, y
-    edges = np.linspace(0, len(x), MOST_POINTS // 2).astype(int)
+    size = -(-len(x) // (MOST_POINTS // 2 - 1))
     values = np.nan_to_num(np.asarray(y, dtype=np.float64), nan=np.inf)
-    kept = {i + f(values[i:j]) for i, j in pairwise(edges) for f in (np.argmin, np.argmax)}
-    at = np.array(sorted(kept | {len(x) - 1}))
+    bundles = np.pad(values, (0, -len(values) % size), mode="edge").reshape(-1, size)
+    first = np.arange(len(bundles)) * size
+    at = np.unique([*(first + bundles.argmin(1)), *(first + bundles.argmax(1)), len(x) - 1])
     return x[at], y[at]
 
 
 def stacked(
     title: str,
     panels: Sequence[Panel],
-    traces: Iterable[tuple[int, go.Scatter]],
+    traces: Iterable[tuple[int, Mapping[str, Any]]],
     *,
     x: str,
     each: int = 150,
     below: int = 84,
+    axes: Mapping[str, Mapping[str, Any]] | None = None,
+    **more: Any,
 ) -> go.Figure:
     """Panels one above the other, each so many pixels high; `traces` come with the number of their panel, from 0.
-    `below`: pixels for the label of the x-axis and a legend."""
-    height = 56 + below + each * len(panels)
-    titles = [panel.title for panel in panels]
+    `below`: pixels for the label of the x-axis and a legend. axes: other keys of every `xaxis` and `yaxis`. more: of
+    the layout."""
+    number, top = len(panels), 66
+    height = 56 + below + each * number
     gap = 46 / (height - 150)
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=gap, subplot_titles=titles)
-    placed = list(traces)
-    figure.add_traces([trace for _, trace in placed], rows=[number + 1 for number, _ in placed], cols=[1] * len(placed))
-    figure.update_annotations(x=0, xanchor="left", font={"size": 12})
-    framed(figure, title, x="", y="", height=height, top=66, below=below)
-    for row, panel in enumerate(panels, 1):
-        figure.update_yaxes(title_text=panel.unit, title_font={"size": 11}, row=row, col=1)
-    return figure.update_xaxes(title_text=x, row=len(panels), col=1)
+    high = (1 - gap * (number - 1)) / number
+    layout: dict[str, Any] = frame(title, height=height, top=top, below=below) | {"annotations": []} | more
+    given = axes or {}
+    for place, panel in enumerate(panels):
+        end = 1 - place * (high + gap)
+        last = place == number - 1
+        shared = {"title": {"text": x}} if last else {"matches": f"x{suffix(number - 1)}", "showticklabels": False}
+        domain = [max(end - high, 0.0), end]
+        unit = {"text": panel.unit, "font": {"size": 11}}
+        layout[f"xaxis{suffix(place)}"] = {"anchor": f"y{suffix(place)}", **shared, **given.get("xaxis", {})}
+        layout[f"yaxis{suffix(place)}"] = {
+            "anchor": f"x{suffix(place)}", "domain": domain, "title": unit, **given.get("yaxis", {})
+        }  # fmt: skip
+        layout["annotations"].append(
+            {"text": panel.title, "x": 0, "xanchor": "left", "xref": "paper", "y": end, "yanchor": "bottom",
+             "yref": "paper", "showarrow": False, "font": {"size": 12}}
+        )  # fmt: skip
+    placed = [{**trace, "xaxis": f"x{suffix(place)}", "yaxis": f"y{suffix(place)}"} for place, trace in traces]
+    return drawn(placed, layout)
+
+
+def suffix(place: int) -> str:
+    """Of the names of a panel's axes."""
+    return str(place + 1) if place else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.checkpoint.run_folder import write_atomically
-from dsv3.reporting.experts import SCALARS
+from dsv3.reporting.experts import PANELS
 
 NAME = "DeepSeek-V3 in miniature: experts, balance, loss, FP8, benchmarks"
 
@@ -65,7 +65,7 @@ def described(*, project: str, entity: str) -> Any:
         ],
         "Balance": [
             lines("MaxVio of a step", "MaxVio", pattern="max_violation/.*"),
-            *(lines(panel.title, panel.unit, pattern=f".*/{name}") for name, panel in SCALARS.items()),
+            *(lines(panel.title, panel.unit, pattern=f".*/{name}") for name, panel in PANELS.items()),
         ],
         "Load of the experts": [
             wr.MediaBrowser(title=title, media_keys=[f"experts/{name}"], num_columns=1) for name, title in MAPS.items()

@@ -37,6 +37,7 @@ class MadeUpRun:
         self.popularity = self.random.dirichlet(np.full(experts, 8.0), size=len(self.names))
         self.bias = np.zeros((len(self.names), experts))
         self.steps = 0
+        self.pairs_every = 120  # steps: as with checkpoints, which are further apart than intervals
         self.sick_from = sick_from
         path.mkdir(parents=True, exist_ok=True)
         config = {"run": {"experiment": "made_up"}, "seed": seed, **(settings or {})}
@@ -108,8 +109,8 @@ class MadeUpRun:
         self.folder.table("metrics/stability").append(
             {"tokens": self.tokens, "layer": layer, "unchanged_fraction": 0.8}
         )
-        if self.steps % 120:
-            return  # as with checkpoints, which are further apart
+        if self.steps % self.pairs_every:
+            return
         pairs_EE = self.random.poisson(np.outer(load_E, load_E) / load_E.sum() * (self.top_k - 1))
         np.fill_diagonal(pairs_EE, load_E)
         pairs = {"tokens": self.tokens, "layer": layer, "pairs": pairs_EE.flatten().tolist()}

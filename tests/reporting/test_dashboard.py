@@ -11,7 +11,7 @@ import pytest
 
 from dsv3.reporting import experts
 from dsv3.reporting.dashboard.application import build_app
-from dsv3.reporting.history import History, find_runs
+from dsv3.reporting.history import History
 from dsv3.reporting.page import write_run_report
 from tests.reporting.browser import POISON, Tab, opened, served
 from tests.reporting.made_up import MadeUpRun
@@ -128,6 +128,14 @@ def assert_readable(tab: Tab) -> None:
     assert unlabelled == 0
 
 
+SELECT_ALL_AS_ROWS_COME = """(() => {
+    const rows = [];
+    dash_ag_grid.getApi('grid').forEachNode(node => rows.push({...node.data}));
+    dash_clientside.set_props('grid', {rowData: rows});
+    document.querySelector('.ag-header-select-all input').click();
+})()"""
+
+
 def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
     url: str, browser: Any, tmp_path: Path
 ) -> None:
@@ -137,6 +145,10 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         heads = tab.page.locator(".ag-header-cell-text").all_inner_texts()
         assert "router.top_k" in heads
         assert "run.experiment" not in heads, "all runs have the same"
+        tab.page.evaluate(SELECT_ALL_AS_ROWS_COME)
+        wait_for(tab, "curves", "plot._fullData.filter(t => t.showlegend).length == 4")
+        tab.page.locator(".ag-header-select-all input").first.click()
+        tab.until("!location.search.includes('picked')")
         tab.page.locator(".ag-header-cell-text", has_text="router.top_k").click()
         first = tab.page.locator(".ag-pinned-left-cols-container .ag-row[row-index='0'], .ag-row[row-index='0']").first
         first.filter(has_text="narrow").wait_for()
@@ -210,7 +222,7 @@ def test_page_follows_a_running_job_keeps_the_zoom_and_sees_it_killed(browser: A
         tab.page.keyboard.press("ArrowLeft")
         wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens // 2:,}')")
         moved = data_of(tab, "load", "plot._fullData[0].z.map(row => Array.from(row))")
-        assert np.allclose(moved, experts.load_at(History(run.path, "x").table("metrics/routing"), run.tokens // 2))
+        assert np.allclose(moved, experts.load_at(History(run.path, "x").routing(), run.tokens // 2)[1])
         tab.page.keyboard.press("1")
         text_of(tab, "headline", "training")
         holder.kill()
@@ -269,24 +281,6 @@ def test_a_folder_that_fills_later_is_shown_once_it_does(browser: Any, tmp_path:
         write_run_report(tmp_path / "begun")
 
 
-def test_chance_gives_pairs_a_lift_of_one() -> None:
-    """Three experts of ten tokens each; every two of them served five together."""
-    even = np.array([[10.0, 5.0, 5.0], [5.0, 10.0, 5.0], [5.0, 5.0, 10.0]])
-    assert np.allclose(experts.lift(even)[~np.eye(3, dtype=bool)], 1.0)
-    assert np.isnan(np.diag(experts.lift(even))).all()
-    unused = np.array([[4.0, 4.0, 0.0], [4.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
-    assert experts.lift(unused)[0, 1] == 1.0
-    assert experts.lift(unused)[0, 2] == 0.0
-
-
-def test_a_dense_model_is_told_from_one_that_has_just_begun(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("{}")
-    run = History(tmp_path, "x")
-    assert "is over yet" in experts.load(run).layout.annotations[0].text
-    (tmp_path / "run_info.json").write_text('{"experts": 0}')
-    assert "this model has no experts" in experts.load(run).layout.annotations[0].text
-
-
 def test_report_is_one_file_that_needs_nothing_else(folder: Path, browser: Any) -> None:
     out = write_run_report(folder / "wide" / "seed1")
     with opened(browser, width=390, height=844) as tab:
@@ -310,23 +304,3 @@ def test_256_experts_in_58_layers(browser: Any, tmp_path: Path) -> None:
         wait_for(tab, "load", "plot._fullData.length == 1 && plot._fullData[0].z.length == 58")
         assert data_of(tab, "load", "plot._fullData[0].z[0].length") == 256
         assert tab.wrong == []
-
-
-def test_runs_are_found_and_read_as_they_grow(tmp_path: Path) -> None:
-    made_up = trained(tmp_path / "runs" / "study" / "seed1", 3)
-    (tmp_path / "runs" / "study" / "seed1.old-1").mkdir()
-    (tmp_path / "runs" / "study" / "seed1.old-1" / "config.yaml").write_text("{}")
-    (run,) = find_runs(tmp_path / "runs")
-    assert (run.name, run.state, run.tokens) == ("study/seed1", "training", made_up.tokens)
-    before = run.table("metrics/train")
-    assert run.table("metrics/train") is before, "nothing new: nothing is read"
-    made_up.interval()
-    assert len(run.table("metrics/train")) == made_up.steps
-    assert run.routing().moments[-1] == made_up.tokens
-    made_up.folder.drop_after(made_up.tokens - 1)
-    assert run.table("metrics/train").equals(before), "back at the checkpoint before"
-    assert run.routing().moments[-1] == before.tokens.iloc[-1]
-    made_up.folder.write_summary({})
-    assert run.state == "finished"
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        find_runs(tmp_path / "nowhere")

@@ -69,6 +69,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Output("grid", "rowData"),
         Output("grid", "columnDefs"),
         Output("grid", "filterModel"),
+        Output("grid", "selectedRows", allow_duplicate=True),
         Output("run", "value", allow_duplicate=True),
         Input("stamp", "data"),
         Input("view", "value"),
@@ -146,6 +147,11 @@ def choice_of(values: Mapping[str, Any]) -> Choice:
     return Choice(**given)
 
 
+def selection(choice: Choice) -> Any:
+    """The picked rows, as the table takes them."""
+    return {"ids": list(choice.picked)} if choice.picked else []
+
+
 def names_of(rows: Any) -> tuple[str, ...]:
     """Runs of the selected rows, or of a selection that this page made."""
     return tuple(rows["ids"]) if isinstance(rows, Mapping) else tuple(row["run"] for row in rows)
@@ -159,7 +165,7 @@ def sorted_by(columns: Sequence[Mapping[str, Any]]) -> str:
 def held(choice: Choice) -> dict[str, Any]:
     """What the elements of the page hold for a choice."""
     values: dict[str, Any] = {name: value or None for name, value in choice._asdict().items() if name not in OF_TABLE}
-    values["picked"] = {"ids": list(choice.picked)}
+    values["picked"] = selection(choice)
     values |= {"moment": choice.moment, "smooth": choice.smooth}
     values |= {name: list(getattr(choice, name)) for name in ("pinned", "metrics", "log")}
     return values
@@ -217,7 +223,7 @@ def offer(
         layers, domains = list(routing.layers), routing.domains
         if times := routing.moments:
             slider = [-max(len(times) - 1, 1), {0: f"{times[-1]:,}", 1 - len(times): f"{times[0]:,}"}]
-    table: list[Any] = [no_update] * 5
+    table: list[Any] = [no_update] * 6
     if view == "runs":
         with watched.lock:
             rows, names = runs_view.grid_rows(watched), metrics(list(found.values()))
@@ -225,8 +231,9 @@ def offer(
         now = runs_view.grid_columns(rows, asked.sort)
         settings = [c["headerName"] for c in now if c["field"].startswith("setting ")]
         same = [c["field"] for c in now] == [c["field"] for c in columns]
-        filters = no_update if columns else json.loads(asked.filters)
-        table = [names, settings, rows, no_update if same else now, filters]
+        # The first rows come with what the address says of them.
+        first_time = [no_update, no_update] if columns else [json.loads(asked.filters), selection(asked)]
+        table = [names, settings, rows, no_update if same else now, *first_time]
     return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
 
 
@@ -254,6 +261,7 @@ def draw(
     kept = moved if ctx.triggered_id == "stamp" else [None] * len(plots)
     figures = [figure_and_style(zoomed(made.get(each["plot"]), m)) for each, m in zip(plots, kept, strict=True)]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
+    watched.ahead.asked(watched.look(), scene.run.name)
     return [[figure for figure, _ in figures], [style for _, style in figures], texts, [now]]
 
 

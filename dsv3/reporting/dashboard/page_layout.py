@@ -80,6 +80,8 @@ def runs_panel() -> html.Div:
         getRowId="params.data.run",
         defaultColDef={"floatingFilter": True, "sortable": True, "resizable": True, "minWidth": 90},
         columnSize="autoSize",
+        # The CSV is of these rows; see `grid_options`.
+        eventListeners={"rowDataUpdated": ["setGridProps({virtualRowData: shownRows(params.api)})"]},
         dashGridOptions=grid_options([]),
         style=grid_style(0),
     )
@@ -110,7 +112,10 @@ def runs_panel() -> html.Div:
 
 
 def grid_options(pinned: list[Any]) -> dict[str, Any]:
+    """Of AG Grid. When rows come, dash-ag-grid would select again what the server knew as selected, and a click made
+    since would be lost: that is switched off, since AG Grid itself keeps what is selected by the rows' ids."""
     return {
+        "onRowDataUpdated": None,
         "rowSelection": {"mode": "multiRow"},
         "suppressFieldDotNotation": True,  # settings have dots in their names
         "pinnedTopRowData": pinned,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsv3.reporting.dashboard.read_ahead import ReadAhead
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.overview import overview
 from dsv3.reporting.routing_history import RoutingHistory
@@ -24,6 +25,7 @@ class Watched:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock = threading.RLock()  # requests come in threads; tables are read by one of them at a time
+        self.ahead = ReadAhead(self.lock)
         self._known: dict[str, History] = {}
         self._rows: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._next = 0.0
@@ -40,7 +42,7 @@ class Watched:
     def newest(self) -> str | None:
         """The run that began last."""
         runs = self.look()
-        return max(runs, key=lambda name: runs[name].folder.config_path.stat().st_mtime, default=None)
+        return max(runs, key=lambda name: runs[name].began, default=None)
 
     def study(self, run: History) -> list[History]:
         """Every run of the study that this one belongs to; none where it belongs to no study."""

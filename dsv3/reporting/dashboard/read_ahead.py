@@ -1,0 +1,63 @@
+"""Reads what the next click may ask for while nobody waits: a table of a long run is hundreds of files."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from dsv3.reporting.experts import unchanged
+from dsv3.reporting.history import History
+from dsv3.reporting.overlay import worst_violation
+
+QUIET_SECONDS = 0.5
+"""Without a question, before a table is read."""
+MOST_RUNS = 16
+"""That are read ahead, those that began last: a folder may hold thousands."""
+MOST_BYTES = 32e6
+"""Of a run's routing on disk, which takes several times as much memory."""
+
+
+def small_routing(run: History) -> object:
+    parts = run.parts("metrics/routing")
+    return run.routing() if parts and len(parts) * parts[-1].stat().st_size < MOST_BYTES else None
+
+
+READS: tuple[Callable[[History], object], ...] = (
+    lambda run: run.table("timing/train"), History.train, History.validation, History.tables_by_role, unchanged,
+    worst_violation, small_routing,
+)  # fmt: skip
+"""What the views show of a run, a table each."""
+
+
+class ReadAhead:
+    """A thread that reads each table once, and ends; what is added to a table later is read when it is asked for."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        """lock: by whom it is held, tables are read."""
+        self.lock = lock
+        self._done: set[tuple[str, int]] = set()
+        self._thread: threading.Thread | None = None
+        self._asked = 0.0
+
+    def asked(self, runs: Mapping[str, History], shown: str) -> None:
+        """Someone asked for something of a run just now, of all runs that there are."""
+        self._asked = time.monotonic()
+        if self._thread is None or not self._thread.is_alive():
+            jobs = list(self._left(runs, shown))
+            if jobs:
+                self._thread = threading.Thread(target=self._work, args=(jobs,), daemon=True)
+                self._thread.start()
+
+    def _left(self, runs: Mapping[str, History], shown: str) -> Iterator[tuple[History, int]]:
+        """What has not been read, of the run that is shown before all: numbers of `READS`."""
+        latest = sorted(runs, key=lambda name: (name != shown, -runs[name].began))[:MOST_RUNS]
+        jobs = ((name, number) for name in latest for number in range(len(READS)))
+        yield from ((runs[name], number) for name, number in jobs if (name, number) not in self._done)
+
+    def _work(self, jobs: list[tuple[History, int]]) -> None:
+        for run, number in jobs:
+            while (left := self._asked + QUIET_SECONDS - time.monotonic()) > 0:
+                time.sleep(left)
+            with self.lock, contextlib.suppress(Exception):  # the plot that shows the table says what is wrong
+                READS[number](run)
+            self._done.add((run.name, number))

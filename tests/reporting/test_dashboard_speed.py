@@ -1,0 +1,136 @@
+"""Time from a click until all is drawn, and the server's processor time for it, on eight long runs.
+
+`python -m pytest -n0 -s tests/reporting/test_dashboard_speed.py` prints both.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.reporting.browser import opened
+from tests.reporting.many_runs import BIG, RUNS, write_many_runs
+
+MOST_SECONDS = 0.3
+"""The server's processor time for what a click asks for."""
+FIRST_SECONDS = 2.0
+"""The same for the first picture."""
+MOST_IDLE = 0.02
+"""Of a core, while nothing changes."""
+TICKS = os.sysconf("SC_CLK_TCK")
+CLICK = """async () => {
+    const plots = () => [...document.querySelectorAll('[id*="plot"] .js-plotly-plot')];
+    const plot = name => plots().find(p => p.closest('[id]').id.includes(`"plot":"${name}"`));
+    const title = name => plot(name)?._fullLayout?.title?.text;
+    const all = (...names) => names.every(title);
+    const press = key => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+    const set = (id, value) => dash_clientside.set_props(id, {value});
+    const start = performance.now();
+    TRIGGER;
+    while (!(DRAWN) && performance.now() - start < 60000) await new Promise(requestAnimationFrame);
+    await new Promise(requestAnimationFrame);
+    return performance.now() - start;
+}"""
+TRAINING = "all('loss', 'held_out', 'rates', 'figures', 'questions', 'benchmarks', 'formats')"
+EXPERTS = (
+    "all('load', 'violation', 'selection', 'bias', 'coactivation', 'specialisation', 'nodes', 'stability',"
+    " 'output_norms')"
+)
+LINES = "plot('curves')?._fullData?.filter(t => t.showlegend).length"
+OF_CURVES = "plot('curves')._fullLayout"
+CLICKS = {
+    "Health: a layer": ("set('layer', 'layers.5')", "title('map').endsWith('layers.5')"),
+    "Health: a domain": ("set('domain', 'code')", "title('map').endsWith('code')"),
+    "Training": ("press('2')", TRAINING),
+    "Experts": ("press('3')", EXPERTS),
+    "Experts: an interval": ("set('moment', -100)", "!title('load').includes('20,4')"),
+    "Experts: a layer": ("set('layer', 'layers.30')", "['bias', 'coactivation'].every(n => title(n).includes('s.30'))"),
+    "Health again": ("press('1')", "all('map', 'vitals')"),
+    "Experts again": ("press('3')", EXPERTS),
+    "another run": ("set('run', 'arm1/seed0')", f"{EXPERTS} && plot('load')._fullData[0]?.z?.length == 6"),
+    "Runs": ("press('4')", "all('curves') && document.querySelectorAll('.ag-row').length"),
+    "Runs: one picked": ("document.querySelector('.ag-row input').click()", f"{LINES} == 1"),
+    "Runs: all picked": ("document.querySelector('.ag-header-select-all input').click()", f"{LINES} == {RUNS}"),
+    "Runs: logarithmic": ("set('log', ['y'])", f"{OF_CURVES}.yaxis.type == 'log'"),
+    "Runs: seconds": ("set('x', 'seconds')", f"{OF_CURVES}.xaxis2.title.text.includes('seconds')"),
+    "Runs: smoothing": ("var before = plot('curves')._fullData[1].y; set('smooth', 0.5)",
+                        "plot('curves')._fullData[1]?.y !== before"),
+    "Runs: grouped": ("set('group', 'router.top_k')", f"{LINES} == {RUNS // 2}"),
+    "Runs: MaxVio": ("set('metrics', ['loss', 'MaxVio, worst layer'])", f"{OF_CURVES}.yaxis2.title.text == 'MaxVio'"),
+    "Study": ("press('5')", "all('arms', 'gaps')"),
+}  # fmt: skip
+"""What a user does -> what does it, and what is drawn then."""
+
+
+class Server:
+    """The dashboard in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "dsv3", "dashboard", str(folder), "port=0"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        found = re.search(r"http://\S+", self.process.stderr.readline())
+        assert found is not None
+        self.url = found[0]
+
+    def seconds(self) -> float:
+        """Processor time so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / TICKS
+
+    def settled(self) -> None:
+        """Wait until it has nothing to do, and has read ahead."""
+        quiet = 0
+        while quiet < 3:
+            before = self.seconds()
+            time.sleep(0.7)
+            quiet = quiet + 1 if self.seconds() - before < 0.05 else 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    known = os.environ.get("DSV3_MANY_RUNS")  # as `python -m tests.reporting.many_runs` wrote them
+    folder = Path(known) if known else tmp_path_factory.mktemp("many")
+    if not known:
+        write_many_runs(folder)
+    server = Server(folder)
+    yield server
+    server.process.terminate()
+    server.process.wait()
+
+
+@pytest.mark.slow
+def test_eight_long_runs(server: Server, browser: Any) -> None:
+    with opened(browser, width=1600, height=1000) as tab:
+        tab.page.goto(f"{server.url}/?run=arm2/seed0")  # process and browser are warm, the big run is not read
+        tab.until("document.querySelectorAll('.heatmaplayer image').length")
+        server.settled()
+        before, started = server.seconds(), time.perf_counter()
+        tab.page.goto(f"{server.url}/?run={BIG}")
+        tab.until("document.querySelectorAll('.heatmaplayer image').length && document.querySelector('.scatterlayer')")
+        measured = {"first picture": (time.perf_counter() - started, server.seconds() - before)}
+        for name, (trigger, drawn) in CLICKS.items():
+            server.settled()
+            before = server.seconds()
+            milliseconds = tab.page.evaluate(CLICK.replace("TRIGGER", trigger).replace("DRAWN", drawn))
+            tab.page.wait_for_timeout(300)  # what follows the picture
+            measured[name] = (milliseconds / 1000, server.seconds() - before)
+        server.settled()
+        before = server.seconds()
+        tab.page.wait_for_timeout(10_000)
+        idle = (server.seconds() - before) / 10
+        assert tab.wrong == []
+    for name, (to_picture, cpu) in measured.items():
+        print(f"{name:24}{to_picture:8.2f} s until drawn {cpu:8.2f} s of the server's processor time")
+    print(f"{'idle':24}{idle:8.1%} of a core")
+    slow = {name: cpu for name, (_, cpu) in measured.items() if cpu > MOST_SECONDS}
+    assert slow.pop("first picture", 0) < FIRST_SECONDS
+    assert slow == {}
+    assert idle < MOST_IDLE
