@@ -1,4 +1,4 @@
-"""Right answers to families of reasoning-gym whose entries have none: an answer that was made, or one that is looked for."""
+"""Right answers to families of reasoning-gym whose entries have none: from their facts, made, or looked for."""
 
 import itertools
 import json
