@@ -1,6 +1,7 @@
 """Run folders of older versions, read by today's names: tables, columns, files, keys of JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,20 +59,38 @@ def arrow_rows(parts: Sequence[Path], columns: Sequence[str] | None = None) -> "
         ValueError: a file is damaged.
     """
     import pyarrow
-    import pyarrow.parquet
 
     read = []
     for part in parts:
-        try:
-            with pyarrow.parquet.ParquetFile(part) as file:
-                kept = None if columns is None else list({*columns} & {*file.schema_arrow.names})
-                read.append(file.read(columns=kept, use_threads=False))
-        except (pyarrow.ArrowException, OSError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows"
-            ) from None
+        with _opened(part) as file:
+            kept = None if columns is None else list({*columns} & {*file.schema_arrow.names})
+            read.append(file.read(columns=kept, use_threads=False))
     return pyarrow.concat_tables(read, promote_options="permissive")
+
+
+@contextmanager
+def _opened(part: Path) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(part) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
+
+
+def refuse_damaged_parts(run: Path, tokens: int) -> None:
+    """Open every part of every table that ends at `tokens` or before, so that no training ends in a damaged one.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    for folder in sorted([*run.glob("metrics/*"), *run.glob("timing/*")]):
+        for part in numbered(folder, "part-*.parquet"):
+            if tokens_of(part) <= tokens:
+                with _opened(part):
+                    pass
 
 
 def file_to_read(run: Path, name: str) -> Path:

@@ -200,7 +200,9 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume in ("auto", "never"):
         return
     if not Path(resume).is_file() and not Path(resume, "manifest.json").is_file():
-        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint file or folder; there is none")
+        checkpoints = sorted([*Path(resume).glob("tokens-*.ckpt"), *Path(resume).glob("checkpoints/tokens-*.ckpt")])
+        near = f", such as {checkpoints[-1]}" if checkpoints else "; there is none"
+        yield Problem("resume", resume, f"must be auto, never or the path of a checkpoint file or folder{near}")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from reasoning_gym.factory import DATASETS
 
 from dsv3.sandbox import Service
 from dsv3.verifiers import Score, same_formula, same_value, verify
-from dsv3.verifiers.grammar import RefusedError, admit
+from dsv3.verifiers.grammar import RefusedError, admit, guarded
 from dsv3.verifiers.verification import LONGEST_ANSWER, LONGEST_FORMULA, REASONING, _score
 from tests.verifiers.right_answers import RIGHT, SETTINGS
 
@@ -193,10 +194,20 @@ def test_every_evaluation_in_reasoning_gym_is_guarded() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1 + 2j", "[[1, -2], ['a']]", "x**2*sin(3*x)/2 + C", "exp(-x**(y/2))", "-5*x**(3/2)", "Symbol ('x' )**2"]
+    ("text", "value"),
+    [
+        ("1 + 2j", 1 + 2j),
+        ("[[1, -2], ['a']]", [[1, -2], ["a"]]),
+        ("x**2*sin(3*x)/2 + C", 8 * math.sin(12) + 1),
+        ("exp(-x**(y/2))", math.exp(-8)),
+        ("-5*x**(3/2)", -40),
+        ("Symbol ('x' )**2", 16),
+    ],
 )
-def test_numbers_lists_and_formulas_are_admitted(text: str) -> None:
-    admit(text)
+def test_numbers_lists_and_formulas_are_evaluated(text: str, value: object) -> None:
+    names = {"x": 4, "y": 3, "C": 1, "sin": math.sin, "exp": math.exp, "Symbol": {"x": 4}.get}
+    assert guarded(text, names) == value
+    assert guarded(ast.parse(text, mode="eval"), names) == value
 
 
 @pytest.mark.parametrize("text", ["x**y.z", "{**x}"])
