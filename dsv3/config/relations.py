@@ -212,6 +212,12 @@ def weights_exist(facts: Facts) -> Iterator[Problem]:
         yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
 
 
+def frozen_on_one_device(facts: Facts) -> Iterator[Problem]:
+    patterns = facts.value("run.freeze")
+    if patterns and facts.view.choices.get("parallel") != "none":
+        yield Problem("run.freeze", patterns, "needs parallel=none: weights that ranks share are all trained")
+
+
 def run_folder_is_a_runs(facts: Facts) -> Iterator[Problem]:
     """A run writes and deletes in its folder: not in one that holds something else."""
     for key in ("run.name", "run.experiment"):
@@ -268,6 +274,7 @@ RELATIONS: tuple[Relation, ...] = (
     precision_of_other_machines,
     compiled_or_recomputed,
     several_devices,
+    frozen_on_one_device,
     ranks_divide,
     micro_batches_run,
     max_steps,

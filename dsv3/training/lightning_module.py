@@ -30,6 +30,7 @@ from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import evaluating
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights
+from dsv3.training.frozen import trained_parameters
 from dsv3.training.step import (
     Losses,
     RoutingObserver,
@@ -110,7 +111,7 @@ class LanguageModel(lightning.LightningModule):
         return self.tokens_seen >= self.total_tokens or 0 <= self.max_steps <= self.steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer_factory(self.model.named_parameters())
+        optimizer = self.optimizer_factory(trained_parameters(self.model))
         if isinstance(optimizer, StepsMatrices):
             optimizer.separate(joined_weights(self.model))
         return optimizer
