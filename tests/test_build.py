@@ -76,7 +76,9 @@ def test_another_shape_is_found_before_the_data_is_built(
 
     monkeypatch.setattr("dsv3.training.run.build_data", build)
     config = composed(f"run.dir={tmp_path}/other", f"run.init_from={short_run}", "model.moe_inter_dim=48")
-    with pytest.raises(ValueError, match=r"experts\.gate_up_proj\.weight \(\[.*\] here, \[.*\] there\).*run\.init_partly=true"):
+    with pytest.raises(
+        ValueError, match=r"experts\.gate_up_proj\.weight \(\[.*\] here, \[.*\] there\).*run\.init_partly=true"
+    ):
         build_run(config)
     assert not (tmp_path / "other").exists()
 
