@@ -40,4 +40,7 @@ def compared(model: nn.Module, other: Mapping[str, Tensor]) -> Fit:
 
 
 def _once(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    return ", ".join(some[0] if len(some) == 1 else pattern for pattern, some in alike.items())

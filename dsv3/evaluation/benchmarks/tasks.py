@@ -39,7 +39,7 @@ class RunTexts:
         Raises:
             UnavailableError: there is no run, or its data holds out nothing.
         """
-        data = self._read() if self._read is not None else None
+        data: Any = None if self._read is None else self._read()
         if not hasattr(data, "held_out_documents"):
             raise UnavailableError("it is made of a run's held-out texts; this checkpoint has no run with any")
         return data.held_out_documents(data.domains[domain])
