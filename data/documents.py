@@ -41,6 +41,13 @@ class BadTextError(ValueError):
     """A file or row that cannot be read; says which, and why."""
 
 
+def parts_of(text: str | Iterable[str]) -> Iterable[str]:
+    """A text in its order; of a string, `PIECE` characters at a time, so that no copy of all of it is encoded."""
+    if isinstance(text, str):
+        return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+    return text
+
+
 def pieces(text: str | Iterable[str]) -> Iterator[str]:
     """Consecutive pieces of at most `PIECE` characters, each tokenised by itself.
 
@@ -48,9 +55,7 @@ def pieces(text: str | Iterable[str]) -> Iterator[str]:
     the text alone, not on the parts in which it arrives.
     """
     waiting = ""
-    for part in (
-        [text[start : start + PIECE] for start in range(0, len(text), PIECE)] if isinstance(text, str) else text
-    ):
+    for part in parts_of(text):
         waiting += part
         while len(waiting) > PIECE:
             cut = _cut(waiting)

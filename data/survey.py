@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import xxhash
 
-from data.documents import Document, HeldOut, LeftOut
+from data.documents import Document, HeldOut, LeftOut, parts_of
 from data.smallest import SAMPLE, Kept, Sample, Smallest
 from data.sources import Source
 from data.spool import documents, spool_path, spooled
@@ -145,7 +145,7 @@ def _joined(begun: list[str], rest: Iterator[str]) -> Iterator[str]:
 
 
 def _bytes_of(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+    return len(text) if text.isascii() else sum(len(part.encode()) for part in parts_of(text))
 
 
 def _again(source: Source, folder: Path, name: str, longest: int) -> Iterator[Document]:
@@ -176,12 +176,12 @@ class _Reading:
         if isinstance(found, LeftOut):
             self._leave_out(found)
             return 0
-        parts, size, characters, state, blank = [], 0, 0, xxhash.xxh3_64(), True
-        for part in [found.text] if isinstance(found.text, str) else found.text:
+        beginning, size, characters, state, blank = [], 0, 0, xxhash.xxh3_64(), True
+        for part in parts_of(found.text):
             data = part.encode()
             state.update(data)
             if size <= self.limit or characters < SAMPLE:
-                parts.append(part)
+                beginning.append(part)
             size += len(data)
             characters += len(part)
             blank = blank and not part.strip()
@@ -199,7 +199,7 @@ class _Reading:
             self.answers[found.family][found.answer] += 1
         content = state.intdigest()
         order = xxhash.xxh3_64_intdigest(found.group.encode()) if found.group else content
-        text = "".join(parts)
+        text = "".join(beginning)
         kept = Kept(order, number, size, HeldOut(found.name, text, found.family, found.answer))
         if found.held_out:
             self._decide(kept)

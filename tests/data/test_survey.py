@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,17 @@ def test_pieces_are_consecutive_and_do_not_depend_on_the_parts(lines: list[str],
         inside = any(a == "\n" and b.isalpha() for a, b in zip(piece, (piece + following)[1:], strict=False))
         assert (piece[-1] == "\n" and following[0].isalpha()) or not inside
     assert PIECE == 1_000_000
+
+
+def test_a_long_string_is_read_without_a_copy_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As UTF-8 it would take as much again."""
+    monkeypatch.setattr(module, "SAMPLE", 1000)
+    monkeypatch.setattr(smallest, "SAMPLE", 1000)
+    reading = module._Reading(share=0.1, held_out_bytes=1000, longest=10**8)
+    text = words(seed=1, count=1000) * 3000
+    tracemalloc.start()
+    size = reading.take(Document("long", text))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size == len(text.encode()) > 10**7
+    assert peak < size / 2

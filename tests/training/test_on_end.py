@@ -63,10 +63,13 @@ def test_only_the_first_rank_calls_it(composed: Compose, tmp_path: Path, monkeyp
         told(composed(), tmp_path, None)
 
 
-def test_what_a_run_folder_says_is_not_called(composed: Compose, tmp_path: Path) -> None:
+def test_what_a_run_folder_says_is_not_called(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import train
 
     folder = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)  # the programs take the run's folder and state for names of files
     keys = (f"run.dir={folder}", "trainer.max_steps=1", "callbacks.monitor=null")
     fit(composed(*keys)).folder.release()
     config = OmegaConf.load(folder / "config.yaml")
