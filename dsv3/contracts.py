@@ -413,7 +413,11 @@ class JoinsMatrices(Protocol):
 
 
 class Memory(Protocol):
-    """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones."""
+    """Adds to the embeddings what it keeps for the latest tokens: an nn.Module. It may read no later ones.
+
+    A table with sparse gradients is an `nn.Embedding`, or an `nn.EmbeddingBag` of mode `sum` that is given [N, M] ids:
+    over several ranks, each holds some of its rows.
+    """
 
     active_parameters: int  # parameters that one token reads, at least 0
 
@@ -632,7 +636,8 @@ OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Op
 Before each step the core sets every group's `lr` to the schedule's value, times the group's `lr_scale` if it has one;
 a step with `lr` 0 changes no parameter. `state_dict` and `load_state_dict` continue a run bit for bit; what is saved
 are tensors and plain containers. Parameters without a gradient are left alone. Gradients are FP32, and sparse for the
-tables of a memory.
+tables of a memory. Over several ranks, a parameter is a DTensor. A table's sparse gradient has this rank's rows, by
+their numbers in the whole table; `dsv3.model.layers` has `local` and `first_row`.
 """
 
 

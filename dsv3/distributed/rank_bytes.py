@@ -9,6 +9,7 @@ Weights that are gathered for a pass, and activations, come on top. So do whole 
 micro-batches per step: FSDP2 adds them up before it shards the sum.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -67,8 +68,10 @@ def held_by(
 
 
 def _bytes(state: Tensor, parameter: Tensor, part: Tensor) -> int:
-    """Of a rank's part of one tensor of an optimiser's state: sharded like its parameter where shaped like it."""
-    return (part.numel() if state.shape == parameter.shape else state.numel()) * state.element_size()
+    """Of a rank's part of one tensor of an optimiser's state: sharded as its parameter is, where it has that one's
+    shape or a number for each row."""
+    is_shared = state.shape == parameter.shape[: state.ndim]
+    return (math.prod(part.shape[: state.ndim]) if is_shared else state.numel()) * state.element_size()
 
 
 def state_of_dense(model: Decoder, optimizer: OptimizerFactory, *, without: Collection[str]) -> dict[str, list[Tensor]]:

@@ -1,8 +1,8 @@
-"""Shards a built model over ranks: experts over the ranks that hold them, everything else by FSDP2.
+"""Shards a built model over ranks: experts over the ranks that hold them, tables by rows, everything else by FSDP2.
 
 The loss of a step is divided by what the global batch has, so that gradients are summed over ranks, never averaged.
-Each block is gathered for its forward and backward pass; embedding, head, final norm, memory and the parts of MTP
-outside its blocks are gathered once a pass.
+Each block is gathered for its forward and backward pass; embedding, head, final norm and the parts of MTP outside its
+blocks are gathered once a pass. Of tables with sparse gradients, ranks exchange the rows that are read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dsv3.checkpoint.checkpoint_folder import Stored, read
 from dsv3.distributed.mesh import Mesh
+from dsv3.distributed.shared_tables import share_tables
 from dsv3.model.decoder import Block, Decoder
 from dsv3.model.parameters import is_table
 
@@ -31,13 +31,14 @@ def shard(model: Decoder, mesh: Mesh, stages: Sequence[Decoder] = ()) -> None:
     """
     if mesh.sizes.experts > 1:
         _share_experts(model, mesh)
+    if mesh.sizes.data > 1:
+        share_tables(model, mesh)
     # A schedule that splits the backward pass needs the weights once more, after FSDP2 has freed them: it would lose
     # gradients without a word. A pipeline keeps them for the step.
     frees = mesh.sizes.stages == 1
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh.data, reshard_after_forward=frees)
     for root in stages or [model]:
-        # Tables with sparse gradients are whole on every rank.
         tables = {parameter for parameter in root.parameters() if is_table(root, parameter)}
         fully_shard(root, mesh=mesh.data, reshard_after_forward=False, ignored_params=tables)
         for module in root.modules():
@@ -92,18 +93,6 @@ def release(models: Sequence[nn.Module]) -> None:
     for module in [module for model in models for module in model.modules()]:
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def summed_rows(gradient: Tensor, mesh: Mesh | None) -> Tensor:
-    """A table's sparse gradient over the ranks that read different rows, all of which call this together."""
-    gradient = gradient.coalesce()
-    if mesh is None or mesh.sizes.data == 1:
-        return gradient
-    own = gradient.indices().cpu(), gradient.values().cpu()
-    every: list[Any] = [None] * mesh.sizes.data
-    dist.all_gather_object(every, own, group=mesh.data.get_group())
-    indices, values = (torch.cat(parts, dim) for parts, dim in zip(zip(*every), (1, 0)))
-    return torch.sparse_coo_tensor(indices, values, gradient.shape, device=gradient.device).coalesce()
 
 
 def whole(tensor: Tensor) -> Tensor:

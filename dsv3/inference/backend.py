@@ -178,3 +178,8 @@ class DecoderBackend(DraftingBackend):
     def chosen_experts(self) -> list[dict[str, Tensor]]:
         by_layer = {name: routing.experts_NK.cpu() for name, routing in self._routings.items()}
         return [{name: experts_NK[place] for name, experts_NK in by_layer.items()} for place in self.places]
+
+    def used_experts(self) -> dict[str, Tensor]:
+        """As `chosen_experts`, of all rows together: int64 [M] by layer."""
+        chosen = self.chosen_experts()
+        return {name: torch.cat([of_row[name] for of_row in chosen]).flatten() for name in self._routings}

@@ -91,6 +91,13 @@ class OnnxBackend(DraftingBackend):
             for i, count in enumerate(counts)
         ]
 
+    def used_experts(self) -> dict[str, Tensor]:
+        """As `chosen_experts`, of all rows together: int64 [M] by layer, until the next `read`."""
+        if self._latest is None:
+            return {}
+        outputs, counts = self._latest
+        return {name: torch.from_numpy(outputs.of_all(f"experts_{k}", counts)) for k, name in enumerate(self.routed)}
+
 
 class GraphModules:
     """MTP's modules for the drafter."""

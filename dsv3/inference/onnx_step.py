@@ -120,3 +120,9 @@ class Outputs:
         """The first `count` positions of the row-th of the rows read."""
         start = self.at[row] * self.longest
         return self.buffers[name][start : start + count]
+
+    def of_all(self, name: str, counts: Sequence[int]) -> Array:
+        """The first positions of each row, as many as `counts` says, flat and without padding."""
+        if min(counts) == self.longest:
+            return self.buffers[name].reshape(-1)
+        return np.concatenate([self.of_row(name, i, count) for i, count in enumerate(counts)]).reshape(-1)

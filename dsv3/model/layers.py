@@ -260,6 +260,15 @@ def local(weight: Tensor) -> Tensor:
     return weight if to_local is None else to_local()
 
 
+def first_row(weight: Tensor) -> int:
+    """The number, in the whole weight, of the first row of this rank's part; 0 where ranks do not share the rows.
+
+    Rows are those of the first axis, as `torch.chunk` deals them to the ranks of one group.
+    """
+    mesh: Any = getattr(weight, "device_mesh", None)
+    return 0 if mesh is None else mesh.get_local_rank() * -(-weight.shape[0] // mesh.size())
+
+
 @contextmanager
 def cached_weight_casts(model: nn.Module) -> Iterator[None]:
     """Within it no weight changes, so that each layer with a method `hold_weights` computes what follows from its

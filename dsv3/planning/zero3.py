@@ -2,7 +2,7 @@
 
 Over N ranks, a parameter is cut along its first dimension d_0 in parts of ceil(d_0 / N). The last parts may be shorter
 or empty, and are padded. Experts are cut twice: over EP ranks evenly, and what these hold over DP / EP others. Tables
-with sparse gradients (of `memory=ngram`) are whole on every rank.
+with sparse gradients (of `memory=ngram`) are cut in the same parts, without padding.
 """
 
 import math
@@ -41,7 +41,8 @@ def shards(s: Skeleton, r: Recipe, part: Part, *, rank: int = 0) -> Shards:
     stepped, elements, rows = Sharded(), 0, 0
     for shape, times in _shapes(s, part):
         if shape.is_table:
-            elements, rows = elements + math.prod(shape.sizes), rows + shape.sizes[0]
+            own = _sharded(shape, r, rank).own
+            elements, rows = elements + own, rows + own // shape.sizes[1]
         else:
             stepped = stepped.plus(_sharded(shape, r, rank), times)
     embedding = Shape(Place.FIRST, (s.vocab_size, s.dim), is_table=False)

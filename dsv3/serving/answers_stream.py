@@ -1,18 +1,29 @@
 """Texts under way for one request: jobs at a scheduler, and their news in the order in which they come."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dsv3.inference.sampling import Settings, choice_of
+from dsv3.serving.outbox import Outbox
 from dsv3.serving.recorder import Grammar, Likelihood, Recorder, likelihoods
 from dsv3.serving.scheduler import Job, News
 from dsv3.serving.served_model import Served
 
 Experts = list[list[int]]
 """Of one token: the chosen experts of each layer."""
+
+
+class Piece(NamedTuple):
+    """What came of an answer."""
+
+    answer: "Answer"
+    start: int  # its ids are those from here on
+    text: str
 
 
 @dataclass
@@ -26,6 +37,8 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     end: str | None = None
+    arrived: deque[News] = field(default_factory=deque)  # filled by the engine's thread
+    begun: bool = False  # whether anything has arrived
     read: list[Likelihood | None] = field(default_factory=list)  # of the prompt's tokens, where these are asked for
 
     def written(self, start: int, end: int) -> list[Likelihood]:
@@ -39,6 +52,17 @@ class Answer:
         layers = record.by_layer.values() if record is not None else ()
         return [[positions[first + place] for positions in layers] for place in range(start, end)]
 
+    def take(self) -> Piece:
+        """Add what has arrived."""
+        start, text = len(self.ids), ""
+        while self.arrived:
+            news = self.arrived.popleft()
+            self.ids += news.ids
+            text += news.text
+            self.end = news.end
+        self.text += text
+        return Piece(self, start, text)
+
     def watch(self, logits_TV: Tensor) -> None:
         """Called by the engine's thread with the logits of the prompt's positions."""
         best = self.recorder.best or 0
@@ -50,12 +74,20 @@ class Answer:
 class Answers:
     """All texts of one request. Whoever submits them must `cancel` in the end: that ends what still runs."""
 
-    def __init__(self, served: Served, account: str, *, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        """`loop`: where the news is awaited."""
-        self.served, self.account, self.seconds = served, account, seconds
+    def __init__(
+        self,
+        served: Served,
+        account: str,
+        *,
+        seconds: float,
+        streams: bool,
+        outbox: Outbox,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """`streams`: there is news of every step, not of ends alone. `loop`: where it is awaited."""
+        self.served, self.account, self.seconds, self.streams = served, account, seconds, streams
         self.answers: list[Answer] = []
-        self._news: asyncio.Queue[tuple[Answer, News]] = asyncio.Queue()
-        self._loop = loop
+        self._outbox, self._loop, self._changed = outbox, loop, asyncio.Event()
 
     def add(
         self,
@@ -80,8 +112,11 @@ class Answers:
 
     def _deliver(self, answer: Answer, news: News) -> None:
         """Called by the engine's thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.put_nowait, (answer, news))
+        answer.arrived.append(news)
+        if self.streams or news.end is not None:
+            urgent = news.end is not None or not answer.begun
+            self._outbox.put(self._loop, self._changed.set, urgent=urgent)
+        answer.begun = True
 
     def submit(self) -> None:
         """Raises BusyError, RuntimeError: as the scheduler says; then none is left waiting."""
@@ -100,16 +135,14 @@ class Answers:
     @property
     def tokens(self) -> int:
         """Read and written so far."""
-        return sum(len(answer.ids) + (answer.job.row.prompt if answer.job.row else 0) for answer in self.answers)
+        return sum(len(answer.job.row.tokens) for answer in self.answers if answer.job.row is not None)
 
-    async def news(self) -> AsyncIterator[tuple[Answer, News]]:
-        """Until all have ended. Each is in its `Answer` already."""
-        left = len(self.answers)
-        while left:
-            answer, news = await self._news.get()
-            answer.ids += news.ids
-            answer.text += news.text
-            if news.end is not None:
-                answer.end = news.end
-                left -= 1
-            yield answer, news
+    async def news(self) -> AsyncIterator[list[Piece]]:
+        """What comes until all have ended; it is in its `Answer` already."""
+        running = self.answers
+        while running:
+            await self._changed.wait()
+            self._changed.clear()
+            if pieces := [answer.take() for answer in running if answer.arrived]:
+                yield pieces
+            running = [answer for answer in running if answer.end is None]

@@ -107,7 +107,7 @@ class Service:
         """
         served = self.model(request.model)
         try:
-            answers = self._planned(request, Answers(served, account, seconds=self.seconds, loop=loop))
+            answers = self._planned(request, self._answers(request, served, account, loop))
         except ValueError as mistake:
             raise error_of_field(mistake) from None
         try:
@@ -118,6 +118,10 @@ class Service:
         except RuntimeError as dead:
             raise ApiError(503, str(dead), kind="server_error") from None
         return answers
+
+    def _answers(self, request: Request, served: Served, account: str, loop: asyncio.AbstractEventLoop) -> Answers:
+        outbox = self.engine.outbox
+        return Answers(served, account, seconds=self.seconds, streams=request.stream, outbox=outbox, loop=loop)
 
     def _planned(self, request: Request, answers: Answers) -> Answers:
         served = answers.served

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 
+from dsv3.serving.outbox import Outbox
 from dsv3.serving.scheduler import Scheduler
 
 LONGEST_SLEEP = 1.0
@@ -15,6 +16,7 @@ class EngineThread:
     """Steps the schedulers in turn while there is something to do, and sleeps otherwise."""
 
     def __init__(self) -> None:
+        self.outbox = Outbox()  # what the schedulers tell is sent after each step
         self.schedulers: list[Scheduler] = []
         self._steady: Sequence[AbstractContextManager[None]] = ()
         self._work = threading.Event()
@@ -48,7 +50,7 @@ class EngineThread:
                     stack.enter_context(steady)
                 while not self._stopping:
                     self._work.clear()
-                    worked = [scheduler.step() for scheduler in self.schedulers]
+                    worked = list(map(self._step, self.schedulers))
                     if not any(worked):
                         left = [scheduler.seconds_left() for scheduler in self.schedulers]
                         self._work.wait(min([LONGEST_SLEEP, *(seconds for seconds in left if seconds is not None)]))
@@ -58,3 +60,9 @@ class EngineThread:
         finally:
             for scheduler in self.schedulers:
                 scheduler.fail()
+            self.outbox.send()
+
+    def _step(self, scheduler: Scheduler) -> bool:
+        worked = scheduler.step()
+        self.outbox.send()
+        return worked

@@ -100,24 +100,28 @@ class Stream(StreamingResponse):
 
 
 async def events(answers: Answers, head: dict[str, Any], format: Format, *, with_usage: bool) -> AsyncIterator[str]:
-    prompts, head = answers.served.prompts, {**head, "object": format.chunk}
+    prompts = answers.served.prompts
+    beginning = json.dumps({**head, "object": format.chunk}).removesuffix("}")  # the same in every event
 
-    def line(choices: list[dict[str, Any]], **more: Any) -> str:
-        return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
+    def line(choices: str, more: str = "") -> str:
+        return f'data: {beginning}, "choices": [{choices}]{more}}}\n\n'
+
+    def event(answer: Answer, start: int, text: str) -> str:
+        if answer.end in BROKEN:
+            status, message = BROKEN[answer.end]
+            return f"data: {json.dumps(error(message, kind='server_error', code=str(status)))}\n\n"
+        return line(json.dumps(format.piece(answer, text, start, prompts) | routed(answer, start, answers.served)))
 
     for answer in answers.answers:
         if (opening := format.opening(answer, prompts)) is not None:
-            yield line([opening])
-    async for answer, news in answers.news():
-        if answer.end in BROKEN:
-            status, message = BROKEN[answer.end]
-            yield f"data: {json.dumps(error(message, kind='server_error', code=str(status)))}\n\n"
+            yield line(json.dumps(opening))
+    async for pieces in answers.news():
+        yield "".join(event(*piece) for piece in pieces)
+        if any(piece.answer.end in BROKEN for piece in pieces):
             return
-        start = len(answer.ids) - len(news.ids)
-        piece = format.piece(answer, news.text, start, prompts)
-        yield line([{**piece, **routed(answer, start, answers.served)}])
     if with_usage:
-        yield line([], usage=usage(answers), timings=timings(answers, answers.served.scheduler.clock()))
+        figures = {"usage": usage(answers), "timings": timings(answers, answers.served.scheduler.clock())}
+        yield line("", ", " + json.dumps(figures)[1:-1])
     yield "data: [DONE]\n\n"
 
 
@@ -134,10 +138,11 @@ async def whole(answers: Answers, head: dict[str, Any], format: Format, request:
     """One response, or none where the client goes."""
 
     async def collect() -> None:
-        async for answer, _ in answers.news():
-            if answer.end in BROKEN:
-                status, message = BROKEN[answer.end]
-                raise ApiError(status, message, kind="server_error")
+        async for pieces in answers.news():
+            for answer, _, _ in pieces:
+                if answer.end in BROKEN:
+                    status, message = BROKEN[answer.end]
+                    raise ApiError(status, message, kind="server_error")
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -22,8 +22,8 @@ class RoutedBackend:
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         logits = self.backend.read(rows, tokens, wanted)
-        chosen = self.chosen_experts() if self.load else []
-        for name, load_E in self.load.items():
-            used_M = torch.cat([of_row[name] for of_row in chosen]).flatten()
-            load_E += torch.bincount(used_M, minlength=self.experts)
+        if self.load:
+            used = self.backend.used_experts()
+            for name, load_E in self.load.items():
+                load_E += torch.bincount(used[name], minlength=self.experts)
         return logits

@@ -1,16 +1,18 @@
 """Do parts work on a model that is divided among ranks?"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dsv3.build import build_model
 from dsv3.config.compose import hydra_flags, opened
 from dsv3.config.part import part
 from dsv3.contracts import Step
+from dsv3.distributed.agree import sum_over_ranks
 from dsv3.distributed.mesh import make_mesh
 from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.shard import shard, whole
@@ -74,10 +76,18 @@ def take_step(config: DictConfig, sizes: Sizes | None, *, micro_batches: int = 3
         filled = sum(i >= len(micro) for i in numbers)
     objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64))
     own_sums = take_gradients(Losses(model, objective), Step(own, 0, {}, filled), recompute=config.recompute, mesh=mesh)
-    own_sums.add({"squares": norm_of(gradients(model, mesh).counted).double().square()})
+    own_sums.add({"squares": norm_of(gradients(model)).double().square()})
     sums = own_sums.over_ranks()
-    found = {name: whole(p.grad).to_dense() for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: whole_gradient(p) for name, p in model.named_parameters() if p.grad is not None}
     return Taken(found, {name: value.item() for name, value in sums.scalars.items()}, sums.loads.counts)
+
+
+def whole_gradient(parameter: nn.Parameter) -> Tensor:
+    """Dense, on every rank; all of them call this together."""
+    gradient: Any = parameter.grad
+    if not gradient.is_sparse:
+        return whole(gradient)
+    return sum_over_ranks(gradient.to_dense()) if isinstance(parameter, DTensor) else gradient.to_dense()
 
 
 def _compare(taken: Taken, one: Taken, where: str, tolerance: float) -> None:

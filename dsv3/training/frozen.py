@@ -1,35 +1,64 @@
-"""Parameters that a run does not train, chosen by patterns of their names: `run.freeze`."""
+"""Ends a process in which no thread can run Python, as one of them keeps the interpreter's lock (GIL).
 
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+A watchdog's thread cannot run there either. An alarm that was set before is raised without the lock (faulthandler):
+the stacks of all threads are added to a hidden file of the run folder, and the process ends with status 1. The file
+gets its name from another rank, or from what started the ranks.
+"""
 
-from torch import nn
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+from pathlib import Path
 
-from dsv3.config.problems import did_you_mean
+from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 
+RAISED = "Timeout ("
+"""What faulthandler begins with."""
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Take no gradients of the parameters whose name matches a pattern, in which `*` stands for any characters.
-
-    Routing biases are no parameters: a balancing goes on moving them.
-
-    Raises:
-        ValueError: a pattern matches nothing, or all is frozen.
-    """
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        matching = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not matching:
-            near = did_you_mean(pattern, parameters)
-            raise ValueError(
-                f"run.freeze={pattern}: no parameter has such a name.{near} A pattern is matched as a whole"
-            )
-        for name in matching:
-            parameters[name].requires_grad_(False)
-    if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"run.freeze={list(patterns)}: all parameters are frozen, and nothing is left to train")
+WIDTH = 200
+"""Bytes of the line before that: one that is written in a step takes the place of the last one's."""
 
 
-def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Those that the optimiser is given, by name."""
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+class Alarm:
+    """Of one rank. There is one in a process, as faulthandler has one timer."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = folder / f".failure-rank{rank}.tmp"
+        self.file = self.path.open("w")
+        self.file.seek(WIDTH)
+        self.lock = threading.Lock()
+
+    def set(self, seconds: float, line: str) -> None:
+        """Raise it after so many seconds, unless it is set again or stopped. `line`: what the file begins with."""
+        os.pwrite(self.file.fileno(), line.ljust(WIDTH).encode()[:WIDTH], 0)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self.file)
+
+    def stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def close(self) -> None:
+        self.stop()
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def name_frozen(folder: RunFolder) -> None:
+    """Tell of the ranks whose alarm was raised: each has its file, and the first is why training failed."""
+    for path in sorted(folder.path.glob(".failure-rank*.tmp")):
+        text = path.read_text()
+        line, raised, stacks = text[:WIDTH].rstrip(), text[WIDTH : WIDTH + len(RAISED)], text[WIDTH:]
+        if raised != RAISED:
+            continue
+        named = path.with_name(f"{path.stem[1:]}.txt")
+        with contextlib.suppress(FileNotFoundError):  # another rank was here first
+            path.rename(named)
+            write_text(named, f"{line}\n{stacks}")
+            print(line, stacks, sep="\n", file=sys.stderr, flush=True)
+            if folder.failure() is None:
+                write_text(folder.failure_path, f"{line}; its stack is in {named.name}\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))

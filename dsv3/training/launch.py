@@ -63,6 +63,9 @@ def start_ranks(config: DictConfig) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from dsv3.checkpoint.run_folder import RunFolder
+    from dsv3.training.frozen import name_frozen
+
     if config.trainer.num_nodes > 1:
         raise ValueError(
             f"trainer.num_nodes={config.trainer.num_nodes}: start one process for each device by `torchrun "
@@ -88,6 +91,7 @@ def start_ranks(config: DictConfig) -> int:
     try:
         elastic_launch(launch, sys.executable)("-u", *program)
     except ChildFailedError as error:
+        name_frozen(RunFolder(config.run.dir))
         return told(error)
     except Exception as error:  # the agent's, of a signal that it was sent and has passed on
         number = getattr(error, "sigval", None)

@@ -30,7 +30,6 @@ from dsv3.distributed.pipeline import Pipeline
 from dsv3.distributed.shard import evaluating
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import joined_weights
-from dsv3.training.frozen import trained_parameters
 from dsv3.training.step import (
     Losses,
     RoutingObserver,
@@ -43,6 +42,7 @@ from dsv3.training.step import (
     read,
     take_gradients,
 )
+from dsv3.training.trained_parameters import trained_parameters
 
 
 class UpdateGuard(Protocol):
@@ -62,6 +62,7 @@ class LanguageModel(lightning.LightningModule):
     mesh: Mesh | None = None  # the ranks that train together; None: one process
     pipeline: Pipeline | None = None  # None: every rank has all layers
     at: str = ""  # where in training this process is, for who looks on from a thread; empty while callbacks work
+    moved: Callable[[], None] | None = None  # is called when that has changed
 
     def __init__(
         self,
@@ -121,9 +122,14 @@ class LanguageModel(lightning.LightningModule):
         return -1 if self.finished else None
 
     def training_step(self, step: Step, batch_idx: int) -> None:
-        self.at = f"in step {self.steps + 1}"
+        self._go(f"in step {self.steps + 1}")
         self.record = self.take_step(step)
-        self.at = ""
+        self._go("")
+
+    def _go(self, at: str) -> None:
+        self.at = at
+        if self.moved is not None:
+            self.moved()
 
     def on_train_batch_end(self, outputs: Any, batch: Step, batch_idx: int) -> None:
         self._await_data()  # Lightning calls this after the callbacks
@@ -151,12 +157,12 @@ class LanguageModel(lightning.LightningModule):
             mesh=self.mesh,
             pipeline=self.pipeline,
         )
-        taken = gradients(self.model, self.mesh)
-        own.add({"squares": norm_of(taken.counted).double().square()})
+        taken = gradients(self.model)
+        own.add({"squares": norm_of(taken).double().square()})
         own.add({name: torch.tensor(float(flag()), device=self.device) for name, flag in self.flags.items()})
         sums = own.over_ranks()
         norm = sums.scalars["squares"].sqrt().float()
-        clip_gradients(taken.every, norm, self.grad_clip)
+        clip_gradients(taken, norm, self.grad_clip)
         balance(self.model, sums.loads, before)
         by_name, figures, loads, biases = read(self.losses.statistics, sums, norm, self._biases())
         self.raised = {name for name in self.flags if by_name[name]}
@@ -230,7 +236,7 @@ class LanguageModel(lightning.LightningModule):
         self._await_data()
 
     def _await_data(self) -> None:
-        self.at = f"waiting for the data of step {self.steps + 1}"
+        self._go(f"waiting for the data of step {self.steps + 1}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["dsv3"]["tokens_seen"]

@@ -28,7 +28,6 @@ from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
-from dsv3.training.frozen import freeze
 from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.provenance import write_provenance
@@ -37,6 +36,7 @@ from dsv3.training.run_info import write_run_info
 from dsv3.training.run_models import RunModels
 from dsv3.training.settle import settled
 from dsv3.training.strategy import Numbering, SeveralRanks
+from dsv3.training.trained_parameters import freeze
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ that was added up, in FP64, and the load, in int64. All that a step decides foll
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from dsv3.contracts import (
 from dsv3.distributed.agree import gathered, sum_over_ranks
 from dsv3.distributed.mesh import Mesh
 from dsv3.distributed.pipeline import Pipeline
-from dsv3.distributed.shard import reduce_gradients, summed_rows
+from dsv3.distributed.shard import reduce_gradients
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts, local
 from dsv3.model.load import Loads, max_violation, real_tokens
@@ -260,27 +260,18 @@ def balance(model: Decoder, loads: Loads, tokens_seen: int) -> None:
         moe.balancing.update(tokens_seen)
 
 
-class Gradients(NamedTuple):
-    """Gradients on this rank, some of which are views of what the parameters have."""
-
-    every: list[Tensor]
-    counted: list[Tensor]  # those whose squares add up over ranks to those of all gradients
-
-
-def gradients(model: nn.Module, mesh: Mesh | None = None) -> Gradients:
-    """This rank's parts of all gradients; of sparse ones (of tables that a step reads few rows of), the values of their
-    rows, summed over occurrences and ranks. Every rank has these, and the first counts them."""
-    found = Gradients([], [])
+def gradients(model: nn.Module) -> list[Tensor]:
+    """This rank's parts of all gradients, as views of what the parameters have; of sparse ones (of tables that a step
+    reads few rows of), the values of their rows, summed over occurrences."""
+    found = []
     for parameter in model.parameters():
         if parameter.grad is None:
             continue
-        is_sparse = parameter.grad.is_sparse
-        if is_sparse:
-            parameter.grad = summed_rows(parameter.grad, mesh)
-        part = parameter.grad.values() if is_sparse else local(parameter.grad)
-        found.every.append(part)
-        if not is_sparse or mesh is None or mesh.data_rank == 0:
-            found.counted.append(part)
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            found.append(parameter.grad.values())
+        else:
+            found.append(local(parameter.grad))
     return found
 
 

@@ -128,9 +128,11 @@ class Numbering:
 
 
 def part_of_state(value: Any | Stored, parameter: torch.nn.Parameter) -> Any:
-    """This rank's part of a whole tensor of the parameter's shape; other values as they are."""
+    """This rank's part of a whole tensor of the parameter's shape, or with one number for each of its rows; other
+    values as they are."""
     value = read(value)
-    return part_like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+    is_shared = isinstance(value, Tensor) and value.ndim > 0 and value.shape == parameter.shape[: value.ndim]
+    return part_like(value, parameter) if is_shared else value
 
 
 def merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:

@@ -18,7 +18,7 @@ from dsv3.bounds import PositiveInt
 from dsv3.contracts import Experts, Routing
 from dsv3.distributed.exchange import exchange, exchanged_counts
 from dsv3.model.layers import on_host
-from plugins.dispatch.local import LocalDispatch, Pairs
+from plugins.dispatch.local import CopyRows, LocalDispatch, Pairs, SumRows
 
 Apply = Callable[["Tokens"], Tensor]
 """Tokens -> the sum of their chosen experts' outputs times gates, [N, D]."""
@@ -81,8 +81,11 @@ def hop(tokens: Tokens, each: int, group: ProcessGroup, apply: Apply) -> Tensor:
     peer_S, token_S = is_sent_PN.nonzero(as_tuple=True)  # sorted by peer
     is_there_SK = peer_NK[token_S] == peer_S.unsqueeze(1)
     experts_SK = (tokens.experts_NK[token_S] - peer_S.unsqueeze(1) * each).masked_fill(~is_there_SK, -1)
-    x_SD = tokens.x_ND.index_select(0, token_S)
+    places_S = (is_sent_PN.flatten().cumsum(0) - 1).view_as(is_sent_PN).T[is_sent_PN.T]  # sorted by token
+    firsts_N = is_sent_PN.sum(0).cumsum(0) - is_sent_PN.sum(0)
+    x_SD = CopyRows.apply(tokens.x_ND, token_S, places_S, firsts_N)
     gates_SK = tokens.gates_NK.index_select(0, token_S)
     arrived = Tokens(*(exchange(rows, sent, received, group) for rows in (x_SD, experts_SK, gates_SK)))
     y_SD = exchange(apply(arrived), received, sent, group)
-    return torch.zeros_like(tokens.x_ND, dtype=y_SD.dtype).index_add(0, token_S, y_SD)
+    y_ND: Tensor = SumRows.apply(y_SD, token_S, places_S, firsts_N)
+    return y_ND

@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
     firsts_N: Tensor  # int64, the first pair of each row
 
 
-class _Copy(torch.autograd.Function):
+class CopyRows(torch.autograd.Function):
     """rows_RD = x_ND[row_R]; `places_M` says where the copies went, those of row n from firsts_N[n] on."""
 
     @staticmethod
@@ -38,7 +38,7 @@ class _Copy(torch.autograd.Function):
         return summed(grads[0], *ctx.saved_tensors), None, None, None
 
 
-class _Sum(torch.autograd.Function):
+class SumRows(torch.autograd.Function):
     """y_ND = the sum of each row's rows at places_M; row r belongs to row_R[r]."""
 
     @staticmethod
@@ -66,10 +66,11 @@ def counts(expert_M: Tensor, n_experts: int) -> Tensor:
 class LocalDispatch:
     """Tokens to experts and back on one device; no token is dropped.
 
-    pad_multiple: pads each expert's tokens to a multiple of it with rows of gate 0, which change no result and no
-        gradient. On a CPU the BF16 GEMM (oneDNN) compiles a kernel for every new number of rows, at about a third of a
-        millisecond: with loads that change at every step that takes as long as the step. The number of rows is then
-        needed on the host, so that each layer waits for the device: on a GPU, 1 (no padding, no waiting).
+    pad_multiple: pads each expert's tokens to a multiple of it with copies of the last one at gate 0. They change no
+        result and no gradient, nor the scales that an expert's tokens share in FP8. On a CPU the BF16 GEMM (oneDNN)
+        compiles a kernel for every new number of rows, at about a third of a millisecond: with loads that change at
+        every step that takes as long as the step. The number of rows is then needed on the host, so that each layer
+        waits for the device: on a GPU, 1 (no padding, no waiting).
     """
 
     def __init__(self, *, pad_multiple: PositiveInt) -> None:
@@ -91,9 +92,11 @@ class LocalDispatch:
         """Each row's experts applied to it, times their gates, and summed, [N, D]."""
         counts_E, places_M, rows = self.layout(pairs.expert_M, n_experts)
         row_R = places_M.new_zeros(rows).scatter_(0, places_M, pairs.row_M)
+        if self.pad_multiple > 1:
+            row_R = row_R[places_M.new_zeros(rows).scatter_(0, places_M, places_M).cummax(0).values]
         gates_R = pairs.gate_M.new_zeros(rows).scatter(0, places_M, pairs.gate_M)
-        rows_RD = _Copy.apply(x_ND, row_R, places_M, pairs.firsts_N)
-        return _Sum.apply(experts(rows_RD, counts_E, gates_R), row_R, places_M, pairs.firsts_N)
+        rows_RD = CopyRows.apply(x_ND, row_R, places_M, pairs.firsts_N)
+        return SumRows.apply(experts(rows_RD, counts_E, gates_R), row_R, places_M, pairs.firsts_N)
 
     def few(self, x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
         """The same for no more pairs than there are experts, as in decoding: nothing filled up or kept."""

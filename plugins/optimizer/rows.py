@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv3.model.layers import first_row, local
+
 
 def step_rows(parameter: Tensor, gradient: Tensor, state: dict[str, Any], *, lr: float, eps: float) -> None:
-    """Move the rows of `parameter` [R, W] that `gradient`, a sparse tensor of its shape, has; in place."""
+    """Move the rows of `parameter` [R, W] that `gradient`, a sparse tensor of its shape, has; in place.
+
+    Where ranks share the rows, those of the gradient are this rank's, and so is the state.
+    """
     if not state:
         state["step"] = torch.zeros(())  # torch's AdamW wants one in every state
-        state["square_sum"] = torch.zeros(parameter.shape[0], device=parameter.device)
+        state["square_sum"] = torch.zeros_like(parameter.select(1, 0))
     state["step"] += 1
     gradient = gradient.coalesce()
-    rows_U, values_UW = gradient.indices()[0], gradient.values()
-    sums_U = state["square_sum"][rows_U] + values_UW.square().mean(-1)
-    state["square_sum"][rows_U] = sums_U
-    parameter.index_add_(0, rows_U, values_UW / (sums_U.sqrt() + eps).unsqueeze(-1), alpha=-lr)
+    rows_U, values_UW = gradient.indices()[0] - first_row(parameter), gradient.values()
+    sum_R = local(state["square_sum"])
+    sums_U = sum_R[rows_U] + values_UW.square().mean(-1)
+    sum_R[rows_U] = sums_U
+    local(parameter).index_add_(0, rows_U, values_UW / (sums_U.sqrt() + eps).unsqueeze(-1), alpha=-lr)

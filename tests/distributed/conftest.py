@@ -7,9 +7,9 @@ import pytest
 from tests.distributed.workers import Workers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def workers() -> Iterator[Workers]:
-    """Four processes for all tests of a module: workers.run(function, *args, ranks=2)."""
+    """Four processes for all tests of this folder: workers.run(function, *args, ranks=2)."""
     started = Workers(4)
     yield started
     started.close()

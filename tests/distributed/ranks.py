@@ -1,6 +1,7 @@
 """Runs of these tests, over ranks and in one process."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,14 +27,14 @@ class Trained(NamedTuple):
     state: dict[str, Any]
 
 
-def fitted(config: DictConfig) -> Run:
-    """Train by `fit`, as train.py does."""
+def fitted(config: DictConfig, act: Callable[[DictConfig], Run] = fit) -> Run:
+    """Train by `fit`, as train.py does; or do something else with a run's configuration."""
     if dist.is_initialized():
         rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test"}
     try:
-        return fit(config)
+        return act(config)
     finally:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
             os.environ.pop(name, None)

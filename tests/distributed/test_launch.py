@@ -3,6 +3,7 @@
 SLURM is a fake of three scripts, with one node, which is this machine.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -91,26 +92,50 @@ def test_a_study_over_slurm(tmp_path: Path, tasks: int) -> None:
 
 
 class Sleeper(lightning.Callback):
-    """Rank 1 sleeps in the third step."""
+    """Rank 1 sleeps in the third step; or all ranks do, and keep Python's lock."""
+
+    def __init__(self, *, keep_lock: bool) -> None:
+        self.keep_lock = keep_lock
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         def sleep() -> bool:
-            if rank() == 1 and pl_module.steps == 2:
+            if pl_module.steps == 2 and self.keep_lock:
+                ctypes.PyDLL(None).sleep(100)
+            if pl_module.steps == 2 and rank() == 1:
                 time.sleep(100)
             return False
 
         pl_module.flags["sleeper"] = sleep
 
 
+def sleeper(*, keep_lock: bool) -> tuple[str, str]:
+    where = "+callbacks.sleeper"
+    return f"{where}._target_={__name__}.Sleeper", f"{where}.keep_lock={str(keep_lock).lower()}"
+
+
 def test_a_hang_ends_the_job_and_names_the_rank(tmp_path: Path) -> None:
-    sleeper = f"+callbacks.sleeper._target_={__name__}.Sleeper"
-    process = start(tmp_path, *train("run.dir=run", sleeper, "callbacks.watchdog.seconds=5"))
+    process = start(tmp_path, *train("run.dir=run", *sleeper(keep_lock=False), "callbacks.watchdog.seconds=5"))
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1, errors
     assert "rank 1 has been in step 3 for over 5 s" in errors
     assert "time.sleep(100)" in errors
     assert errors.rstrip().endswith("rank 1 ended with status 1; the others were stopped")
     assert (RunFolder(tmp_path / "run").failure() or "").startswith("rank 1 has been in step 3")
+
+
+def test_ranks_that_all_keep_the_lock_are_named_by_what_started_them(tmp_path: Path) -> None:
+    process = start(tmp_path, *train("run.dir=run", *sleeper(keep_lock=True), "callbacks.watchdog.seconds=5"))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1, errors
+    line = "has been in step 3 for over 5 s (callbacks.watchdog.seconds), where no thread of it could run"
+    assert line in errors
+    assert "in sleep" in errors
+    failure = RunFolder(tmp_path / "run").failure() or ""
+    assert failure[:6] in ("rank 0", "rank 1")
+    assert line in failure
+    named = Path(tmp_path, "run", failure.split()[-1]).read_text()
+    assert named.startswith(failure[:6])
+    assert "in sleep" in named
 
 
 def test_a_killed_rank_is_named_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from dsv3.planning.recipe import FORMATS, REPORT
 from dsv3.planning.stages import parts_of_pipeline
 from dsv3.planning.zero3 import sharded_states, whole_gradients
 from dsv3.testing.small_model import micro_batch
+from dsv3.training.run import build_run
 from dsv3.training.step import Losses, take_gradients
-from tests.distributed.ranks import train
+from tests.distributed.ranks import fitted
 from tests.distributed.workers import Workers
 from tests.planning.models import config, skeleton
 
@@ -153,14 +154,14 @@ def line_of(config: DictConfig) -> list[str]:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        train(config)
+        fitted(config, build_run).folder.release()
     finally:
         log.removeHandler(handler)
     return said
 
 
 def test_a_run_says_how_it_is_laid_out(composed: Compose, workers: Workers, tmp_path: Path) -> None:
-    parts = ("precision=fp32", "parallel=experts", "trainer.devices=2", "trainer.max_steps=1")
+    parts = ("precision=fp32", "parallel=experts", "trainer.devices=2")
     composition = composed(*parts, f"run.dir={tmp_path}/run")
     first, second = workers.run(line_of, composition, ranks=2)
     sizes = Sizes(1, 1, 1, 2)

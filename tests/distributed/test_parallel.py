@@ -1,7 +1,7 @@
 """Several ranks train as one process does: gradients of a step, whole runs, checkpoints read by any number of ranks."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tests.distributed.ranks import Trained, train
 from tests.distributed.workers import Workers
 
 Compose = Callable[..., DictConfig]
+Alone = Callable[[str], tuple[Trained, Path]]
 
 LAYOUTS = {
     "sharded 2": Sizes(1, 2, 1, 1),
@@ -41,8 +42,20 @@ RUNS = {
     ),
 }
 
-QUICK = ("pipeline 2",)
-"""Layouts whose whole runs are quick tests; one over sharding and experts is in test_folder_checkpoint."""
+MODELS = {
+    "tiny": (20, ()),
+    "tiny, briefly": (6, ("run.tokens=3072",)),
+    "2 layers of the default": (20, ("model=small", "model.n_layers=2")),
+}
+"""Steps, and overrides."""
+
+TWO_LAYERS = {"pipeline 2": ("parallel.schedule=1f1b",)}
+"""Settings of layouts for so small a model: 2 layers and MTP are too few for two stages on each of two ranks."""
+
+QUICK = ("pipeline 2", "tiny, briefly")
+"""The quick one of the whole runs; one over sharding and experts is in test_folder_checkpoint."""
+
+WHOLE = [QUICK, *((layout, model) for model in ("tiny", "2 layers of the default") for layout in RUNS)]
 
 
 def norm(taken: Taken) -> float:
@@ -59,7 +72,10 @@ def assert_same_step(ours: Taken, one: Taken) -> None:
         assert error <= 1e-6, name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",  # of two ranks, check_parallel takes such steps in test_conformance
+    [pytest.param(name, marks=pytest.mark.slow if sizes.world == 2 else ()) for name, sizes in LAYOUTS.items()],
+)
 def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Workers, layout: str) -> None:
     config = composed("precision=fp32", "dispatch=all_to_all")
     one, sizes = take_step(config, None), LAYOUTS[layout]  # 3 micro-batches, which 2 and 4 ranks share with padding
@@ -73,8 +89,8 @@ def test_a_step_has_the_gradients_of_one_process(composed: Compose, workers: Wor
     [
         ["precision=fp32", "recompute=[norm,attention_up,swiglu]"],
         ["precision=fp32", "model.tie_embeddings=true"],
-        ["precision=fp32", "mtp=none", "attention=gqa"],
-        ["precision=fp32", "experts=loop", "balancing=sequence_aux"],
+        pytest.param(["precision=fp32", "mtp=none", "attention=gqa"], marks=pytest.mark.slow),
+        pytest.param(["precision=fp32", "experts=loop", "balancing=sequence_aux"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -95,12 +111,17 @@ def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def one_process(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
-    """20 steps of the tiny model in one process."""
-    path = tmp_path_factory.mktemp("one")
-    trained = train(run_of(composed, path))
-    assert trained is not None
-    return trained, path
+def one_process(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """A model in one process, trained once."""
+
+    @cache
+    def of_model(name: str) -> tuple[Trained, Path]:
+        path = tmp_path_factory.mktemp("one")
+        trained = train(run_of(composed, path, *MODELS[name][1]))
+        assert trained is not None
+        return trained, path
+
+    return of_model
 
 
 def assert_same_run(ours: Trained, one: Trained) -> None:
@@ -117,22 +138,25 @@ def assert_same_run(ours: Trained, one: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS]
+    ("layout", "model"),
+    [pytest.param(*case, marks=() if case == QUICK else pytest.mark.slow) for case in WHOLE],
 )
 def test_a_run_is_the_run_of_one_process(
-    composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path], layout: str
+    composed: Compose, workers: Workers, tmp_path: Path, one_process: Alone, layout: str, model: str
 ) -> None:
     """Losses, loads, biases, held-out text, monitoring, averaged weights, and one checkpoint in the same format."""
-    config = run_of(composed, tmp_path, *RUNS[layout])
+    steps, overrides = MODELS[model]
+    fitting = TWO_LAYERS.get(layout, ()) if "2 layers" in model else ()
+    config = run_of(composed, tmp_path, *overrides, *RUNS[layout], *fitting)
     ours, *others = workers.run(train, config, ranks=config.trainer.devices)
-    assert len(ours.losses) == 20
+    assert len(ours.losses) == steps
     assert others == [None] * len(others), "rank 0 writes"
-    assert_same_run(ours, one_process[0])
+    assert_same_run(ours, one_process(model)[0])
 
 
 @pytest.mark.slow
 def test_a_checkpoint_is_read_by_any_number_of_ranks(
-    composed: Compose, workers: Workers, tmp_path: Path, one_process: tuple[Trained, Path]
+    composed: Compose, workers: Workers, tmp_path: Path, one_process: Alone
 ) -> None:
     """4 ranks begin, 2 go on, 1 goes on, 4 end it: as if nothing had happened."""
     legs = [("experts 4 on 2 nodes", 5), ("sharded 2", 10), (None, 14), ("experts 2 x sharded 2", -1)]
@@ -140,7 +164,7 @@ def test_a_checkpoint_is_read_by_any_number_of_ranks(
         overrides = RUNS[layout] if layout else ()
         config = run_of(composed, tmp_path, f"trainer.max_steps={steps}", *overrides)
         ours = workers.run(train, config, ranks=config.trainer.devices)[0] if layout else train(config)
-    one = one_process[0]  # which has no interval and no score that ends with a leg
+    one = one_process("tiny")[0]  # which has no interval and no score that ends with a leg
     at_end = ours.routing[:, 0] == one.routing[-1, 0]
     scores, routing = np.concatenate([ours.bpb[:3], ours.bpb[-6:]]), one.routing[one.routing[:, 0] == 2048]
     np.testing.assert_allclose(ours.routing[ours.routing[:, 0] == 2048], routing, rtol=1e-4, atol=1e-6)

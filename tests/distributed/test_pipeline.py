@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dsv3.build import build_model
 from dsv3.contracts import Forward, Head, MicroBatch, Routing, Step
+from dsv3.distributed.mesh import make_mesh
+from dsv3.distributed.parallel import Sizes
 from dsv3.distributed.pipeline import Pipeline, ScheduleName
-from dsv3.distributed.shard import release
-from dsv3.model.decoder import Block, Decoder
+from dsv3.distributed.shard import release, shard
+from dsv3.model.decoder import Decoder
 from dsv3.model.load import Loads, real_tokens
 from dsv3.model.recompute import Part
 from dsv3.testing.small_model import micro_batch
@@ -137,7 +137,7 @@ def test_gradients_and_loads_are_those_of_one_process(workers: Workers, composed
     assert compared(workers, config, 6, 2, schedule, ()) < 1e-6
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
+@pytest.mark.parametrize("schedule", [pytest.param("1f1b", marks=pytest.mark.slow), "dualpipev"])
 def test_the_same_in_fp8_with_recomputation(workers: Workers, composed: Compose, schedule: str) -> None:
     config = composed("precision=fp8_blockwise", "model.n_layers=4", "memory=ngram", *LOSSES)
     assert compared(workers, config, 4, 2, schedule, PARTS) < 1e-6
@@ -182,44 +182,6 @@ def test_the_same_with_other_parts(workers: Workers, composed: Compose, schedule
     assert compared(workers, config, 4, 2, schedule, ()) < 1e-6
 
 
-def sharded(pipeline: Pipeline, mesh: DeviceMesh) -> None:
-    """Shard the weights of this rank's stages (FSDP2) and sum gradients over the ranks of the mesh."""
-    for stage in pipeline.stages:
-        for block in [module for module in stage.modules() if isinstance(module, Block)]:
-            fully_shard(block, mesh=mesh, reshard_after_forward=False)
-        fully_shard(stage, mesh=mesh, reshard_after_forward=False)
-        for module in stage.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
-
-
-def staged_and_sharded(config: DictConfig, number: int, schedule: ScheduleName) -> Outcome:
-    """`staged` on two of four ranks; the others have other micro-batches."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stages", "data"))
-    model, whole = build_model(config), step_of(config, number)
-    share = Share(model, config, whole)
-    pipeline = Pipeline(model, group=mesh["stages"].get_group(), schedule=schedule)
-    sharded(pipeline, mesh["data"])
-    calls = router_calls(model)
-    own = whole.micro_batches[mesh["data"].get_local_rank() :: 2]
-    routings = pipeline.step(own, share.loss, share.balance)
-    loads = loads_of(model, own, routings)
-    dist.all_reduce(loads.counts, group=mesh["data"].get_group())
-    gradients = {name: grad.full_tensor() for name, grad in gradients_of(model).items()}
-    return Outcome(gradients, loads.by_layer(), calls)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_same_with_sharded_stages(workers: Workers, composed: Compose, schedule: str) -> None:
-    config = composed("precision=fp32", "model.n_layers=4", *LOSSES)
-    (whole,) = workers.run(alone, config, 8, ranks=1)
-    parts = workers.run(staged_and_sharded, config, 8, schedule, ranks=4)
-    both = [a._replace(calls=a.calls + b.calls) for a, b in (parts[:2], parts[2:])]
-    assert largest_error(both, whole) < 1e-6
-
-
 STEPS = (4, 6, 4)
 """Micro-batches of each step of a training."""
 
@@ -239,16 +201,16 @@ def trained(config: DictConfig, schedule: ScheduleName, shards: int) -> tuple[di
 
     Before each step, a forward pass of other weights, as averaged ones are scored.
     """
-    mesh = init_device_mesh("cpu", (2, shards), mesh_dim_names=("stages", "data"))
+    mesh = make_mesh(Sizes(2, shards, 1, 1), "cpu")
     model = build_model(config)
     shares = [Share(model, config, step_of(config, number * shards)) for number in STEPS]
-    pipeline = Pipeline(model, group=mesh["stages"].get_group(), schedule=schedule)
+    pipeline = Pipeline(model, group=mesh.stages.get_group(), schedule=schedule)
     if shards > 1:
-        sharded(pipeline, mesh["data"])
+        shard(model, mesh, pipeline.stages)
     weights = list(model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.1)
     for share in shares:
-        own = share.step.micro_batches[mesh["data"].get_local_rank() :: shards]
+        own = share.step.micro_batches[mesh.data_rank :: shards]
         with torch.no_grad():
             torch._foreach_mul_(weights, 2.0)
             pipeline.forward(own[0])
@@ -269,7 +231,7 @@ def full(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("schedule", "shards"),
     [
-        ("interleaved_zero_bubble", 1),
+        pytest.param("interleaved_zero_bubble", 1, marks=pytest.mark.slow),
         ("zbv", 1),
         pytest.param("1f1b", 2, marks=pytest.mark.slow),
         pytest.param("zbv", 2, marks=pytest.mark.slow),
@@ -329,7 +291,7 @@ def passed(config: DictConfig, schedule: ScheduleName) -> list[tuple[Forward | N
     return [first, pipeline.forward(step.micro_batches[1], with_mtp=True)]
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zbv"])
+@pytest.mark.parametrize("schedule", ["1f1b", pytest.param("interleaved_1f1b", marks=pytest.mark.slow), "zbv"])
 def test_forward_passes_are_those_of_one_process(workers: Workers, composed: Compose, schedule: str) -> None:
     config = composed("precision=bf16", "model.n_layers=4")
     (whole,) = workers.run(passed_alone, config, ranks=1)

@@ -1,8 +1,11 @@
 """A rank that hangs is named, with its stack, and the run ends; long work of callbacks is no hang."""
 
+import ctypes
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from dsv3.contracts import Step
 from dsv3.testing.callback import check_callback
 from dsv3.training import lightning_module
 from dsv3.training.callbacks.validate import Validate
-from dsv3.training.callbacks.watchdog import TO_WAIT, TO_WRITE, Watchdog
+from dsv3.training.callbacks.watchdog import TO_WAIT, Watchdog
+from dsv3.training.frozen import name_frozen
 from dsv3.training.resume import prepare
 from tests.distributed.ranks import fitted
 from tests.distributed.workers import Workers
@@ -34,21 +38,23 @@ def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
     )  # fmt: skip
 
 
-def overslept(folder: Path) -> None:
-    """Rank 1 sleeps, once it has said since when."""
-    if dist.get_rank() == 1:
+def overslept(folder: Path, hung: Sequence[int] = (1,), *, keeps_lock: bool = False) -> None:
+    """Ranks sleep, once they have said since when; some keep all their threads from running meanwhile."""
+    if dist.get_rank() in hung:
         (folder / "since").write_text(repr(time.time()))
+        if keeps_lock:
+            ctypes.PyDLL(None).sleep(100)
         time.sleep(100)
 
 
-def hang_in_a_step(config: DictConfig) -> None:
+def hang_in_a_step(config: DictConfig, **how: Any) -> None:
     steps, balance = 0, lightning_module.balance
 
     def patched(*arguments: Any) -> None:
         nonlocal steps
         steps += 1
         if steps > HUNG:
-            overslept(Path(config.run.dir))
+            overslept(Path(config.run.dir), **how)
         balance(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -80,24 +86,55 @@ def ended(workers: Workers, function: Callable[[DictConfig], None], config: Dict
     since = float((folder / "since").read_text())
     for report in reports:
         after = report.stat().st_mtime - since
-        assert LIMIT - 0.5 <= after <= LIMIT + TO_WRITE, "a rank looks every tenth of the limit"
+        assert LIMIT - 0.5 <= after <= LIMIT + TO_WAIT + 2, "a rank looks every tenth of the limit"
     assert time.time() - since <= LIMIT + TO_WAIT + 5
     return [report.read_text() for report in reports]
 
 
 def test_a_rank_that_hangs_in_a_step_is_named(composed: Compose, workers: Workers, tmp_path: Path) -> None:
-    config = run_of(composed, tmp_path / "run")
+    teller = Path(__file__).with_name("note_end.py")
+    config = run_of(composed, tmp_path / "run", f"run.on_end=[{sys.executable},{teller},{tmp_path}/told]")
     waiting, hung = ended(workers, hang_in_a_step, config)
+    assert (tmp_path / "told").read_text() == f"{tmp_path}/run failed\n", "by rank 0, which waited"
     line = f"has been in step 3 for over {LIMIT:g} s (callbacks.watchdog.seconds)"
     assert hung.startswith(f"rank 1 {line}\n")
     assert "in overslept\n    time.sleep(100)" in hung
     assert waiting.startswith(f"rank 0 {line}, waiting for other ranks\n")
     assert "torch/distributed" in waiting
-    folder = RunFolder(tmp_path / "run")
-    assert folder.failure() == f"rank 1 {line}; its stack is in failure-rank1.txt"
+    is_named(config, f"rank 1 {line}")
+
+
+def is_named(config: DictConfig, line: str) -> None:
+    """As why training failed, until it goes on."""
+    folder = RunFolder(config.run.dir)
+    assert folder.failure() == f"{line}; its stack is in failure-rank1.txt"
     prepare(config, folder)
     folder.release()
-    assert not list(folder.path.glob("failure*"))
+    assert not [path for pattern in ("failure*", ".failure*") for path in folder.path.glob(pattern)]
+
+
+@pytest.mark.parametrize("hung", [(1,), pytest.param((0, 1), marks=pytest.mark.slow)])
+def test_a_rank_none_of_whose_threads_can_run_is_named(
+    composed: Compose, workers: Workers, tmp_path: Path, hung: Sequence[int]
+) -> None:
+    """By another rank, which waits for it; where all are so, by the program that started them."""
+    config = run_of(composed, tmp_path / "run")
+    if len(hung) == 2:
+        with pytest.raises(RuntimeError, match="the process ended"):
+            workers.run(partial(hang_in_a_step, hung=hung, keeps_lock=True), config, ranks=2)
+        folder = RunFolder(config.run.dir)
+        assert folder.failure() is None
+        name_frozen(folder)
+        assert (folder.failure() or "").startswith("rank 0 has been in step 3 ")
+        return
+    waiting, report = ended(workers, partial(hang_in_a_step, hung=hung, keeps_lock=True), config)
+    line = (
+        f"rank 1 has been in step 3 for over {LIMIT:g} s (callbacks.watchdog.seconds), where no thread of it could run"
+    )
+    assert report.startswith(f"{line}\n")
+    assert "in overslept" in report
+    assert "waiting for other ranks" in waiting.splitlines()[0]
+    is_named(config, line)
 
 
 @pytest.mark.slow

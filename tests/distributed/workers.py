@@ -21,7 +21,8 @@ from typing import Any
 from tests.commands import FORKED
 
 LONGEST = 120.0
-"""Seconds that one call may take; a process that needs longer prints its stack and ends."""
+"""Seconds that one call may take; a process that needs longer prints its stack and ends, or is killed where a run's
+watchdog has taken faulthandler's timer."""
 
 
 class Workers:
@@ -44,13 +45,17 @@ class Workers:
             job = pickle.dumps((function, args))
             for rank, pipe in enumerate(self.pipes[:ranks]):
                 pipe.send_bytes(pickle.dumps((job, rank, ranks, str(Path(folder, "store")), timeout)))
-            return self._answers(self.pipes[:ranks])
+            return self._answers(self.pipes[:ranks], timeout + 10)
 
-    def _answers(self, pipes: list[Connection]) -> list[Any]:
+    def _answers(self, pipes: list[Connection], timeout: float) -> list[Any]:
         answers: dict[int, Any] = {}
         failures: list[tuple[float, BaseException]] = []
         while len(answers) < len(pipes):
-            for pipe in multiprocessing.connection.wait([p for i, p in enumerate(pipes) if i not in answers]):
+            left = [rank for rank in range(len(pipes)) if rank not in answers]
+            done = multiprocessing.connection.wait([pipes[rank] for rank in left], timeout)
+            for rank in left if not done else ():
+                self.processes[rank].kill()
+            for pipe in done:
                 rank = pipes.index(pipe)  # type: ignore[arg-type]
                 try:
                     answers[rank], failure, moment = pickle.loads(pipes[rank].recv_bytes())

@@ -91,6 +91,7 @@ def running(
         keys[account] = service.accounts.new_key(account, "tests", None)
     app = build_application(service, policy=Policy(cookie=COOKIE), token="once", origins=["https://chat.example.org"])
     listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)  # soon full where a client does not read
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2))
     service.start()

@@ -23,9 +23,12 @@ def lines_of(content: str) -> list[Any]:
 
 
 def wait_until_idle(server: Running) -> None:
-    deadline = time.monotonic() + 30
+    """Fails where the engines do nothing for half a minute, however slow they are."""
     schedulers = [served.scheduler for served in server.service.models.values()]
+    steps, deadline = -1, 0.0
     while any(scheduler.running or scheduler.waiting for scheduler in schedulers):
+        if (now := sum(scheduler.counts.steps for scheduler in schedulers)) != steps:
+            steps, deadline = now, time.monotonic() + 30
         assert time.monotonic() < deadline, "a text still runs"
         time.sleep(0.02)
 
@@ -114,8 +117,8 @@ def test_who_goes_away_leaves_nothing(server: Running) -> None:
 
 
 def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
-    """A client that reads nothing of a long answer, and one that sends half a request."""
-    body = json.dumps({"model": server.model, "prompt": "x", "max_tokens": 240, "stream": True, "logprobs": 16, "n": 8})
+    """A client that reads nothing of a long answer until all else is done, and one that sends half a request."""
+    body = json.dumps({"model": server.model, "prompt": "x", "max_tokens": 70, "stream": True, "logprobs": 16, "n": 8})
     port = int(server.url.rpartition(":")[2])
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {server.keys['bob']}\r\n"
@@ -134,3 +137,10 @@ def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
         wait_until_idle(server)  # what the deaf one asked for is written, and waits for it alone
         with server.client() as client:
             assert client.get("/v1/models").status_code == 200
+        deaf.settimeout(60)
+        read = b""
+        while b"[DONE]" not in read[-100:]:
+            more = deaf.recv(2**16)
+            assert more
+            read += more
+        assert len(read) > 2**17 + 2**16, "more than the socket and the server keep for it"

@@ -14,16 +14,20 @@ import lightning
 import torch.distributed as dist
 
 from dsv3.bounds import PositiveFloat
-from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.distributed.agree import rank, several
 from dsv3.training.callbacks.phases import Phase
+from dsv3.training.frozen import Alarm, name_frozen, write_text
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.on_end import call
 
 BUSY = "watchdog/busy"
 """In the store of the process group: the number of ranks whose callbacks are at work."""
 
 TO_WRITE, TO_WAIT = 2.0, 4.0
 """Seconds from a rank's report to its end. A rank that waits for others ends later: the launcher names the first."""
+
+LATE = 2.0
+"""Seconds by which a rank reports later where no thread of it can run: below `TO_WAIT`."""
 
 INNERMOST = 4
 """Frames of a stack, one of which is torch.distributed's where a rank waits for others."""
@@ -32,9 +36,10 @@ INNERMOST = 4
 class Watchdog(lightning.Callback):
     """A thread that measures how long this rank has been waiting for data or taking a step.
 
-    After `seconds` it writes the stacks of this process to stderr and to `failure-rank<r>.txt` in the run folder, and
-    ends the process with status 1. While callbacks are at work, on this rank or another one that the step waits for,
-    time does not count: evaluation, benchmarks and checkpoints take as long as they take.
+    After `seconds` it writes the stacks of this process to stderr and to `failure-rank<r>.txt` in the run folder, calls
+    `run.on_end` on rank 0, and ends the process with status 1. Where the thread cannot run, an alarm ends it, without
+    that call (`dsv3.training.frozen`). While callbacks are at work, on this rank or another one that the step waits
+    for, time does not count: evaluation, benchmarks and checkpoints take as long as they take.
 
     seconds: None: nothing is watched, nor is it in one process.
     """
@@ -51,6 +56,7 @@ class Watchdog(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: LanguageModel) -> None:
         if self.seconds is not None and several():
             watch = _Watch(pl_module, self.seconds, self.ended)
+            pl_module.moved = watch.set_alarm
             self.thread = threading.Thread(target=watch.run, name="watchdog", daemon=True)
             self.thread.start()
 
@@ -74,11 +80,17 @@ class _Watch:
         assert dist.group.WORLD is not None
         self.store = dist.group.WORLD.get_group_store()
         self.is_announced = False
+        self.alarm = Alarm(module.folder.path, rank())
 
     def run(self) -> None:
-        with contextlib.suppress(dist.DistError):  # the store ends with the job
-            self._watch()
-            self._announce(False)
+        try:
+            with contextlib.suppress(dist.DistError):  # the store ends with the job
+                self._watch()
+                self._announce(False)
+        finally:
+            with self.alarm.lock:
+                self.ended.set()
+                self.alarm.close()
 
     def _watch(self) -> None:
         interval = min(1.0, self.seconds / 10)
@@ -88,10 +100,23 @@ class _Watch:
             if found != seen:
                 seen, since = found, now
             self._announce(not found and now - since > interval)
-            if found and now - since > self.seconds:
-                if self.store.add(BUSY, 0) == 0:
-                    self._end(found)
+            if found and now - since > self.seconds / 2 and self.store.add(BUSY, 0) > 0:
                 since = now
+                self.set_alarm()  # which cannot ask whether others are busy
+            if found and now - since > self.seconds:
+                self._end(found)
+
+    def set_alarm(self) -> None:
+        """For where this process is. While callbacks are at work there is none."""
+        with self.alarm.lock:
+            if self.module.at and not self.ended.is_set():
+                line = f"{self._line(self.module.at)}, where no thread of it could run"
+                self.alarm.set(self.seconds + LATE, line)
+            else:
+                self.alarm.stop()
+
+    def _line(self, at: str) -> str:
+        return f"rank {rank()} has been {at} for over {self.seconds:g} s (callbacks.watchdog.seconds)"
 
     def _announce(self, is_busy: bool) -> None:
         """Tell the ranks that may wait for this one; those that are busy for a moment need not."""
@@ -100,17 +125,21 @@ class _Watch:
             self.is_announced = is_busy
 
     def _end(self, at: str) -> None:
-        line = f"rank {rank()} has been {at} for over {self.seconds:g} s (callbacks.watchdog.seconds)"
+        self.alarm.stop()
+        line = self._line(at)
         is_waiting = waits_for_others(sys._current_frames()[threading.main_thread().ident or 0])
         if is_waiting:
             line += ", waiting for other ranks"
         text = "\n".join([line, *stacks(), ""])
         print(text, file=sys.stderr, flush=True)
         folder = self.module.folder
-        write(folder.path / f"failure-rank{rank()}.txt", text)
+        write_text(folder.path / f"failure-rank{rank()}.txt", text)
         time.sleep(TO_WAIT if is_waiting else TO_WRITE)
+        name_frozen(folder)
         if not is_waiting or folder.failure() is None:
-            write(folder.failure_path, f"{line}; its stack is in failure-rank{rank()}.txt\n")
+            write_text(folder.failure_path, f"{line}; its stack is in failure-rank{rank()}.txt\n")
+        if rank() == 0 and self.module.config.run.on_end:
+            call(list(self.module.config.run.on_end), folder.path.absolute(), "failed")
         os._exit(1)
 
 
@@ -127,7 +156,3 @@ def stacks() -> Iterator[str]:
     for thread in sorted(threads, key=lambda thread: thread is not threading.main_thread()):
         if thread.ident in frames:
             yield f"\nthread {thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
-
-
-def write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))

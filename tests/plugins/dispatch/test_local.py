@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3.contracts import Routing
-from plugins.dispatch.local import LocalDispatch, _Copy, _Sum, summed
+from plugins.dispatch.local import CopyRows, LocalDispatch, SumRows, summed
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -115,6 +115,24 @@ def test_output_keeps_the_dtype_of_the_stream(multiple):
     assert gates.grad.dtype == torch.float32
 
 
+def test_padding_is_copies_of_the_experts_own_tokens():
+    """Others would change the scale that an expert's tokens share in FP8, and so their gradient."""
+    routing, seen = routing_of(9, 5, 2, 0), []
+    x = torch.arange(9.0).unsqueeze(1).requires_grad_()
+
+    def experts(rows_RD, counts_E, gates_R):
+        seen.extend(zip(rows_RD.split(counts_E.tolist()), gates_R.split(counts_E.tolist()), strict=True))
+        return rows_RD
+
+    LocalDispatch(pad_multiple=8)(x, routing, experts)
+    for expert, (rows, gates) in enumerate(seen):
+        tokens = (routing.experts_NK == expert).any(1).nonzero().flatten().tolist()
+        padding = [tokens[-1]] * (-len(tokens) % 8) if tokens else []
+        assert rows.flatten().tolist() == [*tokens, *padding]
+        assert gates[len(tokens) :].eq(0).all()
+    assert len(seen) == 5
+
+
 def test_a_multiple_below_one():
     with pytest.raises(ValueError, match=r"dispatch.pad_multiple=0: must be at least 1"):
         LocalDispatch(pad_multiple=0)
@@ -132,8 +150,8 @@ def test_gradient_of_copying_and_of_summing(seed):
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     rows = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
     where = token_M, places_NK.flatten(), torch.arange(0, 8, 2)
-    assert torch.autograd.gradcheck(lambda x: _Copy.apply(x, *where), (x,))
-    assert torch.autograd.gradcheck(lambda rows: _Sum.apply(rows, *where), (rows,))
+    assert torch.autograd.gradcheck(lambda x: CopyRows.apply(x, *where), (x,))
+    assert torch.autograd.gradcheck(lambda rows: SumRows.apply(rows, *where), (rows,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
