@@ -1,6 +1,7 @@
 """The datamodule: one Lightning batch is one optimiser step, and carries the data state after it."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,7 +124,7 @@ class DataModule(StepModule):
         kept = self.prepared.survey
         if (folder / CORPUS).is_file() and (folder / CORPUS).read_text().strip() == kept.key:
             return
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
         beside.mkdir(parents=True)
         for file in sorted(kept.folder.iterdir()):
             if file.name in ("survey.json", "contents.npy") or file.name.endswith(".held_out.parquet"):

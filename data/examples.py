@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-import os
+import secrets
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -250,7 +250,7 @@ class ExampleModule(StepModule):
 
     def keep_held_out(self, folder: Path) -> None:
         """Copy the held-out examples into a folder, for `use_held_out`."""
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
         beside.mkdir(parents=True)
         for name in self.sources:
             shutil.copytree(self._cache_dir / "examples" / self._key(name) / "held_out", beside / name)

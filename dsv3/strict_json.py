@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +25,16 @@ def finite(value: Any, *, instead: Callable[[float], Any] = lambda value: None) 
 def text_of(value: Any, *, indent: int | None = 2) -> str:
     """`finite(value)` as JSON."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no JSON; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); restore it from a copy") from None

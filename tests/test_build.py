@@ -66,3 +66,47 @@ def test_initial_weights_follow_the_seed_and_the_name_alone(composed: Callable[.
     shared = [name for name in matrices if name in plain]
     assert len(shared) > 10
     assert all(torch.equal(one[name], plain[name]) for name in shared)
+
+
+def test_another_shape_is_found_before_the_data_is_built(
+    composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object, **__: object) -> None:
+        raise AssertionError("the data is built")
+
+    monkeypatch.setattr("dsv3.training.run.build_data", build)
+    config = composed(f"run.dir={tmp_path}/other", f"run.init_from={short_run}", "model.moe_inter_dim=48")
+    with pytest.raises(
+        ValueError, match=r"experts\.gate_up_proj\.weight \(\[.*\] here, \[.*\] there\).*run\.init_partly=true"
+    ):
+        build_run(config)
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_that_fit_are_taken_over_and_the_rest_is_named(
+    composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = ["model.moe_inter_dim=48", "model.n_layers=4", "mtp=none", "run.init_partly=true"]
+    run = build_run(composed(f"run.dir={tmp_path}/other", f"run.init_from={short_run}", *other))
+    run.folder.release()
+    made, start = run.module.model.state_dict(), load_run(short_run, allow=TARGETS).model.state_dict()
+    fresh = dict(build_model(run.config).state_dict())
+    taken = {name for name in made.keys() & start.keys() if made[name].shape == start[name].shape}
+    assert all(torch.equal(made[name], start[name]) for name in taken)
+    assert all(torch.equal(made[name], fresh[name]) for name in made.keys() - taken)
+    assert any(name.startswith("layers.2.self_attn") for name in taken)
+    for told in (
+        f"{len(taken)} of {len(made)} tensors",
+        "layers.*.mlp.experts.gate_up_proj",
+        "not in this model: mtp.",
+    ):
+        assert told in caplog.text
+
+
+def test_no_weights_that_fit_are_no_beginning(
+    composed: Callable[..., DictConfig], short_run: Path, tmp_path: Path
+) -> None:
+    other = ["model.dim=32", "attention=gqa", "mtp=none", "run.init_partly=true", "balancing=none", "router=softmax"]
+    config = composed(f"run.dir={tmp_path}/other", f"run.init_from={short_run}", *other)
+    with pytest.raises(ValueError, match=r"another model: embed_tokens\.weight"):
+        build_run(config)

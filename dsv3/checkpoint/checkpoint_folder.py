@@ -19,6 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils._pytree import KeyPath, tree_map_with_path
 
+from dsv3.strict_json import read_json
+
 MANIFEST, META = "manifest.json", "meta.pt"
 LARGE = ("state_dict/", "optimizer_states/", "callbacks/EMA/")
 """What may stay on disk until it is used: all that grows with the model. Everything else is read at once."""
@@ -103,7 +105,7 @@ def manifest(folder: Path) -> Mapping[str, tuple[int, int]]:
     Raises:
         OSError: it cannot be opened. ValueError, TypeError, KeyError: it is none.
     """
-    entries = json.loads((folder / MANIFEST).read_text())["files"]
+    entries = read_json(folder / MANIFEST)["files"]
     files = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in entries.items()}
     if META not in files or any(Path(name).name != name for name in files):
         raise ValueError(f"{folder / MANIFEST} is not a checkpoint's")

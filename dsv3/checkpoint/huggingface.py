@@ -22,10 +22,11 @@ from dsv3.build import build_model, load_tokenizer
 from dsv3.checkpoint.config_in import Fields, hf_to_choices
 from dsv3.checkpoint.config_out import config_to_hf
 from dsv3.checkpoint.layout import Target, to_huggingface
-from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
+from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint, temporary_of
 from dsv3.checkpoint.shards import Shards, write_shards
 from dsv3.contracts import Tokenizer
 from dsv3.paths import CONF
+from dsv3.strict_json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -218,8 +219,8 @@ def special_ids(tokenizer: Path) -> dict[str, int]:
     """`bos_token_id` and the like of a saved tokenizer, as far as it has them."""
     if not (tokenizer / "tokenizer.json").exists() or not (tokenizer / "tokenizer_config.json").exists():
         return {}
-    config = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
-    added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    config = read_json(tokenizer / "tokenizer_config.json")
+    added = read_json(tokenizer / "tokenizer.json")["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
     named = {f"{name}_id": config.get(name) for name in ("bos_token", "eos_token", "pad_token")}
     texts = {key: text["content"] if isinstance(text, dict) else text for key, text in named.items()}
@@ -247,7 +248,7 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """Call `write(temporary)` with a new folder beside `out`, flush its files to disk and rename it to `out`."""
     check_free(out)
     out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(out)
     temporary.mkdir(parents=True)
     try:
         write(temporary)

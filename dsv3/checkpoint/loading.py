@@ -1,5 +1,6 @@
 """Trained models read back from their run folders."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dsv3.build import build_model, load_tokenizer
+from dsv3.checkpoint.partial import Fit, compared
 from dsv3.checkpoint.run_folder import RunFolder, find_run, load_checkpoint
 from dsv3.config.known_parts import refuse_unknown_parts
-from dsv3.contracts import Tokenizer, is_precision_state
+from dsv3.contracts import Tokenizer
 from dsv3.model.decoder import Decoder
 from dsv3.model.layers import local
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,18 +79,30 @@ def load_run(checkpoint: str | Path, *, device: torch.device | str = "cpu", allo
     return Loaded(config, folder, file, model.to(device).eval(), state["dsv3"]["tokens_seen"], ema)
 
 
-def init_from(model: Decoder, start: Loaded) -> None:
-    """Take over the weights and the routing state of a trained model. What its precision remembered is left behind.
+def fit_of(model: Decoder, start: Loaded, *, partly: bool) -> Fit:
+    """What a model can take over of a trained one, and what it cannot. `model` may be on the meta device.
+
+    partly: whether some may be missing, which is then said.
 
     Raises:
-        ValueError: a tensor is missing or has another shape.
+        ValueError: a tensor is missing or has another shape, or none fits.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if is_precision_state(name)}
-    taken = {name: tensor for name, tensor in start.model.state_dict().items() if not is_precision_state(name)}
-    try:
-        model.load_state_dict(taken | own)
-    except RuntimeError as error:
-        raise ValueError(f"run.init_from={start.file}: another model: {mismatch(error)}") from None
+    fit = compared(model, start.model.state_dict())
+    if not fit.fitting or ((fit.fresh or fit.unused) and not partly):
+        remedy = "" if partly or not fit.fitting else ". run.init_partly=true takes the tensors that fit"
+        raise ValueError(f"run.init_from={start.file}: another model: {fit.told()}{remedy}")
+    if fit.fresh or fit.unused:
+        kept = f"{len(fit.fitting)} of {len(fit.fitting) + len(fit.fresh)} tensors are taken over"
+        log.warning("run.init_from=%s: %s; begun anew: %s", start.file, kept, fit.told())
+    return fit
+
+
+def init_from(model: Decoder, start: Loaded) -> None:
+    """Take over the weights and the routing state of a trained model, where they fit (see `fit_of`).
+
+    What its precision remembered is left behind.
+    """
+    model.load_state_dict(model.state_dict() | compared(model, start.model.state_dict()).fitting)
 
 
 def mismatch(error: RuntimeError) -> str:

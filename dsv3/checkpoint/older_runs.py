@@ -98,6 +98,19 @@ def opened(part: Path) -> Iterator["pyarrow.parquet.ParquetFile"]:
         raise ValueError(f"{part} cannot be read as Parquet ({what}); delete it to go on without its rows") from None
 
 
+def refuse_damaged_parts(run: Path, tokens: int) -> None:
+    """Open every part of every table that ends at `tokens` or before, so that no training ends in a damaged one.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    for folder in sorted([*run.glob("metrics/*"), *run.glob("timing/*")]):
+        for part in numbered(folder, "part-*.parquet"):
+            if tokens_of(part) <= tokens:
+                with opened(part):
+                    pass
+
+
 def file_to_read(run: Path, name: str) -> Path:
     """Where a file of `FILES` is; its path of today where there is neither."""
     today, older = run / name, run / FILES[name]

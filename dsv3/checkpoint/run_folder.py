@@ -7,6 +7,9 @@
     environment.json    commit, packages, machine   environment.diff    changes since the commit
     run_info.json       sizes, FLOPs per token          spikes/         batches logged by the guard
 
+torch is imported where a checkpoint is read: the preflight, Hydra's sweeper and tools that only look at tables do
+without it.
+
 Tables are columnar, one part per interval (of checkpoints or of monitoring), named by the tokens at its end: a resumed
 run drops the parts past its checkpoint, so that its tables equal those of an uninterrupted run.
 """
@@ -14,16 +17,15 @@ run drops the parts past its checkpoint, so that its tables equal those of an un
 import json
 import logging
 import os
+import secrets
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig
 
-from dsv3.checkpoint.checkpoint_folder import MANIFEST, is_whole, read_folder
 from dsv3.checkpoint.holding import hold
 from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
 from dsv3.checkpoint.parts import is_run, numbered, tokens_of
@@ -51,8 +53,11 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where this process writes what becomes `path`; if it is killed, `clear_leftovers` deletes that."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A place next to `path` to write what becomes it, which no other process of any machine is given.
+
+    If this process is killed, `clear_leftovers` deletes what is there.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -60,7 +65,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     if not path.is_dir() and not (temporary.is_dir() and os.path.lexists(path)):
         temporary.replace(path)
         return
-    old = temporary.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    old = temporary_of(path)
     path.rename(old)
     temporary.rename(path)
     delete(old)
@@ -240,6 +245,8 @@ def is_valid(checkpoint: Path) -> bool:
     Raises:
         ValueError: it may not be read.
     """
+    from dsv3.checkpoint.checkpoint_folder import MANIFEST, is_whole  # torch
+
     is_folder = checkpoint.is_dir()
     if is_folder and not (checkpoint / MANIFEST).is_file():
         return False
@@ -271,6 +278,10 @@ def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         OSError: it cannot be opened.
         ValueError: it is not a checkpoint of this project.
     """
+    import torch
+
+    from dsv3.checkpoint.checkpoint_folder import read_folder
+
     try:
         if Path(path).is_dir():
             content = read_folder(Path(path), lazy=mmap)

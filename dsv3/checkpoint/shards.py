@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dsv3.strict_json import read_json
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SCALE = "_scale_inv"
@@ -93,7 +95,7 @@ class Shards:
         self.folder = folder
         self.block = block
         if (folder / INDEX).exists():
-            self.where: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+            self.where: dict[str, str] = read_json(folder / INDEX)["weight_map"]
         elif (folder / SINGLE).exists():
             with opened(folder / SINGLE) as file:
                 self.where = dict.fromkeys(file.keys(), SINGLE)

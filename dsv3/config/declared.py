@@ -33,6 +33,8 @@ class Run:
     name: str
     dir: str
     init_from: str | None
+    init_partly: bool
+    freeze: Sequence[str]
     tokens: PositiveInt
     checkpoint_every_tokens: PositiveInt
     checkpoint_format: CheckpointFormat

@@ -91,6 +91,8 @@ def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
         if todays is not None and OmegaConf.select(config, part) is None:
             OmegaConf.update(config, part, OmegaConf.to_container(todays, resolve=True))
     _upgrade_logger(config)
+    if isinstance(config.get("run"), DictConfig):
+        config.run = OmegaConf.merge({"init_partly": False, "freeze": []}, config.run)
     for key, now in MOVED.items():
         _move(config, key, now)
     _upgrade_data(config)

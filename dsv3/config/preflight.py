@@ -58,7 +58,7 @@ def check(config_name: str, arguments: Sequence[str], *, also: Sequence[str] = (
             problems += view.problems
             reference = View(composer.reference(job, config))
             found, governed = check_targets(view, reference, config_name)
-            found += check_defaults(view, reference, governed, overrides)
+            found += check_defaults(view, reference, governed)
             problems += found
             problems += check_relations(view, skip={problem.key for problem in found})
             problems += unknown_metric(config)

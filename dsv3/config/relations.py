@@ -200,7 +200,9 @@ def resume_exists(facts: Facts) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume in ("auto", "never"):
         return
     if not Path(resume).is_file() and not Path(resume, "manifest.json").is_file():
-        yield Problem("resume", resume, "must be auto, never or the path of a checkpoint file or folder; there is none")
+        checkpoints = sorted([*Path(resume).glob("tokens-*.ckpt"), *Path(resume).glob("checkpoints/tokens-*.ckpt")])
+        near = f", such as {checkpoints[-1]}" if checkpoints else "; there is none"
+        yield Problem("resume", resume, f"must be auto, never or the path of a checkpoint file or folder{near}")
 
 
 def weights_exist(facts: Facts) -> Iterator[Problem]:
@@ -208,6 +210,12 @@ def weights_exist(facts: Facts) -> Iterator[Problem]:
     is_later_stage = isinstance(stage, int) and stage > 1  # begins with a run of the same study
     if isinstance(path, str) and not is_later_stage and not Path(path).exists():
         yield Problem("run.init_from", path, "must be a run folder or one of its checkpoints; there is none")
+
+
+def frozen_on_one_device(facts: Facts) -> Iterator[Problem]:
+    patterns = facts.value("run.freeze")
+    if patterns and facts.view.choices.get("parallel") != "none":
+        yield Problem("run.freeze", patterns, "needs parallel=none: weights that ranks share are all trained")
 
 
 def run_folder_is_a_runs(facts: Facts) -> Iterator[Problem]:
@@ -266,6 +274,7 @@ RELATIONS: tuple[Relation, ...] = (
     precision_of_other_machines,
     compiled_or_recomputed,
     several_devices,
+    frozen_on_one_device,
     ranks_divide,
     micro_batches_run,
     max_steps,

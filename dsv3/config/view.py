@@ -1,11 +1,10 @@
 """A composed config as dotted keys."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -112,13 +111,13 @@ def _dotted(tree: Any, prefix: str) -> list[str]:
     ]
 
 
-def check_defaults(view: View, reference: View, governed: set[str], overrides: Sequence[Override]) -> list[Problem]:
-    """Compare with the config in which nothing is overridden: types, and names that only an experiment file could set.
+def check_defaults(view: View, reference: View, governed: set[str]) -> list[Problem]:
+    """Compare with the config in which nothing is overridden: types, and names that an experiment file or `+` adds.
 
     governed: keys whose type a signature has decided. What a plugin makes of null only its signature could tell; the
     core's own keys, which are of no group, take null only where that is the default.
     """
-    added = {o.key_or_group for o in overrides if o.type in (OverrideType.ADD, OverrideType.FORCE_ADD)}
+    read = {name for text in view.raw.values() for name in _ONE_KEY.findall(text)}
     problems = []
     for key in (view.leaves.keys() | view.mappings.keys()) - governed:
         if key in reference.mappings and not isinstance(view.leaves.get(key), dict | None):
@@ -130,7 +129,7 @@ def check_defaults(view: View, reference: View, governed: set[str], overrides: S
             own = key.partition(".")[0] not in view.choices
             if needed := _mismatch(value, default, null_passes=not own):
                 problems.append(Problem(key, value, type_needed(needed, value, default)))
-        elif _is_stray(key, view, reference) and not any(_within(key, name) or _within(name, key) for name in added):
+        elif _is_stray(key, view, reference) and not any(_within(key, name) or _within(name, key) for name in read):
             known = [k for k in reference.keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
             value = view.value(key)
             unknown = f"unknown key.{did_you_mean(key, known or reference.keys)}"
@@ -157,15 +156,19 @@ def _within(key: str, parent: str) -> bool:
 def _is_stray(key: str, view: View, reference: View) -> bool:
     """Whether a key is new in a mapping of the core's own, whose names are all known.
 
-    A mapping with a `_target_` is judged by its signature; `trainer` is Lightning's; whole parts may be added.
+    What lies below a `_target_` is judged by its signature; `trainer` is Lightning's; whole parts may be added.
     """
     if key in reference.keys or key.partition(".")[0] == "trainer":
         return False
-    if key in view.mappings and "_target_" in view.mappings[key]:
-        return False
     parent = key.rpartition(".")[0]
     known = not parent or parent in reference.mappings
-    return known and "_target_" not in view.mappings.get(parent, [])
+    return known and not any("_target_" in view.mappings.get(mapping, []) for mapping in _upwards(key))
+
+
+def _upwards(key: str) -> Iterator[str]:
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _mismatch(value: Any, default: Any, *, null_passes: bool) -> str | None:

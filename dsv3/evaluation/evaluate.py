@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint: held-out text, questions and expert load of a run; benchmarks of any causal model."""
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def evaluate(config: DictConfig) -> None:
         loaded, data, out = None, None, None
     else:
         loaded = load_run(config.checkpoint, device=device_named(config.device), allow=allowed(config))
-        data = held_out_data(loaded)
+        data = cache(partial(held_out_data, loaded))
         out = loaded.folder.path / "evaluation.json"
         if config.held_out:
-            result = score(loaded, data)
+            result = score(loaded, data())
             show(result, console)
     if session is not None:
         result["benchmarks"] = session.run(config.checkpoint, loaded, data)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -14,6 +13,7 @@ from PIL import Image
 
 from dsv3.environments import opened
 from dsv3.reporting.tables import table
+from dsv3.strict_json import read_json
 
 MOST_STEPS = 64
 """That a page shows; a GIF shows as many, and the last state."""
@@ -24,7 +24,7 @@ MILLISECONDS = 400
 def read_episodes(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Task and result of every episode that was kept below a run folder or a folder of results."""
     for file in sorted([*folder.glob("episodes/*.json"), *folder.glob("benchmarks/*/episodes/*.json")]):
-        for result in json.loads(file.read_text(encoding="utf-8")):
+        for result in read_json(file):
             yield file.stem, result
 
 

@@ -1,6 +1,5 @@
 """Reads a run folder during or after training: tables, state, units."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from dsv3.checkpoint.holding import is_held
 from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_names, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.reporting.routing_history import RoutingHistory
+from dsv3.strict_json import read_json
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -105,7 +105,7 @@ class History:
         """The run_info.json that `dsv3.training.run_info` writes before the first step; empty until then."""
         path = file_to_read(self.folder.path, "run_info.json")
         if path.exists() and (changed := path.stat().st_mtime_ns) != self._info[0]:
-            self._info = (changed, json.loads(path.read_text()))
+            self._info = (changed, read_json(path))
         return self._info[1]
 
     def statistics(self) -> dict[str, str]:
@@ -187,7 +187,7 @@ class History:
     def spikes(self) -> list[dict[str, Any]]:
         """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""
         paths = sorted(self.folder.path.glob("spikes/tokens-*.json"))
-        return [json.loads(path.read_text()) for path in paths[-MOST_SPIKES:]]
+        return [read_json(path) for path in paths[-MOST_SPIKES:]]
 
     def tables_by_role(self) -> dict[str, pd.DataFrame]:
         """Tables with a row for each role of layer, such as diagnostics of a number format."""

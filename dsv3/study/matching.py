@@ -24,7 +24,7 @@ from dsv3.planning.flops import training_flops
 from dsv3.planning.kv_cache import cache_bytes
 from dsv3.planning.sizes import parameters
 from dsv3.planning.skeleton import read_skeleton
-from dsv3.strict_json import text_of
+from dsv3.strict_json import read_json, text_of
 from dsv3.study.step_time import step_seconds
 
 FILE = "matching.json"
@@ -95,7 +95,7 @@ def matched(
     match = Match(**study["match"])
     key = hashlib.sha256(json.dumps([study["arms"], study["baseline"], study["match"], *job]).encode()).hexdigest()
     path = folder / FILE
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_json(path) if path.exists() else {}
     found = read_matching(folder) if kept.get("key") == key else None
     if found is None:
         found = solved_arms(study, match, job, compose)
@@ -118,7 +118,7 @@ def read_matching(folder: Path) -> Matching | None:
     path = folder / FILE
     if not path.exists():
         return None
-    kept = json.loads(path.read_text())
+    kept = read_json(path)
     arms = [Matched(arm["arm"], arm["value"], arm["reached"]) for arm in kept["arms"]]
     return Matching(kept["quantity"], kept["by"], kept["tolerance"], kept["target"], arms)
 

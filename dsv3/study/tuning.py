@@ -7,7 +7,6 @@ no candidate is chosen for the luck of a seed that it is judged by.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from dsv3.checkpoint.run_folder import RunFolder, write_atomically
 from dsv3.config.arms import expanded
 from dsv3.reporting.history import find_runs
 from dsv3.reporting.study_results import Study, study_of
-from dsv3.strict_json import text_of
+from dsv3.strict_json import read_json, text_of
 from dsv3.study.matching import Compose, with_overrides
 
 FILE = "tuning.json"
@@ -133,7 +132,7 @@ def write_tuning(folder: Path, tuned: Sequence[Tuned]) -> None:
 def read_tuning(folder: Path) -> list[Tuned]:
     """What `write_tuning` wrote into the study's folder; [] where nothing was tuned."""
     path = folder / FILE
-    kept = json.loads(path.read_text()) if path.exists() else []
+    kept = read_json(path) if path.exists() else []
     return [Tuned(**{**arm, "trials": [Trial(**trial) for trial in arm["trials"]]}) for arm in kept]
 
 

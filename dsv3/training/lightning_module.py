@@ -42,6 +42,7 @@ from dsv3.training.step import (
     read,
     take_gradients,
 )
+from dsv3.training.trained_parameters import trained_parameters
 
 
 class UpdateGuard(Protocol):
@@ -111,7 +112,7 @@ class LanguageModel(lightning.LightningModule):
         return self.tokens_seen >= self.total_tokens or 0 <= self.max_steps <= self.steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer_factory(self.model.named_parameters())
+        optimizer = self.optimizer_factory(trained_parameters(self.model))
         if isinstance(optimizer, StepsMatrices):
             optimizer.separate(joined_weights(self.model))
         return optimizer

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dsv3.checkpoint.older_runs import refuse_damaged_parts
 from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint, write_atomically
@@ -103,7 +104,8 @@ def newest_or_refuse(folder: RunFolder) -> Path | None:
     """The newest valid checkpoint; None in a folder without checkpoints.
 
     Raises:
-        ValueError: there are some, and none is valid: starting over would delete what they may still hold.
+        ValueError: there are some, and none is valid: starting over would delete what they may still hold. Or a table
+            is damaged that the run would go on with.
     """
     checkpoint = folder.newest_valid_checkpoint()
     if checkpoint is None and (corrupt := folder.checkpoints()):
@@ -111,6 +113,8 @@ def newest_or_refuse(folder: RunFolder) -> Path | None:
             f"run.dir={folder.path}: none of its checkpoints can be used ({', '.join(path.name for path in corrupt)}). "
             "Restore one from a copy, or use resume=never to move the old run aside and start over."
         )
+    if checkpoint is not None:
+        refuse_damaged_parts(folder.path, tokens_of(checkpoint))
     return checkpoint
 
 

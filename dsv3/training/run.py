@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model, token_bytes
-from dsv3.checkpoint.loading import init_from, load_run
+from dsv3.checkpoint.loading import fit_of, init_from, load_run
 from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
 from dsv3.config.known_parts import allowed
@@ -36,6 +36,7 @@ from dsv3.training.run_info import write_run_info
 from dsv3.training.run_models import RunModels
 from dsv3.training.settle import settled
 from dsv3.training.strategy import Numbering, SeveralRanks
+from dsv3.training.trained_parameters import freeze
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ def build_run(config: DictConfig) -> Run:
             callback.check_model(shapes_only)
     checkpoint = of_rank_zero(refuse_unusable(config, folder, shapes_only) if is_writer else None)
     start = load_run(config.run.init_from, allow=allowed(config)) if config.run.init_from else None
+    if start:
+        fit_of(shapes_only, start, partly=config.run.init_partly)
+    freeze(shapes_only, config.run.freeze)
     with first(is_first_of_node()):
         data = build_data(config, tokenizer=start.tokenizer() if start else None)
     if mesh is not None:
@@ -99,6 +103,7 @@ def build_run(config: DictConfig) -> Run:
         compile_parts(model)
     if start:
         init_from(model, start)
+    freeze(model, config.run.freeze)
     module = LanguageModel(
         model,
         objective=objective,

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import sympy.parsing.sympy_parser
 from math_verify import LatexExtractionConfig, parse, verify
 
 from dsv3.verifiers import grammar
@@ -30,5 +29,4 @@ def formula(text: str) -> list[Any]:
     return parse(f"${text}$", [LatexExtractionConfig()])
 
 
-sympy_parser: Any = sympy.parsing.sympy_parser
-sympy_parser.eval = grammar.guarded
+grammar.guard_sympy()

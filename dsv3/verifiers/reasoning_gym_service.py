@@ -8,7 +8,6 @@ from math import isclose
 from typing import Any
 
 import reasoning_gym
-import sympy.parsing.sympy_parser
 from reasoning_gym.factory import DATASETS
 
 from dsv3.verifiers import grammar
@@ -64,8 +63,7 @@ MORE_CHECKS: dict[str, Check] = {
 
 def guard_evaluation() -> None:
     """From here on reasoning-gym and sympy evaluate what the grammar admits, and nothing else."""
-    sympy_parser: Any = sympy.parsing.sympy_parser
-    sympy_parser.eval = grammar.guarded
+    grammar.guard_sympy()
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == reasoning_gym.__name__:
             vars(module)["eval"] = grammar.guarded

@@ -46,6 +46,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_machines_that_write_the_same_file_are_not_in_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of two machines may have the same number."""
+    monkeypatch.setattr("os.getpid", lambda: 4242)
+    path = tmp_path / "config.yaml"
+
+    def write(text: str, *, meanwhile: str = "") -> None:
+        def content(temporary: Path) -> None:
+            temporary.write_text(text)
+            if meanwhile:
+                write(meanwhile)
+                assert path.read_text() == meanwhile
+            assert temporary.read_text() == text
+
+        write_atomically(path, content)
+
+    write("one", meanwhile="another")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_newest_valid_checkpoint_skips_truncated_and_flipped_files(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for tokens in (10, 20, 30):

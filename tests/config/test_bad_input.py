@@ -13,6 +13,11 @@ TRAIN = {
     "optimizer.betas=[0.9, 1.2]": ("optimizer.betas", "between 0 and 1"),
     "seed=4294967296": ("seed", "between 0 and 4,294,967,295"),
     "+callbacks.guard.unknown=1": ("callbacks.guard.unknown", "no such argument"),
+    "+guard.unknown=1": ("guard", "is now called callbacks.guard"),
+    "+unknown=1": ("unknown", "unknown key"),
+    "+run.unknown=1": ("run.unknown", "unknown key"),
+    "+model.unknown=1": ("model.unknown", "unknown key"),
+    "++study.unknown=1": ("study.unknown", "unknown key"),
     "+data.fim.unknown=1": ("data.fim.unknown", "no such argument"),
     "data.fim.rate=2": ("data.fim.rate", "between 0 and 1"),
     "+trainer.unknown=1": ("trainer.unknown", "no such argument"),
@@ -48,6 +53,16 @@ def test_each_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
         found = {problem.key: problem.message for problem in check("train", [argument])}
         assert words in found.get(key, ""), (argument, found)
     assert before == sorted(path.name for path in root.iterdir())
+
+
+def test_a_folder_is_no_checkpoint_but_has_some(tmp_path: Path) -> None:
+    newest = tmp_path / "checkpoints" / "tokens-000000000512.ckpt"
+    newest.parent.mkdir()
+    for path in (newest, newest.with_name("tokens-000000000256.ckpt")):
+        path.touch()
+    for folder in (tmp_path, newest.parent):
+        (problem,) = check("train", [f"resume={folder}"])
+        assert problem.message.endswith(f"a checkpoint file or folder, such as {newest}")
 
 
 def test_each_is_named_before_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

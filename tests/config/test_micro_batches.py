@@ -81,8 +81,14 @@ def test_what_can_run_passes(arguments: list[str]) -> None:
 
 
 def test_other_mistakes_in_these_keys_are_not_reported_twice() -> None:
-    for override in ("data.micro_batch_size=0", "data.global_batch_size.peak=many", "parallel.stages=3"):
-        only(check("train", pipeline(2, "1f1b", override)))
+    for override, words in (
+        ("data.micro_batch_size=0", "above 0"),
+        ("data.global_batch_size.peak=many", "must be a number"),
+        ("parallel.stages=3", "must divide the number of devices, 2"),
+    ):
+        problem = only(check("train", pipeline(2, "1f1b", override)))
+        assert problem.key == override.partition("=")[0]
+        assert words in problem.message
 
 
 @given(rows=sizes, size=sizes, ranks=st.integers(1, 8))

@@ -94,7 +94,7 @@ def test_every_shipped_option_is_sound(
         ["model.q_lora_rank=null"],
         ["data.fim.max_characters=null"],
         ["data.fim={rate: 0.5}"],
-        ["+model.extra=3", "model.extra=4"],
+        ["+model.extra=3", "model.extra=4", "run.name=of${model.extra}"],
         ["++model.dim=32"],
         ["~callbacks.ema"],
         ["~compile=false"],

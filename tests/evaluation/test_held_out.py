@@ -2,18 +2,24 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dsv3.build import build_data, build_model
+from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Question
+from dsv3.evaluation.evaluate import evaluate
 from dsv3.evaluation.held_out import answer_questions, domain_scores, lead
 from dsv3.inference.generation import generate
 from dsv3.inference.sampling import Settings
+from dsv3.paths import CONF
 from tests.synthetic import ByteTokenizer
 
 
@@ -97,3 +103,22 @@ def test_lead_in_standard_errors() -> None:
     assert lead(100, 50, 50) == 0
     assert lead(100, 100, 0) == math.inf
     assert lead(100, 60, 40) == pytest.approx(0.2 / math.sqrt(2 * 0.24 / 100))
+
+
+def test_without_held_out_text_no_text_of_the_run_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the path looked at that its configuration names."""
+
+    def read(loaded: Any) -> None:
+        raise LookupError("the run's texts are read")
+
+    monkeypatch.setattr("dsv3.evaluation.evaluate.held_out_data", read)
+    monkeypatch.setattr(
+        "dsv3.evaluation.evaluate.load_run", lambda *_, **__: SimpleNamespace(folder=RunFolder(tmp_path))
+    )
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("evaluate", overrides=[f"checkpoint={tmp_path}", "benchmarks=none", "held_out=false"])
+    evaluate(config)
+    assert (tmp_path / "evaluation.json").read_text() == "{}\n"
+    config.held_out = True
+    with pytest.raises(LookupError):
+        evaluate(config)

@@ -64,6 +64,9 @@ def test_rows_are_those_of_plain_lists(steps):
             for b, other in enumerate(some):
                 plain.rows[other] = plain.rows[other] + list(new[b].unbind(1))
         plain.check(cache)
+    assert {row: found.length for row, found in cache.rows.items()} == {
+        row: len(held) for row, held in plain.rows.items()
+    }
 
 
 def test_rows_are_read_together_with_zeros_after_the_shorter_ones():

@@ -191,3 +191,18 @@ def test_a_part_that_was_deleted_is_said_to_be_missing(copy: Path, caplog: pytes
         part.unlink()
     History(copy, "run").table("metrics/train")
     assert "steps 2 to 3 of metrics/train are missing" in caplog.text
+
+
+def test_a_damaged_part_of_a_table_is_named_before_the_run_goes_on(copy: Path, composed: Compose) -> None:
+    for name in ("summary.json", "report.html"):
+        (copy / name).unlink(missing_ok=True)
+    part = sorted((copy / "metrics" / "train").glob("part-*.parquet"))[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    before = contents(copy)
+    with pytest.raises(ValueError, match=rf"{part.name} cannot be read as Parquet .*delete it to go on without"):
+        build_run(settings(composed, copy))
+    assert contents(copy) == before
+    part.rename(part.with_name("part-copy.parquet"))  # no part of the table
+    folder = RunFolder(copy)
+    assert prepare(settings(composed, copy), folder) == folder.checkpoints()[-1]
+    folder.release()

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from reasoning_gym.factory import DATASETS
 
 from dsv3.sandbox import Service
 from dsv3.verifiers import Score, same_formula, same_value, verify
-from dsv3.verifiers.grammar import RefusedError, admit
-from dsv3.verifiers.verification import LONGEST_ANSWER, LONGEST_FORMULA, _score
+from dsv3.verifiers.grammar import RefusedError, admit, guarded
+from dsv3.verifiers.verification import LONGEST_ANSWER, LONGEST_FORMULA, REASONING, _score
+from tests.verifiers.right_answers import RIGHT, SETTINGS
 
 EVALUATING = [
     "simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24",
@@ -31,6 +33,11 @@ def impatient_services() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsv3.verifiers.verification.Service", functools.partial(Service, seconds=1.0))
         yield
+
+
+def by_service(family: str, answer: str, entry: dict[str, Any]) -> Score:
+    """`verify` without its short cut for answers that are the reference to the letter."""
+    return _score(REASONING, answer, (family, {}, answer, entry))
 
 
 def question(family: str) -> dict[str, Any]:
@@ -53,7 +60,7 @@ def test_code_in_an_answer_is_not_executed(family: str, tmp_path: Path) -> None:
     for broken in ("setattr(__import__('sympy'), 'simplify', lambda e: 0)", "(lambda: 24)()", "[c for c in (1,)]"):
         assert verify(family, broken, entry).value <= 0.01
     assert not touched.exists()
-    assert verify(family, entry["answer"], entry).value == 1.0
+    assert by_service(family, entry["answer"], entry).value == 1.0
 
 
 def test_towers_of_powers_are_refused_without_computing_them() -> None:
@@ -79,7 +86,7 @@ def test_an_answer_that_hangs_scores_0_and_the_next_is_scored(caplog: pytest.Log
     assert "processor time" in score.reason
     assert "an answer scores 0: it took more than" in caplog.text
     entry = question("coin_flip")
-    assert verify("coin_flip", entry["answer"], entry) == Score(1.0)
+    assert by_service("coin_flip", entry["answer"], entry) == Score(1.0)
 
 
 @pytest.mark.slow
@@ -119,7 +126,7 @@ def test_answers_that_only_a_gap_in_the_verifier_would_pass_score_0(family: str,
 def test_the_first_of_several_answers_is_not_enough(family: str) -> None:
     right, other = (entry["answer"] for entry in reasoning_gym.create_dataset(family, seed=11, size=2))
     entry = reasoning_gym.create_dataset(family, seed=11, size=2)[0]
-    assert verify(family, right, entry) == Score(1.0)
+    assert by_service(family, right, entry) == Score(1.0)
     for between in (" ", "\n", ", "):
         assert verify(family, f"{right}{between}{other}", entry).value < 1
 
@@ -129,30 +136,47 @@ def test_an_endless_answer_is_refused_by_its_length() -> None:
     assert verify("chain_sum", "1" * (LONGEST_ANSWER + 1), entry) == Score(0.0, "longer than 20000 characters")
 
 
-def same_scores(families: list[str], size: int) -> list[str]:
-    """Families in which the reference answers score otherwise than reasoning-gym itself scores them."""
-    others = []
-    for family in families:
-        source = reasoning_gym.create_dataset(family, seed=7, size=size)
-        for entry in (source[i] for i in range(size)):
-            if isinstance(answer := entry["answer"], str):
-                own = source.score_answer(answer, entry=entry)
-                if (ours := verify(family, answer, entry)).value != pytest.approx(own):
-                    others.append(f"{family}: {answer!r} scores {ours}, not {own}")
-    return others
-
-
 FAMILIES = sorted(set(DATASETS) - {"composite"})
 
 
-def test_reference_answers_score_as_reasoning_gym_scores_them() -> None:
-    assert same_scores([*EVALUATING, "chain_sum", "knights_knaves", "polynomial_equations"], 2) == []
+def right_answers(family: str, size: int) -> Iterator[tuple[str, dict[str, Any], float]]:
+    """Answers that reasoning-gym holds for right, with their entries and its scores of them."""
+    source = reasoning_gym.create_dataset(family, seed=7, size=size, **SETTINGS.get(family, {}))
+    for entry in (source[i] for i in range(size)):
+        score = functools.partial(source.score_answer, entry=entry)
+        answer = RIGHT[family](entry, score) if family in RIGHT else entry["answer"]
+        if answer is not None:  # the question may have no answer
+            yield answer, entry, score(answer)
+
+
+def other_scores(families: list[str], size: int) -> list[str]:
+    """Right answers that score otherwise here than in reasoning-gym, with the short cut or without."""
+    return [
+        f"{family}: {answer!r} scores {ours}, not {own}"
+        for family in families
+        for answer, entry, own in right_answers(family, size)
+        for ours in (by_service(family, answer, entry), verify(family, answer, entry))
+        if ours.value != own or own != 1.0
+    ]
+
+
+def test_right_answers_score_as_reasoning_gym_scores_them() -> None:
+    assert other_scores([*EVALUATING, "chain_sum", "knights_knaves", "polynomial_equations", "graph_color"], 2) == []
 
 
 @pytest.mark.slow
-def test_reference_answers_of_every_family_score_as_reasoning_gym_scores_them() -> None:
+def test_right_answers_of_all_105_families_score_as_reasoning_gym_scores_them() -> None:
     assert len(FAMILIES) == 105
-    assert same_scores(FAMILIES, 4) == []
+    assert all(any(right_answers(family, 4)) for family in FAMILIES)
+    assert other_scores(FAMILIES, 4) == []
+
+
+def test_the_reference_itself_is_right_without_a_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3.verifiers.verification._score", lambda *_: Score(0.25))
+    entry = question("simple_integration")
+    assert verify("simple_integration", entry["answer"], entry) == Score(1.0)
+    assert verify("simple_integration", entry["answer"] + " ", entry) == Score(0.25)
+    assert verify("simple_integration", "", entry | {"answer": None}) == Score(0.25)
 
 
 def test_every_evaluation_in_reasoning_gym_is_guarded() -> None:
@@ -170,10 +194,26 @@ def test_every_evaluation_in_reasoning_gym_is_guarded() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1 + 2j", "[[1, -2], ['a']]", "x**2*sin(3*x)/2 + C", "exp(-x**(y/2))", "-5*x**(3/2)", "Symbol ('x' )**2"]
+    ("text", "value"),
+    [
+        ("1 + 2j", 1 + 2j),
+        ("[[1, -2], ['a']]", [[1, -2], ["a"]]),
+        ("x**2*sin(3*x)/2 + C", 8 * math.sin(12) + 1),
+        ("exp(-x**(y/2))", math.exp(-8)),
+        ("-5*x**(3/2)", -40),
+        ("Symbol ('x' )**2", 16),
+    ],
 )
-def test_numbers_lists_and_formulas_are_admitted(text: str) -> None:
-    admit(text)
+def test_numbers_lists_and_formulas_are_evaluated(text: str, value: object) -> None:
+    names = {"x": 4, "y": 3, "C": 1, "sin": math.sin, "exp": math.exp, "Symbol": {"x": 4}.get}
+    assert guarded(text, names) == value
+    assert guarded(ast.parse(text, mode="eval"), names) == value
+
+
+@pytest.mark.parametrize("text", ["x**y.z", "{**x}"])
+def test_parts_of_powers_and_dictionaries_are_no_exception(text: str) -> None:
+    with pytest.raises(RefusedError):
+        admit(text)
 
 
 @pytest.mark.parametrize("text", ["x.y", "x[0]", "f(x)", "__x", "lambda: 0", "(y := 1)", "{*x}", "1 if x else 2"])
@@ -189,7 +229,9 @@ def test_equal_values_are_equal_and_hostile_ones_are_not() -> None:
     assert same_value("1800.00", "1800") == Score(1.0)
     assert same_value("\\frac{1}{2}", "0.5") == Score(1.0)
     assert same_value("1801", "1800") == Score(0.0)
-    for hostile in ("__import__('os').getpid()", "9**9**9**9", "\\sqrt{" * 3000):
+    assert same_value("3*(1+1)", "6") == Score(1.0)  # read by sympy's parser, without evaluation
+    assert same_value("3**(1+1)", "6") == Score(0.0)
+    for hostile in ("__import__('os').getpid()", "9**9**9**9", "1+open(0)", "(9**999)**99999", "\\sqrt{" * 3000):
         assert same_value(hostile, "1800").value == 0.0
 
 
@@ -237,5 +279,5 @@ def test_without_a_jail_the_grammar_and_the_limits_hold(monkeypatch: pytest.Monk
     monkeypatch.setattr("os.getpid", lambda: -1)  # a service of its own
     entry, touched = question("simple_integration"), tmp_path / "touched"
     assert verify("simple_integration", f"__import__('pathlib').Path('{touched}').touch()", entry).value == 0.0
-    assert verify("simple_integration", entry["answer"], entry) == Score(1.0)
+    assert by_service("simple_integration", entry["answer"], entry) == Score(1.0)
     assert not touched.exists()

@@ -21,7 +21,7 @@ from rich.table import Table
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.benchmarks.suite import Outcome
-from dsv3.strict_json import text_of
+from dsv3.strict_json import read_json, text_of
 
 SCORING = 2
 """Raised when answers are scored otherwise, so that results from before are not taken for today's."""
@@ -45,7 +45,7 @@ class ResultsFolder:
     def finished(self, name: str, key: str) -> bool:
         """Whether this task was run with these settings; a file that a killed evaluation left half-written is not."""
         try:
-            return json.loads(self._file(name).read_text())["key"] == key
+            return read_json(self._file(name))["key"] == key
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
 
@@ -65,7 +65,7 @@ class ResultsFolder:
 
     def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
         """All tasks' results as lm-eval writes them, also into results.json."""
-        parts = [json.loads(self._file(name).read_text()) for name in names]
+        parts = [read_json(self._file(name)) for name in names]
         combined: dict[str, Any] = {"results": {}}
         for part in parts:
             for section, content in part["results"].items():
@@ -87,7 +87,7 @@ class ResultsFolder:
 
     def tasks(self, name: str) -> list[str]:
         """The tasks of which this task or group has samples."""
-        return list(json.loads(self._file(name).read_text())["shots_used"])
+        return list(read_json(self._file(name))["shots_used"])
 
     def samples(self, task: str) -> list[dict[str, Any]]:
         with self.samples_path(task).open() as lines:

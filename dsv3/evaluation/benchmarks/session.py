@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,11 @@ class Session:
         self.finished: dict[str, list[str]] = {}  # tasks with results, by checkpoint
         self._finder(RunTexts(None)).require(self.entries)
 
-    def run(self, checkpoint: str, loaded: Loaded | None, data: Data | None) -> dict[str, Any]:
-        """Run every task that has no results yet; lm-eval's results of all, without samples. `loaded`: of a run."""
+    def run(self, checkpoint: str, loaded: Loaded | None, data: Callable[[], Data] | None) -> dict[str, Any]:
+        """Run every task that has no results yet; lm-eval's results of all, without samples.
+
+        `loaded` and `data`: of a run; `data` is called only for a task that is made of the run's texts.
+        """
         adapter = self._adapter(checkpoint, loaded)
         if isinstance(adapter, RemoteAdapter):
             identity = adapter.name
@@ -110,7 +114,7 @@ class Session:
             self.run(other, None, None)
         else:
             loaded = load_run(other, device=self.device, allow=allowed(self.config))
-            self.run(other, loaded, held_out_data(loaded))
+            self.run(other, loaded, partial(held_out_data, loaded))
         both = [name for name in self.finished[checkpoint] if name in self.finished[other]]
         first, second = (ResultsFolder(self.folder(name)) for name in (checkpoint, other))
         rows = list(comparison(first, second, both))

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ class RunTexts:
     not copy a corpus: hence the two methods at the end.
     """
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, read: Callable[[], Any] | None) -> None:
+        """read: the run's data, asked for when the first task wants texts; None: there is no run."""
+        self._read = read
 
     def documents(self, domain: int) -> list[str]:
         """Held-out documents of the run's domain of this index.
@@ -38,9 +39,10 @@ class RunTexts:
         Raises:
             UnavailableError: there is no run, or its data holds out nothing.
         """
-        if not hasattr(self._data, "held_out_documents"):
+        data: Any = None if self._read is None else self._read()
+        if not hasattr(data, "held_out_documents"):
             raise UnavailableError("it is made of a run's held-out texts; this checkpoint has no run with any")
-        return self._data.held_out_documents(self._data.domains[domain])
+        return data.held_out_documents(data.domains[domain])
 
     def __deepcopy__(self, memo: Any) -> "RunTexts":
         return self

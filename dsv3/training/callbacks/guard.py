@@ -39,7 +39,7 @@ from dsv3.contracts import MicroBatch, Step
 from dsv3.distributed.agree import gathered, of_rank_zero, sum_over_ranks
 from dsv3.model.losses import token_losses
 from dsv3.monitoring.alerts import Alert
-from dsv3.strict_json import finite
+from dsv3.strict_json import finite, read_json
 from dsv3.training.callbacks.phases import Phase
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.step import StepRecord
@@ -227,7 +227,7 @@ SKIPPED_UPDATES = "spikes/skipped_updates.json"
 def skipped_updates(run: Path) -> list[int]:
     """Tokens before each step whose update a rollback skips."""
     path = file_to_read(run, SKIPPED_UPDATES)
-    return json.loads(path.read_text()) if path.exists() else []
+    return read_json(path) if path.exists() else []
 
 
 def write_skipped_updates(run: Path, tokens_before: list[int]) -> None:

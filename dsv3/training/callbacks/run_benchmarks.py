@@ -131,7 +131,7 @@ class Benchmarks(lightning.Callback):
             source=lambda: source_of(weights, self.config, self.config.engine),
         )
         adapter = Adapter(model, batch_size=settings.batch_size, seed=self.config.seed)
-        finder = TaskFinder(settings.folders, run=RunTexts(data), datasets_folder=None)
+        finder = TaskFinder(settings.folders, run=RunTexts(lambda: data), datasets_folder=None)
         return Suite(adapter, finder, Sandbox(), seed=self.config.seed)
 
     def _log(self, trainer: Any, folder: Path, tokens: int, rows: Any, outcome: Any) -> None:

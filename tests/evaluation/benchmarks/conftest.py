@@ -57,5 +57,5 @@ class Texts:
 
 
 def suite_of(model: Any, *folders: str, data: Any = None, batch_size: int = 4, seed: int = 1) -> Suite:
-    finder = TaskFinder(["plugins/benchmarks", *folders], run=RunTexts(data), datasets_folder=None)
+    finder = TaskFinder(["plugins/benchmarks", *folders], run=RunTexts(lambda: data), datasets_folder=None)
     return Suite(Adapter(model, batch_size=batch_size, seed=seed), finder, Sandbox(), seed=seed)

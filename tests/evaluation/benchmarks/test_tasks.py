@@ -36,7 +36,7 @@ def module(path: str) -> ModuleType:
 
 
 def finder(**settings: Any) -> TaskFinder:
-    return TaskFinder(["plugins/benchmarks"], **{"run": RunTexts(Texts()), "datasets_folder": None} | settings)
+    return TaskFinder(["plugins/benchmarks"], **{"run": RunTexts(Texts), "datasets_folder": None} | settings)
 
 
 # --- infilling and HumanEval
@@ -192,7 +192,7 @@ def test_families_of_bbh_are_worded_as_bbh_and_their_targets_are_right() -> None
 
 def test_held_out_lines_are_whole_and_their_surroundings_real() -> None:
     text = (ROOT / "dsv3" / "model" / "decoder.py").read_text()
-    documents = module("stdlib_lines/gaps").load(run=RunTexts(Texts()), domain=0, per_document=3)["test"]
+    documents = module("stdlib_lines/gaps").load(run=RunTexts(Texts), domain=0, per_document=3)["test"]
     assert len(documents) == 6
     of_first = [doc for doc in documents if doc["prefix"] + doc["middle"] + doc["suffix"] in text]
     assert len(of_first) == 3
