@@ -53,7 +53,7 @@ def run_of(composed: Compose, path: Path, steps: int, *overrides: str) -> DictCo
         "precision=fp32", "optimizer.newton_schulz_dtype=float32", "optimizer.eps=1e-6", "data.micro_batches=4",
         f"run.tokens={4 * STEP}", f"run.checkpoint_every_tokens={STEP}", "run.keep_checkpoints=9",
         *(f"callbacks.{name}=null" for name in ("monitor", "validate", "expert_plots", "guard")),
-        "run.checkpoint_format=folder", "router.group_score_top=2", f"run.dir={path}", f"trainer.max_steps={steps}",
+        "run.checkpoint_format=folder", f"run.dir={path}", f"trainer.max_steps={steps}",
         *overrides,
     )  # fmt: skip
 

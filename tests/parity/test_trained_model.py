@@ -32,7 +32,7 @@ def validation_losses(ours, theirs, batches):
 
 
 def test_trained_model_in_transformers(composed, tmp_path):
-    keys = ("precision=fp32", "router.group_score_top=2", "run.tokens=2560", "schedule.peak=1e-2")
+    keys = ("precision=fp32", "run.tokens=2560", "schedule.peak=1e-2")
     made = build_run(composed(f"run.dir={tmp_path / 'run'}", *keys))
     made.trainer.fit(made.module, made.data)
     run(Options(checkpoint=str(tmp_path / "run"), out=str(tmp_path / "out")))

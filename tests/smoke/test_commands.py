@@ -26,7 +26,7 @@ SETTINGS = [
     "data.held_out_fraction=0.2", "trainer.max_steps=20", "run.checkpoint_every_tokens=2560",
     "run.validate_every_tokens=2560", "benchmarks=none",
     "data.sequence_length=128", "data.micro_batch_size=2", "data.global_batch_size.peak=2",
-    "precision=bf16", "router.group_score_top=2",  # what the export format can hold
+    "precision=bf16",
 ]  # fmt: skip
 
 

@@ -110,8 +110,11 @@ async function answer(text) {
     turn.answers[model] = await write(view, "/v1/chat/completions", body, signal, cards[model]);
     view.below.lastElementChild?.scrollIntoView({ block: "nearest" });
   }));
-  setRunning(null);
-  await save(told);
+  try {
+    await save(told); // before anything else can be asked: what is kept last is what was said last
+  } finally {
+    setRunning(null);
+  }
   say("The answer is complete.");
 }
 
