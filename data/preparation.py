@@ -48,6 +48,9 @@ SMALL_CORPUS = 4_000_000
 """Bytes of text that are tokenised in this process: starting others takes as long."""
 
 
+TRIMMED_EVERY = 50_000_000
+"""Characters after which memory that tokenising has freed goes back to the system, so that it does not add up."""
+
 CHANGED = "the texts of data.sources changed while they were read; start again"
 
 
@@ -263,7 +266,17 @@ def prepare(settings: Settings, tokenizer_factory: TokenizerFactory) -> Prepared
 
 def _write_store(folder: Path, settings: Settings, found: Survey, tokenizer: "Tokenizer", processes: Processes) -> None:
     total = sum(domain.bytes - domain.held_out_bytes for domain in found.domains.values())
+    freed = 0
     with Progress("tokenising", total, unit="B") as progress:
+
+        def add(name: str, characters: int) -> None:
+            nonlocal freed
+            progress.add(name, characters)
+            freed += characters
+            if freed > TRIMMED_EVERY:
+                _trim()
+                freed = 0
+
         write_shards(
             folder,
             survey=found,
@@ -271,7 +284,7 @@ def _write_store(folder: Path, settings: Settings, found: Survey, tokenizer: "To
             tokenizer=tokenizer,
             longest=settings.max_document_bytes,
             processes=processes,
-            progress=progress.add,
+            progress=add,
         )
     if corpus_key(settings) != found.key:
         shutil.rmtree(folder)
@@ -335,6 +348,11 @@ def _give_memory_back() -> None:
     """Return what reading and training a tokenizer took to the system: what follows takes much less."""
     gc.collect()
     pyarrow.default_memory_pool().release_unused()
+    _trim()
+
+
+def _trim() -> None:
+    """Return freed memory to the system, of which each thread that waits for a process keeps some."""
     with contextlib.suppress(AttributeError, OSError):  # other C libraries than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
