@@ -48,7 +48,7 @@ SMALL_CORPUS = 4_000_000
 """Bytes of text that are tokenised in this process: starting others takes as long."""
 
 
-TRIMMED_EVERY = 50_000_000
+TRIMMED_EVERY = 10_000_000
 """Characters after which memory that tokenising has freed goes back to the system, so that it does not add up."""
 
 CHANGED = "the texts of data.sources changed while they were read; start again"

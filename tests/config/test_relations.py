@@ -17,9 +17,9 @@ from tests.config.looking import BASE, keys_of
 @pytest.mark.parametrize(
     ("arguments", "keys"),
     [
-        (["model.top_k=9"], ["model.top_k"]),
-        (["model.top_k=8"], []),
-        (["router.top_k=9"], ["router.top_k"]),
+        (["model.top_k=5"], ["model.top_k"]),
+        (["model.top_k=4"], []),
+        (["router.top_k=5"], ["router.top_k"]),
         (["model.n_groups=3"], ["model.n_groups"]),
         (["model.topk_groups=5"], ["model.topk_groups"]),
         (["model.qk_rope_head_dim=7"], ["model.qk_rope_head_dim"]),
