@@ -103,16 +103,19 @@ COMMANDS = [(command.page, shlex.split(command.line)) for command in commands() 
 
 
 def mistakes(words: list[str]) -> list[str]:
-    """Of a command's keys and values; of values, not whether files of the reader's are there."""
+    """Of a command's keys and values; of values, not whether files of the reader's are there. `conf` in the working
+    directory has the options that pages write down."""
     if words[0] == "python" and words[1].endswith(".py"):
-        problems = check(words[1].removesuffix(".py"), words[2:])
+        of_pages = [] if "--config-dir" in words else ["--config-dir", "conf"]
+        problems = check(words[1].removesuffix(".py"), [*of_pages, *words[2:]])
     else:
         package, *rest = words[2:] if words[0] == "python" else words
         name, *options = rest or ["--help"]
         if "--help" in (name, *options):
             return []
         modules = {path.stem.rstrip("_"): path.stem for path in (ROOT / package / "tools").glob("[!_]*.py")}
-        problems = cli._read(importlib.import_module(f"{package}.tools.{modules[name]}"), options, None)[1]
+        options, folder, _ = cli._config_dir(options)
+        problems = cli._read(importlib.import_module(f"{package}.tools.{modules[name]}"), options, folder)[1]
     return [str(each) for each in problems if each.key not in PLACES and not each.key.endswith(".path")]
 
 
