@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -22,6 +23,11 @@ def digest(value: Any) -> str:
 def number(text: str) -> int:
     """A 64-bit number that depends on `text` alone: the identity of a document, and its place in a fixed order."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def beside(path: Path) -> Path:
+    """A place next to `path` to write what becomes it, which no other process of any machine is given."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def cached(folder: Path, key: str, what: str | None, build: Callable[[Path], None]) -> Path:

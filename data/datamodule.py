@@ -1,7 +1,6 @@
 """The datamodule: one Lightning batch is one optimiser step, and carries the data state after it."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from data.batches import micro_batch
+from data.cache import beside
 from data.documents import HeldOut
 from data.fim import FillInTheMiddle
 from data.held_out import (
@@ -124,17 +124,17 @@ class DataModule(StepModule):
         kept = self.prepared.survey
         if (folder / CORPUS).is_file() and (folder / CORPUS).read_text().strip() == kept.key:
             return
-        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-        beside.mkdir(parents=True)
+        building = beside(folder)
+        building.mkdir(parents=True)
         for file in sorted(kept.folder.iterdir()):
             if file.name in ("survey.json", "contents.npy") or file.name.endswith(".held_out.parquet"):
                 try:
-                    os.link(file, beside / file.name)
+                    os.link(file, building / file.name)
                 except OSError:
-                    shutil.copyfile(file, beside / file.name)
-        (beside / CORPUS).write_text(kept.key + "\n")
+                    shutil.copyfile(file, building / file.name)
+        (building / CORPUS).write_text(kept.key + "\n")
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        building.rename(folder)
 
     def use_held_out(self, folder: Path) -> str | None:
         """Take the held-out texts from where `keep_held_out` put them, instead of `setup`: no corpus is needed.

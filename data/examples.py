@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import secrets
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from data.batches import micro_batch
-from data.cache import cached, digest
+from data.cache import beside, cached, digest
 from data.example_sources import ExampleSource, example_files
 from data.example_store import (
     TRAINED,
@@ -250,12 +249,12 @@ class ExampleModule(StepModule):
 
     def keep_held_out(self, folder: Path) -> None:
         """Copy the held-out examples into a folder, for `use_held_out`."""
-        beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-        beside.mkdir(parents=True)
+        building = beside(folder)
+        building.mkdir(parents=True)
         for name in self.sources:
-            shutil.copytree(self._cache_dir / "examples" / self._key(name) / "held_out", beside / name)
+            shutil.copytree(self._cache_dir / "examples" / self._key(name) / "held_out", building / name)
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        building.rename(folder)
 
     def use_held_out(self, folder: Path) -> str | None:
         """Take the held-out examples from where `keep_held_out` put them, instead of `setup`: no source is read."""

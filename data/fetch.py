@@ -7,7 +7,6 @@ project: the licence of each part is printed, and what may be done with it is th
 """
 
 import gzip
-import secrets
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
+
+from data.cache import beside
 
 EXCERPT = 8_000
 """Characters of a document cut from a file that holds thousands of entries (a dictionary, a database)."""
@@ -69,9 +70,9 @@ def fetch(part: Part, *, directory: Path, download: Callable[[Part, Path], None]
     if not rows:
         raise FetchError(f"the package holds no file like {' or '.join(part.patterns)}")
     table = pyarrow.table({"name": [name for name, _ in rows], "text": [text for _, text in rows]})
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    pyarrow.parquet.write_table(table, beside)
-    beside.replace(path)
+    building = beside(path)
+    pyarrow.parquet.write_table(table, building)
+    building.replace(path)
     return path
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import xxhash
 
-from data.documents import Document, pieces
+from data.documents import Document, parts_of, pieces
 from data.processes import Processes
 from data.shards import Encoded, Shards, Text, mapped, read_facts, shard_path, write_beside
 from data.sources import Source
@@ -168,7 +168,7 @@ def _training(documents: Iterator[Document], found: DomainSurvey, consumed: int)
 
 
 def _beginning(text: str | Iterable[str], characters: int) -> Iterator[str]:
-    for part in [text] if isinstance(text, str) else text:
+    for part in parts_of(text):
         yield part[:characters]
         characters -= len(part)
         if characters <= 0:

@@ -326,7 +326,7 @@ def _ends(document: Document, characters: int, limit: int) -> _Ends:
     The end has at most `limit` bytes: where it had more, it begins later.
     """
     beginning, rest, seen = "", "", 0
-    for part in [document.text] if isinstance(document.text, str) else document.text:
+    for part in parts_of(document.text):
         beginning += part[: SAMPLE - len(beginning)]
         rest += part[max(0, characters - seen) :]
         seen += len(part)

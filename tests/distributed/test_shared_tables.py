@@ -94,7 +94,7 @@ def test_rows_gradients_and_steps_are_those_of_whole_tables(
         torch.testing.assert_close(ours, others, rtol=1e-6, atol=1e-6)
 
 
-def tied_and_refused() -> None:
+def tied_and_refused() -> bool:
     mesh = make_mesh(Sizes(1, 2, 1, 1), "cpu")
     model = tables(ROWS)
     model.append(nn.Embedding(ROWS, 3, sparse=True))
@@ -111,10 +111,11 @@ def tied_and_refused() -> None:
         with pytest.raises(ValueError, match=r"^memory\.0: a table with sparse gradients"):
             share_tables(nn.ModuleDict({"memory": nn.ModuleList([table])}), mesh)
         assert table.weight is before
+    return model[2].weight is model[0].weight
 
 
 def test_tied_tables_stay_tied_and_others_are_refused_by_name(workers: Workers) -> None:
-    workers.run(tied_and_refused, ranks=2)
+    assert workers.run(tied_and_refused, ranks=2) == [True, True]
 
 
 def run_of(composed: Compose, path: Path, *overrides: str) -> DictConfig:
