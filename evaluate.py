@@ -22,4 +22,4 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     with user_errors():
         preflight.check_or_exit("evaluate", sys.argv[1:])
-    main()
+        main()

@@ -46,4 +46,4 @@ def train(config: DictConfig) -> None:
 if __name__ == "__main__":
     with user_errors():
         preflight.check_or_exit("train", sys.argv[1:])
-    main()
+        main()

@@ -2,7 +2,10 @@
 
 import sys
 
-from dsv3.cli import main
+from dsv3.runtime import interruptible
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], package="data.tools"))
+    with interruptible():
+        from dsv3.cli import main
+
+        sys.exit(main(sys.argv[1:], package="data.tools"))

@@ -2,12 +2,15 @@
 
 import sys
 
-from dsv3.cli import main
+from dsv3.runtime import interruptible
 
 
 def run() -> None:
     """The command `dsv3`."""
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        from dsv3.cli import main
+
+        sys.exit(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

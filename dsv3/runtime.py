@@ -1,13 +1,20 @@
-"""Process setup: device, allocator, garbage collector, log and warning filters."""
+"""Process setup: interrupts, device, allocator, garbage collector, log and warning filters."""
 
+import _thread
 import ctypes
 import gc
 import logging
 import os
 import resource
+import signal
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +25,48 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 OUT_OF_TIME = 75
 """Exit status that asks for the same command again: sysexits.h calls it EX_TEMPFAIL."""
+
+_sigint_came = threading.Event()  # within `interruptible`
+
+
+class _Interrupt(KeyboardInterrupt):
+    """What Ctrl-C raises. A library may catch it, most often while it is imported, and go on; then it is sent again."""
+
+    def __del__(self) -> None:
+        if _sigint_came.is_set():
+            _thread.start_new_thread(_send_again, ())  # what is raised within __del__ goes nowhere
+
+
+def _send_again() -> None:
+    time.sleep(0.1)
+    if _sigint_came.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handler of SIGINT."""
+    _sigint_came.set()
+    raise _Interrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the process with one line and exit status 130 where Ctrl-C ends the block, or what a library made of it."""
+    is_outermost = threading.current_thread() is threading.main_thread()
+    is_outermost = is_outermost and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_outermost:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or _sigint_came.is_set():
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        raise
+    finally:
+        if is_outermost:
+            _sigint_came.clear()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def set_up_process() -> None:

@@ -153,7 +153,7 @@ class StudySweeper(BasicSweeper):
             ValueError: such a study is one of several in a sweep, or an arm cannot be matched.
         """
         assert self.config is not None
-        study = self.config.get("study")
+        study: Any = OmegaConf.to_container(self.config.get("study") or OmegaConf.create(), resolve=True)
         adaptive = [key for key in ("match", "tune", "until") if study and study.get("arms") and study.get(key)]
         if not adaptive:
             batches = [runs_of(job, study) for job in jobs]
@@ -167,7 +167,7 @@ class StudySweeper(BasicSweeper):
             raise ValueError(f"study.{adaptive[0]}: a study that sets it is run alone, not in a sweep of {len(jobs)}")
         from dsv3.study.study_parts import planned  # torch, which Hydra's start does not wait for
 
-        yield from planned(OmegaConf.to_container(study, resolve=True), jobs[0], self.composed, self.study)
+        yield from planned(study, jobs[0], self.composed, self.study)
 
     def composed(self, job: list[str]) -> DictConfig:
         assert self.config is not None
@@ -232,7 +232,8 @@ class StudySweeper(BasicSweeper):
         returns = super().sweep(arguments)
         study = self.config.get("study") or {}
         if study.get("arms"):
-            report_of_ended(self.study, study)
+            with user_errors():
+                report_of_ended(self.study, study)
         jobs = [job for batch in returns for job in batch]
         failed, of = sum(job.return_value for job in jobs), len(jobs)
         if self.entries:  # of which others may have trained some

@@ -39,7 +39,6 @@ TRAINING = (
     "trainer.max_steps=2",
     "run.tokens=4096",
     "logger=none",
-    "precision=bf16",
     "benchmarks=none",
 )
 DROPPED = ("precision.compile_quantiser", "hydra/launcher", "hydra.launcher.n_jobs", "study.arms.fp8_blockwise")
@@ -92,10 +91,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "answers.jsonl").write_text(CHAT * 200)
     (folder / "demos.jsonl").write_text(CHAT * 200)
     first = folder / RUNS[0]
-    keys = ("router.group_score_top=2", searched(folder), f"run.dir={first}")
-    call(folder, "train.py", *small_corpus(folder), *TRAINING, *keys)
+    intervals = ("trainer.max_steps=4", "callbacks.monitor.every_tokens=1024")  # as many as eplb asks for
+    keys = ("router.group_score_top=2", searched(folder), f"run.dir={first}", *intervals)
+    call(folder, "train.py", *small_corpus(folder), *set_keys([*TRAINING], *keys))
     for name in RUNS[1:]:
         shutil.copytree(first, folder / name)
+    for peak in ("0.001", "0.002"):
+        keys = (searched(folder), f"run.dir=runs/sweep/{peak}", f"schedule.peak={peak}", "balancing=loss_free")
+        call(folder, "train.py", *small_corpus(folder), *TRAINING, *keys, "model.top_k=4")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=models/hf_checkpoint")
     call(folder, "-m", "dsv3", "export", f"checkpoint={first}", "out=DIR", "format=onnx")
     return folder
@@ -132,7 +135,7 @@ def set_keys(words: list[str], *overrides: str) -> list[str]:
 def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
     """The keys of a training command, for a run of seconds."""
     given = {key_of(word): word.partition("=")[2] for word in words}
-    sizes = [each for each in TRAINING if key_of(each) not in given.keys() & {"precision", "benchmarks"}]
+    sizes = [each for each in TRAINING if key_of(each) != "benchmarks" or "benchmarks" not in given]
     if "data" not in given and not given.get("experiment", "").startswith("babyai"):
         sizes += small_corpus(folder)
     if "experiment" in given:
@@ -159,6 +162,8 @@ def prepared(command: Command, folder: Path, number: int) -> list[str]:
         return ["evaluate.py", *set_keys(words[1:], "limit=1", f"out={folder}/evaluation.json")]
     if words[1] == "data" and words[2] != "demonstrate":
         return [*words[:3], *set_keys(words[3:], "data.sequence_length=256", "run.tokens=4096", *few_episodes(words))]
+    if words[2] == "work":  # the queue names options of the tests
+        words += ["--config-dir", str(ROOT / "tests" / "conf")]
     if words[2] == "loss_error":
         words = [re.sub(r",[^,]*/seed[23]", "", word) for word in words]
     cut = TOOLS.get(words[2], ()) if len(words) > 2 else ()

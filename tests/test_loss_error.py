@@ -72,6 +72,14 @@ def test_pairs_that_cannot_be_compared(pair, tmp_path):
         loss_error.run(loss_error.Options([str(empty.path)], [other], None))
 
 
+def test_what_is_measured_of_a_precision_makes_no_other_pair(pair, tmp_path):
+    """As in conf/experiment/fp8_gap.yaml: only the FP8 arm measures what it quantises."""
+    _, _, off, base = pair
+    one = write(tmp_path / "measured", off, callbacks={"quantisation": {"every_tokens": 50_000}})
+    other = write(tmp_path / "unmeasured", base, callbacks={"quantisation": {"every_tokens": 0}})
+    assert loss_error.run(loss_error.Options([one], [other], None))["pairs"]
+
+
 def test_pairs_that_read_other_texts_are_refused(pair):
     one, other, *_ = pair
     for folder, stream in ((one, "a"), (other, "b")):

@@ -13,7 +13,7 @@ from dsv3.cli import REQUIRED, option
 SMOOTHING = 0.9
 LAST = 0.1  # of the steps, over which means are taken
 PUBLISHED = 0.0025  # the report stays below it (appendix B.1)
-MAY_DIFFER = ("precision", "diagnostics")  # beside what has no say in what is computed
+MAY_DIFFER = ("precision", "callbacks.quantisation")  # beside what has no say in what is computed
 
 
 @dataclass

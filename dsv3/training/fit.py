@@ -32,6 +32,10 @@ def fit(config: DictConfig) -> Run:
             run.folder.release()
             if config.resume == "never":  # or what was just trained would be moved aside
                 config = OmegaConf.merge(config, {"resume": "auto"})  # type: ignore[assignment]
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes an exit status of 1
+                raise end.__context__ from None
+            raise
         except Exception as error:
             told = explained(error, run.config) if is_out_of_memory(error) else error
             run.folder.write_failure(told)

@@ -164,9 +164,11 @@ def accuracy_text(accuracy: Mapping[str, float | None]) -> str:
 
 
 def show(folder: RunFolder) -> None:
-    """Print `summary.json` for a person."""
+    """Print `summary.json` for a person, and write the report where an interruption came before it."""
     summary = folder.summary()
     assert summary is not None
+    if not (folder.path / "report.html").exists():
+        write_run_report(folder.path)
     console = Console(highlight=False)
     console.print(validation_table(summary))
     if summary["questions"]:

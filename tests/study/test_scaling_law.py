@@ -16,6 +16,7 @@ from dsv3.study.compute_gain import Sizes, compute_gain
 from dsv3.study.isoflop import cells
 from dsv3.study.isoflop_minima import Run, envelope, minima
 from dsv3.study.parametric_law import Array, estimate, fit, log_loss, refit
+from hydra_plugins.study_sweeper import StudySweeper
 from tests.conftest import ROOT
 
 BUDGETS = (2.5e12, 5e12, 1e13, 2e13)
@@ -149,6 +150,15 @@ def test_every_cell_of_the_shipped_grid_has_its_budget() -> None:
         few = study | {"grid": study["grid"] | {"steps": [10, 30], "widths": [256], "flops": [1.19e12]}}
         with pytest.raises(ValueError, match=r"raise study\.grid\.steps"):
             cells(lambda overrides: compose("train", overrides=overrides), job, few)
+
+
+def test_the_command_of_a_study_reaches_its_grid() -> None:
+    sweeper = StudySweeper(max_batch_size=None)
+    job = ["experiment=scaling_law", "precision=bf16"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sweeper.config = compose("train", overrides=job)
+        ((runs,),) = sweeper.parts_of([job])
+    assert len({tuple(run) for run in runs}) == len(runs) > 10
 
 
 def made(root: Path, arm: str, run: Run, *, total: float) -> None:

@@ -38,11 +38,9 @@ def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(OUT_OF_TIME)
 
 
-OUTSIDE_TRAINING: dict[signal.Signals, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGUSR1: leave,
-}
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+OUTSIDE_TRAINING: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: leave}
+"""Handlers in place of those that Lightning sets; SIGINT gets its own back."""
 
 
 class Interruption(lightning.Callback):
@@ -84,10 +82,10 @@ class Interruption(lightning.Callback):
             name = self.noted.name
             log.warning("%s received: finishing this step and saving a checkpoint; send it again to stop now", name)
 
-        for number in OUTSIDE_TRAINING:
+        for number in NOTED:
             self.previous[number] = signal.signal(number, note)
         if several():
-            reasons = [str(int(number)) for number in OUTSIDE_TRAINING] + [TIME] * (self.max_seconds is not None)
+            reasons = [str(int(number)) for number in NOTED] + [TIME] * (self.max_seconds is not None)
             for reason in reasons:
                 pl_module.flags[f"stop/{reason}"] = functools.partial(self._is_noted, reason)
 
@@ -123,6 +121,6 @@ class Interruption(lightning.Callback):
         self._restore()  # `teardown` is not called
 
     def _restore(self) -> None:
-        for number in self.previous:
-            signal.signal(number, OUTSIDE_TRAINING[number])
+        for number, before in self.previous.items():
+            signal.signal(number, OUTSIDE_TRAINING.get(number, before))
         self.previous = {}
