@@ -10,12 +10,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
@@ -112,15 +111,20 @@ def share_imports(config: DictConfig) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, places), *before])
 
 
-def runs_of(job: list[str], study: Mapping[str, Any] | None) -> list[list[list[str]]]:
-    """Batches of a study's runs, as `expanded`; those of an IsoFLOP grid from the cheapest to the most expensive."""
+def runs_of(
+    job: list[str], study: Mapping[str, Any] | None, composed: Callable[[list[str]], DictConfig]
+) -> list[list[list[str]]]:
+    """Batches of a study's runs, as `expanded`; those of an IsoFLOP grid from the cheapest to the most expensive.
+
+    composed: overrides -> the config of a run.
+    """
     if not study or not study.get("grid"):
         return expanded(job, study)
     from dsv3.study.isoflop import cells  # torch, which Hydra's start does not wait for
 
     batches = [
         expanded(job, {**study, "arms": {cell.arm: cell.overrides}, "only": None})
-        for cell in cells(lambda overrides: compose("train", overrides=overrides), job, study)
+        for cell in cells(composed, job, study)
     ]
     return [[run for (runs,) in batches for run in runs]]
 
@@ -156,7 +160,7 @@ class StudySweeper(BasicSweeper):
         study: Any = OmegaConf.to_container(self.config.get("study") or OmegaConf.create(), resolve=True)
         adaptive = [key for key in ("match", "tune", "until") if study and study.get("arms") and study.get(key)]
         if not adaptive:
-            batches = [runs_of(job, study) for job in jobs]
+            batches = [runs_of(job, study, self.composed) for job in jobs]
             stages: list[list[list[str]]] = []
             for depth, runs in ((depth, runs) for of_job in batches for depth, runs in enumerate(of_job)):
                 stages.extend([[]] * (depth + 1 - len(stages)))

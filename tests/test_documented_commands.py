@@ -43,6 +43,14 @@ TRAINING = (
 )
 DROPPED = ("precision.compile_quantiser", "hydra/launcher", "hydra.launcher.n_jobs", "study.arms.fp8_blockwise")
 """Keys that a tiny run does not keep."""
+GRID = (
+    "data.sequence_length=64",
+    "data.micro_batch_size=1",
+    "data.global_batch_size.peak=1",
+    "study.grid.widths=[32,48,64]",
+    "run.validate_every_tokens=1_000_000",
+)
+"""Of a scaling law, which sets the tokens of its runs: as many runs as a law is fitted to, or, of two arms, fewer."""
 TOOLS = {
     "generate": ("max_tokens=4",),
     "pairs": ("count=4", "samples=2", "max_tokens=4"),
@@ -142,6 +150,9 @@ def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
         sizes.append("study.seeds=[1]")
     else:
         sizes.append("seed=1" if "-m" in words else f"run.dir=runs/commands/{number}")
+    if given.get("experiment") == "scaling_law":
+        sizes = [each for each in sizes if key_of(each) not in ("trainer.max_steps", "run.tokens", *map(key_of, GRID))]
+        sizes += [*GRID, f"study.grid.flops={[3e9] if 'study.baseline' in given else [3e9, 4e9, 6e9]}".replace(" ", "")]
     sizes += [f"{key}=2" for key in ("trainer.devices", "parallel.stages") if key in given]
     return set_keys(words, searched(folder), *sizes, *few_episodes(words))
 

@@ -13,6 +13,7 @@ from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
 from dsv3.checkpoint.run_folder import write_atomically
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
+from dsv3.evaluation.benchmarks.statistics import share_text
 from dsv3.evaluation.held_out import answer_questions, domain_scores, held_out_data
 from dsv3.monitoring.expert_load import ExpertLoad
 from dsv3.runtime import device_named, quieten_libraries
@@ -92,13 +93,13 @@ def show(result: dict[str, Any], console: Console) -> None:
     for domain, value in live["domains"].items():
         other = ema["domains"][domain]
         table.add_row(domain, *(f"{v:.4f}" for v in (value["loss"], other["loss"], value["bpb"], other["bpb"])))
-    answers = Table(title="Held-out questions, exact match", title_justify="left")
+    answers = Table(title="Held-out questions, exact match [95% interval]", title_justify="left")
     for column in ("family", "questions", "accuracy", "accuracy, EMA", "majority baseline"):
         answers.add_column(column, justify="left" if column == "family" else "right")
     for family, value in live["questions"].items():
         other, n = ema["questions"][family], value["questions"]
-        shares = (value["correct"] / n, other["correct"] / n, value["majority_correct"] / n)
-        answers.add_row(family, str(n), *(f"{share:.1%}" for share in shares))
+        right = (share_text(each["correct"], n) for each in (value, other))
+        answers.add_row(family, str(n), *right, f"{value['majority_correct'] / n:.0%}")
     tables = (table, *([answers] if live["questions"] else []), specialisation(result["expert_load"]))
     console.print(*tables, sep="\n", soft_wrap=True)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dsv3.evaluation.benchmarks.statistics import accuracy_interval
+from dsv3.evaluation.benchmarks.statistics import accuracy_interval, clopper_pearson
 from dsv3.reporting.history import History
 from dsv3.reporting.palette import COLOURS
 from dsv3.reporting.style import (
@@ -148,7 +148,7 @@ UNITS = {"snr_db": "dB", "underflow": "fraction", "saturation": "fraction", "ama
 
 
 def questions(runs: Sequence[History]) -> go.Figure:
-    """Exact match on held-out questions, by family, next to the majority baseline."""
+    """Exact match on held-out questions, by family, with 95% intervals, next to the majority baseline."""
     title = "Held-out questions, exact match"
     traces: list[dict[str, Any]] = []
     for i, run in enumerate(runs):
@@ -159,8 +159,9 @@ def questions(runs: Sequence[History]) -> go.Figure:
         if not traces:
             base = [values[1] for values in shares.values()]
             traces.append(bars(list(shares), base, GRID, "majority baseline"))
-        right = [values[0] for values in shares.values()]
-        traces.append(bars(list(shares), right, line(i)["color"], run.name))
+        right = np.array([values[0] for values in shares.values()])
+        ends = 100 * np.array([clopper_pearson(score["correct"], score["questions"]) for score in scores.values()])
+        traces.append(bars(list(shares), right, line(i)["color"], run.name, error_y=to_ends(right, ends)))
     if not traces:
         return empty(title, "scored at the end of a run")
     return plotted(traces, title, x="question family", y="accuracy, per cent")
@@ -168,6 +169,12 @@ def questions(runs: Sequence[History]) -> go.Figure:
 
 def bars(x: Sequence[str], y: Any, colour: str, name: str, **keys: Any) -> dict[str, Any]:
     return {"type": "bar", "x": x, "y": numbers(y), "marker": {"color": colour}, "name": name, **keys}
+
+
+def to_ends(values: np.ndarray, ends: np.ndarray) -> dict[str, Any]:
+    """Error bars of Plotly from each value to the two ends of its interval."""
+    down, up = np.abs(ends - values[:, None]).T
+    return {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down)}
 
 
 def benchmarks(runs: Sequence[History]) -> go.Figure:
@@ -185,8 +192,7 @@ def benchmarks(runs: Sequence[History]) -> go.Figure:
             accuracy_interval(row.value, row.stderr, row.n) or (row.value - row.stderr, row.value + row.stderr)
             for row in last.itertuples()
         ]
-        down, up = np.abs(np.array(ends) - last.value.to_numpy()[:, None]).T
-        error = {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down)}
+        error = to_ends(last.value.to_numpy(), np.array(ends))
         traces.append(bars(names, last.value, line(i)["color"], run.name, error_y=error))
     if not traces:
         return empty(title, "no benchmark scores logged")

@@ -15,7 +15,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.contracts import Sample, Tokenizer
 from dsv3.distributed.agree import wait_for_all
 from dsv3.distributed.rank_bytes import text_of_bytes
-from dsv3.evaluation.benchmarks.statistics import uncertainty
+from dsv3.evaluation.benchmarks.statistics import share_text, uncertainty
 from dsv3.evaluation.held_out import answer_questions
 from dsv3.inference.engines import source_of
 from dsv3.inference.generation import generate
@@ -210,13 +210,13 @@ def validation_table(summary: dict[str, Any]) -> Table:
 
 
 def questions_table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Held-out questions, exact match", title_justify="left")
+    table = Table(title="Held-out questions, exact match [95% interval]", title_justify="left")
     for column in ("family", "questions", "accuracy", "majority baseline", "z-score"):
         table.add_column(column, justify="left" if column == "family" else "right")
     for family, score in summary["questions"].items():
         n = score["questions"]
-        shares = (f"{score[key] / n:.0%}" for key in ("correct", "majority_correct"))
-        table.add_row(family, str(n), *shares, f"{score['z_score']:+.1f}")
+        baseline = f"{score['majority_correct'] / n:.0%}"
+        table.add_row(family, str(n), share_text(score["correct"], n), baseline, f"{score['z_score']:+.1f}")
     return table
 
 

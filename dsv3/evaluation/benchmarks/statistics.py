@@ -86,6 +86,12 @@ def uncertainty(value: float, stderr: float | None, n: int) -> str:
     return f"± {stderr:.2g}" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def share_text(correct: int, n: int) -> str:
+    """An accuracy with its exact interval, in per cent."""
+    low, high = clopper_pearson(correct, n)
+    return f"{correct / n:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 class Paired(NamedTuple):
     """How two models differ on the same documents."""
 

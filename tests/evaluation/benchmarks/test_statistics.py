@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest, permutation_test
 
+from dsv3.evaluation import evaluate
 from dsv3.evaluation.benchmarks.compare import _row as compared
 from dsv3.evaluation.benchmarks.compare import comparison_table
 from dsv3.evaluation.benchmarks.results import Score, score_table
@@ -24,7 +26,8 @@ from dsv3.evaluation.benchmarks.statistics import (
     ratio_estimate,
     uncertainty,
 )
-from dsv3.training.summary import benchmarks_table
+from dsv3.reporting.curves import questions
+from dsv3.training.summary import benchmarks_table, questions_table
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample() -> None:
@@ -134,3 +137,20 @@ def test_p_is_that_of_scipys_permutation_test(draw: str) -> None:
     exact = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
     found = paired_difference([0.0] * 12, differences.tolist()).p
     assert found == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 10_000) ** 0.5)
+
+
+def test_held_out_questions_none_or_all_of_which_are_right_have_an_interval(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the console at the end of a run, in evaluate.py, and in reports and on the dashboard."""
+    of = {"questions": 16, "majority_correct": 4, "z_score": 0.0}
+    scores = {"none": of | {"correct": 0}, "all": of | {"correct": 16}}
+    Console(width=120).print(questions_table({"questions": scores}))
+    loads = {"weights": {"live": {"domains": {}, "questions": scores}}, "expert_load": {}}
+    evaluate.show(loads | {"checkpoint": "run", "tokens": 1}, Console(width=120))
+    assert capsys.readouterr().out.count("0% [0, 21]") == 3, "EMA too"
+    run = SimpleNamespace(summary={"questions": scores}, name="run")
+    bars = questions([run]).data[1]  # type: ignore[list-item]
+    low, high = clopper_pearson(0, 16), clopper_pearson(16, 16)
+    assert list(bars.error_y.array) == pytest.approx([100 * low.high, 0.0])
+    assert list(bars.error_y.arrayminus) == pytest.approx([0.0, 100 * (1 - high.low)])
