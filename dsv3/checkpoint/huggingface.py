@@ -107,13 +107,10 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"path={path}: config.json is missing")
     hf = read_fields(path / "config.json")
-    if (path / "tokenizer.json").exists():  # or the run could be written and not be used
-        try:
-            load_tokenizer(path)
-        except InstantiationException as error:
-            raise ValueError(f"path={path}: {error.__cause__}") from None
+    refuse_foreign_tokenizer(path, hf)
     shards = Shards(path, block=fp8_block(hf))
     config = run_config(hf, mtp_layers=count_mtp_layers(hf, shards), out=out, precision=precision)
+    refuse_other_sizes(hf, shards)
     model = build_model(config, init=False)
     read_weights(shards, Target(model.state_dict(), n_layers=config.model.n_layers, tied=config.model.tie_embeddings))
     tokens = hf.get("dsv3", {}).get("tokens_seen", 0)
@@ -133,6 +130,41 @@ def import_folder(path: Path, out: Path, *, precision: str) -> DictConfig:
 
     write_folder(out, write)
     return config
+
+
+def refuse_foreign_tokenizer(path: Path, hf: Mapping[str, Any]) -> None:
+    """Or the run could be written and not be used.
+
+    Raises:
+        ValueError: the folder's tokenizer cannot be read, or has tokens that the model's embedding has not.
+    """
+    if not (path / "tokenizer.json").exists():
+        return
+    try:
+        size = load_tokenizer(path).vocab_size
+    except InstantiationException as error:
+        raise ValueError(f"path={path}: {error.__cause__}") from None
+    known = hf["vocab_size"]
+    if isinstance(known, int) and size > known:
+        raise ValueError(
+            f"path={path}: its tokenizer has {size} tokens, and vocab_size is {known}: it is another model's"
+        )
+
+
+def refuse_other_sizes(hf: Fields, shards: Shards) -> None:
+    """Before a model of a mistaken size is built, which may take longer and need more memory than there is.
+
+    Raises:
+        ValueError: the weights have fewer layers or experts than config.json says.
+    """
+    names = set(shards.names())
+    layer = hf.size("num_hidden_layers") - 1
+    last = {"num_hidden_layers": f"model.layers.{layer}.input_layernorm.weight"}
+    if hf.get("n_routed_experts") and hf.get("first_k_dense_replace", 0) <= layer:
+        last["n_routed_experts"] = f"model.layers.{layer}.mlp.experts.{hf.size('n_routed_experts') - 1}.up_proj.weight"
+    for key, name in last.items():
+        if name not in names:
+            raise ValueError(f"config.json: {key}={hf[key]}: the weights in {shards.folder} have fewer, no {name}")
 
 
 def read_fields(file: Path) -> Fields:

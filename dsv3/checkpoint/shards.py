@@ -83,6 +83,19 @@ def opened(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file.
+
+    Raises:
+        ValueError: it is not the index of a sharded checkpoint.
+    """
+    content = read_json(index)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ValueError(f"{index} is not an index of safetensors: weight_map must say which file each tensor is in")
+    return where
+
+
 class Shards:
     """The tensors of a folder, read one at a time; at most one file is open."""
 
@@ -91,11 +104,12 @@ class Shards:
 
         Raises:
             FileNotFoundError: the folder holds no safetensors, or not all that its index names.
+            ValueError: a file is damaged, or the index names one elsewhere.
         """
         self.folder = folder
         self.block = block
         if (folder / INDEX).exists():
-            self.where: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+            self.where: dict[str, str] = weight_map(folder / INDEX)
         elif (folder / SINGLE).exists():
             with opened(folder / SINGLE) as file:
                 self.where = dict.fromkeys(file.keys(), SINGLE)

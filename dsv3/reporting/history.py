@@ -34,6 +34,7 @@ class History:
         self._tables: dict[tuple[str, tuple[str, ...]], tuple[list[Path], int, pd.DataFrame]] = {}
         self._newest: dict[tuple[str, tuple[str, ...]], tuple[Path, int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
+        self._summary: tuple[int | None, dict[str, Any] | None] = (None, None)
         self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
         self._routing = RoutingHistory()
         self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
@@ -91,7 +92,12 @@ class History:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        return self.folder.summary()
+        """See `RunFolder.summary`."""
+        path = self.folder.summary_path
+        changed = path.stat().st_mtime_ns if path.exists() else None
+        if changed != self._summary[0]:
+            self._summary = (changed, self.folder.summary())
+        return self._summary[1]
 
     @property
     def config(self) -> DictConfig:

@@ -115,8 +115,17 @@ def picked(runs: Sequence[History], where: str | None) -> list[History]:
         if all(condition.holds(values, run.config) for condition in asked)  # type: ignore[arg-type]
     ]
     if not found:
-        raise ValueError(f"where={where}: holds for none of the {len(runs)} runs; {values_of(asked, known)}")
+        named = [values | options_of(run.config, asked) for run, values in zip(runs, known, strict=True)]
+        raise ValueError(f"where={where}: holds for none of the {len(runs)} runs; {values_of(asked, named)}")
     return found
+
+
+def options_of(config: Mapping[str, Any], asked: Sequence[Condition]) -> dict[str, str]:
+    """By group that a condition names: the option of conf/ that a run has, where it is one."""
+    groups = {condition.key for condition in asked if (CONF / condition.key).is_dir()}
+    options = {group: [file.stem for file in sorted((CONF / group).glob("*.yaml"))] for group in groups}
+    found = {group: [name for name in options[group] if is_option(group, name, config)] for group in groups}
+    return {group: " or ".join(names) for group, names in found.items() if names}
 
 
 def values_of(asked: Sequence[Condition], known: Sequence[Mapping[str, Any]]) -> str:

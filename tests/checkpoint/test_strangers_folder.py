@@ -72,6 +72,14 @@ def test_a_config_that_names_a_foreign_callable_calls_nothing(run: Path, place: 
         assert not Path("touched").exists()
 
 
+def test_an_allowed_class_of_another_kind_is_the_users_mistake(run: Path) -> None:
+    rewrite(run, lambda config: config.update(precision={"_target_": "logging.FileHandler", "filename": "log"}))
+    with pytest.raises(
+        ValueError, match=r"precision\._target_=logging\.FileHandler: is no precision; it lacks .*linear"
+    ):
+        load_run(run, allow=["logging.FileHandler"])
+
+
 def test_what_the_user_allows_is_built(run: Path) -> None:
     rewrite(run, lambda config: config["precision"].update(_target_="tests.test_build.FP32"))
     with pytest.raises(ValueError, match=r"allow=\[tests.test_build.FP32\]"):
@@ -188,6 +196,36 @@ def test_a_config_json_that_describes_no_model_is_named(tmp_path: Path, text: st
     with pytest.raises(ValueError, match=message):
         import_folder(tmp_path, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()
+
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 8, "vocab_size": 9, "rms_norm_eps": 1e-6, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 64, "hidden_act": "silu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "message"), [(10**9, "num_hidden_layers=1000000000: the weights .* have fewer")])
+def test_a_model_larger_than_its_weights_is_not_built(tmp_path: Path, layers: int, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": layers}))
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        import_folder(tmp_path, tmp_path / "out", precision="fp32")
+
+
+def test_an_import_with_the_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
+    for file in RunFolder(run).tokenizer_path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"vocab_size": 280}))
+    with pytest.raises(ValueError, match=r"its tokenizer has 300 tokens, and vocab_size is 280"):
+        import_folder(tmp_path, tmp_path / "out", precision="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [[], {"weight_map": []}, {"weight_map": {"w": 1}}, {}])
+def test_an_index_that_is_none_is_named(tmp_path: Path, content: Any) -> None:
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not an index of safetensors"):
+        Shards(tmp_path, block=None)
 
 
 def test_a_cut_safetensors_file_is_named(tmp_path: Path) -> None:

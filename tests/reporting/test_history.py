@@ -170,3 +170,15 @@ def test_runs_are_found_and_read_as_they_grow(tmp_path: Path) -> None:
     assert run.state == "finished"
     with pytest.raises(FileNotFoundError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_a_corrupt_summary_is_told_once_and_read_when_it_changes(
+    made: MadeUpRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = History(made.path, "x")
+    assert run.summary is None
+    run.folder.summary_path.write_text('{"run": ')
+    assert run.summary is run.summary is None
+    assert sum("is corrupt" in message for message in caplog.messages) == 1
+    run.folder.write_summary({"run": "a summary"})
+    assert run.summary is not None

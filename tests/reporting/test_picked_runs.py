@@ -63,7 +63,8 @@ def test_conditions_on_settings_options_and_figures(root: Path, where: str, foun
         ("balancing", "where=balancing: must be KEY=VALUE"),
         ("seed=1 seed=2", "holds for none of the 5 runs; seed is 1, 2"),
         ("sede=1", "no run has a key sede. Did you mean 'seed'?"),
-        ("balancing=../../x", "holds for none of the 5 runs; balancing is LossFree, Unbalanced"),
+        ("balancing=../../x", "holds for none of the 5 runs; balancing is loss_free, none"),
+        ("balancing=v3", "holds for none of the 5 runs; balancing is loss_free, none"),
         ("balancing=[", "holds for none"),
     ],
 )

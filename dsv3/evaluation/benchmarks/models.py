@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv3.checkpoint.shards import INDEX, Shards
 from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
 from dsv3.inference.backend import Backend
@@ -169,6 +170,40 @@ class OnnxModel(TextModel):
         return nullcontext()
 
 
+def published(folder: str | Path) -> tuple[Any, Any]:
+    """The model and the tokenizer in a folder, by transformers.
+
+    Raises:
+        FileNotFoundError: a file that the index names is not there.
+        ValueError: it names one elsewhere; transformers cannot open them, or would make up weights that the folder
+            lacks; or the tokenizer is another's.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # or every weight of MTP, which transformers leaves out, has a line
+    if (Path(folder) / INDEX).exists():
+        Shards(Path(folder), block=None)  # transformers would follow an index out of the folder
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        size, ids = model.get_input_embeddings().num_embeddings, tokenizer.get_vocab().values()
+    except Exception as error:  # of transformers, safetensors, tokenizers, torch: a cut file has a type in each
+        raise ValueError(f"{folder}: transformers cannot open it: {' '.join(str(error).split())[:300]}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise ValueError(f"{folder}: its weights do not fit its config.json; lacking or of another shape: {missing[0]}")
+    if max(ids, default=0) >= size:
+        raise ValueError(
+            f"{folder}: its tokenizer has ids up to {max(ids)}, and the model's embedding {size} tokens: it is not the "
+            "tokenizer that these weights were trained with"
+        )
+    return model, tokenizer
+
+
 class HFModel:
     """A causal model and a tokenizer that transformers opens, of whatever architecture.
 
@@ -191,14 +226,13 @@ class HFModel:
         """`model`, `tokenizer`: already opened ones, instead of those in `folder`. `chat`: as in `NativeModel`.
 
         Raises:
-            OSError, ValueError: transformers cannot open the folder.
+            ValueError: transformers cannot open the folder, or its weights or its tokenizer are not those of the model.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         self.name, self.chat = str(folder), chat
-        opened: Any = model or AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        self.model: Any = opened.to(device).eval()
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+        if model is None or tokenizer is None:
+            model, tokenizer = published(folder)
+        self.model: Any = model.to(device).eval()
+        self.tokenizer = tokenizer
         self.device = self.model.device
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 2048))
         special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
