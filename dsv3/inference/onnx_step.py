@@ -3,6 +3,7 @@
 onnxruntime is imported where a session is made: it takes a third of a second.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ERRORS_ONLY = 3  # of onnxruntime's levels of logging
 
 def session_of(graph: bytes | Path, weights: Mapping[str, Array] | None = None) -> Any:
     """onnxruntime's session on the CPU, with torch's number of threads. weights: those that are not in the graph."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

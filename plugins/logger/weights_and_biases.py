@@ -22,9 +22,8 @@ def wandb_logger(*, save_dir: Path, project: str, group: str, name: str) -> Wand
     if mode == "disabled":
         return []
     if mode == "online" and not reachable():
-        log.warning(
-            "W&B cannot be reached; logging offline. Upload later: wandb sync --append %s/wandb/offline-*", save_dir
-        )
+        upload = f"wandb sync --id $(cat {save_dir}/wandb_id) {save_dir}/wandb/offline-run-*"
+        log.warning("W&B cannot be reached; logging offline. Upload later: %s", upload)
         mode = "offline"
     import wandb
     from wandb.sdk.lib.runid import generate_id

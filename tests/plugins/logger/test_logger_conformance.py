@@ -1,5 +1,6 @@
 """Every shipped logger passes `check_logger`; loggers with one fault each do not."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -110,3 +111,17 @@ class NewRunsOnly(CSVLogger):
 def test_faulty_loggers_are_found(factory, words):
     with pytest.raises(AssertionError, match=words):
         check_logger(factory)
+
+
+def test_the_command_that_uploads_what_was_logged_offline_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from wandb.cli.cli import sync
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("plugins.logger.weights_and_biases.reachable", lambda: False)
+    wandb_logger(save_dir=tmp_path, project="p", group="g", name="n")
+    (said,) = caplog.messages
+    options = {option for parameter in sync.params for option in parameter.opts}
+    assert set(re.findall(r" (--\S+)", said)) == {"--id"} <= options
+    assert f"--id $(cat {tmp_path}/wandb_id) {tmp_path}/wandb/offline-run-*" in said
