@@ -152,7 +152,7 @@ def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
         sizes.append("seed=1" if "-m" in words else f"run.dir=runs/commands/{number}")
     if given.get("experiment") == "scaling_law":
         sizes = [each for each in sizes if key_of(each) not in ("trainer.max_steps", "run.tokens", *map(key_of, GRID))]
-        sizes += [*GRID, f"study.grid.flops={[3e9] if 'study.baseline' in given else [3e9, 4e9, 6e9]}".replace(" ", "")]
+        sizes += [*GRID, f"study.grid.flops={'[3e9]' if 'study.baseline' in given else '[3e9,3.5e9,4e9]'}"]
     sizes += [f"{key}=2" for key in ("trainer.devices", "parallel.stages") if key in given]
     return set_keys(words, searched(folder), *sizes, *few_episodes(words))
 

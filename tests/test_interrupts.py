@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_in_training_is_no_failure_of_the_run(
 def test_ctrl_c_while_the_report_of_a_study_is_drawn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweeper = study_sweeper.StudySweeper(max_batch_size=None)
+    sweeper = study_sweeper.StudySweeper.__new__(study_sweeper.StudySweeper)
     sweeper.config, sweeper.study = OmegaConf.create({"study": {"arms": {"a": []}}}), Path("study")
 
     def drawn(*arguments: Any) -> None:

@@ -130,6 +130,7 @@ def study_of(
     if where is None:
         found = [run for run in found if OmegaConf.select(run.config, "study.tuned") == tuned]
     of_studies = [run for run in found if OmegaConf.select(run.config, "study.arms")]
+    of_studies = [run for run in of_studies if OmegaConf.select(run.config, "study.grid") is None]
     names = {run.config.run.experiment for run in of_studies}
     settings: Mapping[str, Any]
     if len(names) == 1 and (where is None or len(of_studies) == len(found)):
@@ -201,6 +202,8 @@ def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dic
 def curve(run: History, budget: str, domain: str = "all") -> Curve:
     """Held-out bits per byte of the live weights, over a budget, that of earlier stages included."""
     scores = run.validation()
+    if scores.empty:
+        return np.empty(0), np.empty(0)
     rows = scores[(scores.domain == domain) & scores[budget].notna()]
     return rows[budget].to_numpy(dtype=float) + run.before(budget), rows.bpb.to_numpy(dtype=float)
 
@@ -282,7 +285,7 @@ def _last_loss(run: History) -> float | None:
 def _violation(layers: Sequence[str]) -> Callable[[History], float | None]:
     def value(run: History) -> float | None:
         found = (run.summary or {}).get("max_violation", {})
-        values = [found[layer] for layer in layers if layer in found]
+        values = [found[layer] for layer in layers if found.get(layer) is not None]
         return sum(values) / len(values) if values else None
 
     return value

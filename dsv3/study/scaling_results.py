@@ -50,8 +50,9 @@ class Grid(NamedTuple):
 
 
 def is_grid(root: Path) -> bool:
-    """Whether a run in this folder belongs to a grid."""
-    return any(OmegaConf.select(run.config, "study.grid") is not None for run in find_runs(root))
+    """Whether the runs in this folder belong to a grid."""
+    runs = find_runs(root)
+    return bool(runs) and all(OmegaConf.select(run.config, "study.grid") is not None for run in runs)
 
 
 def read_grid(root: Path, *, predict: Path | None = None, current: Mapping[str, Any] | None = None) -> Grid:

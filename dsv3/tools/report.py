@@ -51,7 +51,7 @@ def run(options: Options) -> dict[str, Any]:
         print(f"written to {written}")
         return {"html": written}
     out = Path(options.out) if options.out else folder
-    if is_grid(folder):
+    if options.where is None and is_grid(folder):
         predict = Path(options.predict) if options.predict else None
         return write_grid(read_grid(folder, predict=predict), out)
     if options.predict:

@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
+from dsv3.config.study_metrics import Figure
 from dsv3.reporting.study_results import common_budget, curve, metrics, read_study, specialisation
 from dsv3.study.report import sections
 
-LOADS = {"layers.1": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
+LOADS = {"layers.1": [[4, 4], [4, 4]], "layers.2": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
 
 
 def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | None = None, **changed: Any) -> None:
@@ -129,3 +130,12 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
     assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err
+
+
+def test_a_layer_that_no_token_came_to_has_no_violation(tmp_path: Path) -> None:
+    made(tmp_path, "a", 1, layers=["layers.1", "layers.2"])
+    folder = RunFolder(tmp_path / "a" / "seed1")
+    folder.write_summary((folder.summary() or {}) | {"max_violation": {"layers.1": 0.5, "layers.2": None}})
+    study = read_study(tmp_path)
+    (metric,) = (metric for metric in metrics(study) if metric.name == Figure.MAX_VIO)
+    assert study.values(metric, "a", [1]) == [0.5]

@@ -153,7 +153,7 @@ def test_every_cell_of_the_shipped_grid_has_its_budget() -> None:
 
 
 def test_the_command_of_a_study_reaches_its_grid() -> None:
-    sweeper = StudySweeper(max_batch_size=None)
+    sweeper = StudySweeper.__new__(StudySweeper)
     job = ["experiment=scaling_law", "precision=bf16"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         sweeper.config = compose("train", overrides=job)
@@ -202,6 +202,8 @@ def test_the_report_of_a_grid(
     assert json.loads((tmp_path / "study" / "scaling_law.json").read_text())["baseline"] == "a"
     text = (tmp_path / "study" / "report.md").read_text()
     assert "## Laws" in text
+    assert main(["report", str(tmp_path), "where=study.arm=a", "format=json"]) == 0
+    assert "sections" in json.loads(capsys.readouterr().out), "picked runs are compared, those of a grid too"
     assert "&lt;b>?" in text, "text of a run folder is no markup"
     assert "<b>?" not in (tmp_path / "study" / "report.html").read_text()
     assert (tmp_path / "study" / "report.png").stat().st_size > 10_000
