@@ -16,8 +16,10 @@ from dsv3.study.compute_gain import Sizes, compute_gain
 from dsv3.study.isoflop import cells
 from dsv3.study.isoflop_minima import Run, envelope, minima
 from dsv3.study.parametric_law import Array, estimate, fit, log_loss, refit
+from dsv3.study.scaling_results import is_grid
 from hydra_plugins.study_sweeper import StudySweeper
 from tests.conftest import ROOT
+from tests.reporting.test_study_results import made as made_in_study
 
 BUDGETS = (2.5e12, 5e12, 1e13, 2e13)
 SIZES = np.array([0.58, 0.92, 1.27, 2.28, 3.71]) * 1e6
@@ -202,8 +204,12 @@ def test_the_report_of_a_grid(
     assert json.loads((tmp_path / "study" / "scaling_law.json").read_text())["baseline"] == "a"
     text = (tmp_path / "study" / "report.md").read_text()
     assert "## Laws" in text
-    assert main(["report", str(tmp_path), "where=study.arm=a", "format=json"]) == 0
-    assert "sections" in json.loads(capsys.readouterr().out), "picked runs are compared, those of a grid too"
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "study"), "where=study.arm=c"])
+    assert "where=study.arm=c: holds for none of the 20 runs" in capsys.readouterr().err, "it is not passed over"
+    assert is_grid(tmp_path / "study")
+    made_in_study(tmp_path / "other", "a", 1)
+    assert not is_grid(tmp_path), "a run among others makes no grid of them"
     assert "&lt;b>?" in text, "text of a run folder is no markup"
     assert "<b>?" not in (tmp_path / "study" / "report.html").read_text()
     assert (tmp_path / "study" / "report.png").stat().st_size > 10_000

@@ -185,10 +185,10 @@ def published(folder: str | Path) -> tuple[Any, Any]:
     logging.set_verbosity_error()  # or every weight of MTP, which transformers leaves out, has a line
     if (Path(folder) / INDEX).exists():
         Shards(Path(folder), block=None)  # transformers would follow an index out of the folder
+    told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **told)
+        model, info = opened
         tokenizer = AutoTokenizer.from_pretrained(folder)
         size, ids = model.get_input_embeddings().num_embeddings, tokenizer.get_vocab().values()
     except Exception as error:  # of transformers, safetensors, tokenizers, torch: a cut file has a type in each
