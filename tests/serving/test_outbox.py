@@ -48,10 +48,10 @@ def test_news_of_quick_steps_waits_for_a_moment() -> None:
     bench.step("a", urgent=True)
     told = []
     for _ in range(8):
-        bench.now += PAUSE / 4
+        bench.now += PAUSE / 3.9
         told.append(bench.step("a"))
     assert told == 2 * [[], [], [], ["a"]]
-    bench.now += PAUSE
+    bench.now += 2 * PAUSE
     assert [bench.step("a") for _ in range(2)] == [["a"], []], "steps that are slow are told of at once"
     assert bench.step("b", urgent=True) == ["a", "b"], "what waits goes with what is urgent"
 
