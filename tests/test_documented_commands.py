@@ -48,6 +48,7 @@ GRID = (
     "data.micro_batch_size=1",
     "data.global_batch_size.peak=1",
     "study.grid.widths=[32,48,64]",
+    "study.grid.steps=[40,300]",
     "run.validate_every_tokens=1_000_000",
 )
 """Of a scaling law, which sets the tokens of its runs: as many runs as a law is fitted to, or, of two arms, fewer."""
