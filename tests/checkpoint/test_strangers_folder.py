@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from dsv3.build import build_model
-from dsv3.checkpoint.huggingface import import_folder
+from dsv3.checkpoint.config_in import Fields
+from dsv3.checkpoint.huggingface import import_folder, run_config
 from dsv3.checkpoint.loading import load_run
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint
 from dsv3.checkpoint.shards import INDEX, Shards
@@ -244,3 +245,10 @@ def test_an_import_whose_tokenizer_cannot_be_used_is_refused_before_it_is_writte
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks special tokens"):
         import_folder(tmp_path, tmp_path / "out", precision="fp32")
+
+
+def test_an_import_of_a_long_context_has_rows_of_the_length_of_training(tmp_path: Path) -> None:
+    """Rows of 163,840 tokens made an evaluation of a few lines last for half an hour."""
+    hf = LLAMA | {"max_position_embeddings": 163_840}
+    config = run_config(Fields(hf), mtp_layers=0, out=tmp_path / "run", precision="fp32")
+    assert config.data.sequence_length == 4096

@@ -125,3 +125,17 @@ def test_the_command_that_uploads_what_was_logged_offline_exists(
     options = {option for parameter in sync.params for option in parameter.opts}
     assert set(re.findall(r" (--\S+)", said)) == {"--id"} <= options
     assert f"--id $(cat {tmp_path}/wandb_id) {tmp_path}/wandb/offline-run-*" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "mode", "offline"),
+    [("", None, True), (None, None, True), ("a key", "disabled", None), ("a key", None, False), ("", "online", False)],
+)
+def test_an_empty_key_is_none_and_the_mode_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, mode: str | None, offline: bool | None
+) -> None:
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr("plugins.logger.weights_and_biases.reachable", lambda: True)
+    made = wandb_logger(save_dir=tmp_path, project="p", group="g", name="n")
+    assert made == [] if offline is None else made._offline == offline
