@@ -162,6 +162,9 @@ def test_reinforcement_moves_weights_and_routing_bias_and_leaves_tables_and_a_re
     assert (train.tokens.diff().dropna() >= 0).all()
     assert set(rollouts.columns) >= {"tokens", "prompt", "answer", "ended", "reward", "advantage"}
     assert rollouts.tokens.nunique() >= 3
+    held_out = folder.read("metrics/held_out")
+    assert held_out.tokens.tolist() == [0, train.tokens.iloc[-1]], "before the first step and after the last"
+    assert held_out.reward.between(0, 1).all()
     page = (folder.path / "report.html").read_text()
     for words in ("reward", "flat_groups", "rollout_mismatch", rollouts.prompt[0]):
         assert words in page, words
