@@ -91,13 +91,14 @@ class Prompts(ExampleModule):
         return [prompt for of_domain in self._items for prompt in of_domain]
 
     def held_out_prompts(self) -> list[Prompt]:
-        """At most `data.questions`, as many of each domain as there can be; those that open episodes are left out, whose
+        """At most `data.questions`, as many of each family as there can be; those that open episodes are left out, whose
         turns cost more than a validation may."""
-        found = [
-            [prompt for prompt in self._short_prompts(held_out) if not in_turns(prompt.item)]
-            for held_out in self._kept().values()
-        ]
-        chosen = evenly(found, self._n_questions)
+        families: dict[tuple[str, str], list[Prompt]] = {}
+        for name, held_out in self._kept().items():
+            for prompt in self._short_prompts(held_out):
+                if not in_turns(prompt.item):
+                    families.setdefault((name, str(prompt.item.get("family"))), []).append(prompt)
+        chosen = evenly(list(families.values()), self._n_questions)
         return [prompt._replace(number=number) for number, prompt in enumerate(chosen)]
 
     def stream_key(self) -> str:

@@ -203,6 +203,9 @@ def test_held_out_prompts_are_rows_that_training_does_not_ask_and_no_episodes(ma
     assert held_out == data.held_out_prompts()
     assert len(make(Prompts, rows, questions=5).held_out_prompts()) == 5
     assert make(Prompts, rows, questions=0).held_out_prompts() == []
+    mixed = [{**row, "family": "late" if n >= 30 else "early"} for n, row in enumerate(rows[1:-1])]
+    families = [prompt.item["family"] for prompt in make(Prompts, mixed, questions=6).held_out_prompts()]
+    assert families == ["early"] * 3 + ["late"] * 3
 
 
 HOSTILE = {
