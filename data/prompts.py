@@ -91,8 +91,8 @@ class Prompts(ExampleModule):
         return [prompt for of_domain in self._items for prompt in of_domain]
 
     def held_out_prompts(self) -> list[Prompt]:
-        """At most `data.questions`, as many of each family as there can be; those that open episodes are left out, whose
-        turns cost more than a validation may."""
+        """At most `data.questions`, as many of each family as there can be. Those that open episodes are left out:
+        their turns cost more than a validation may."""
         families: dict[tuple[str, str], list[Prompt]] = {}
         for name, held_out in self._kept().items():
             for prompt in self._short_prompts(held_out):
