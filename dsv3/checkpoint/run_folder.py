@@ -52,6 +52,11 @@ def write_atomically(path: Path, write: Any) -> None:
         delete(temporary)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """The same for a text, as UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def temporary_of(path: Path) -> Path:
     """A place next to `path` to write what becomes it, which no other process of any machine is given.
 
@@ -186,7 +191,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         text = text_of(summary) + "\n"
-        write_atomically(self.summary_path, lambda path: path.write_text(text))
+        write_text_atomically(self.summary_path, text)
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None where the run has not ended, or the file is damaged, which a warning says."""
@@ -202,7 +207,7 @@ class RunFolder:
         if not self.writes:
             return
         text = f"{error or type(error).__name__}\n"
-        write_atomically(self.failure_path, lambda path: path.write_text(text))
+        write_text_atomically(self.failure_path, text)
 
     def failure(self) -> str | None:
         """Why training ended with an error; None where it did not."""

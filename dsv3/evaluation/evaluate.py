@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dsv3.checkpoint.loading import Loaded, is_hf_checkpoint, is_url, load_run, set_weights
 from dsv3.checkpoint.onnx.onnx_manifest import is_onnx_export
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.config.known_parts import allowed
 from dsv3.contracts import Data
 from dsv3.evaluation.held_out import answer_questions, domain_scores, held_out_data
@@ -55,7 +55,7 @@ def evaluate(config: DictConfig) -> None:
     assert out is not None
     out = Path(config.out) if config.out else out
     text = text_of(result)
-    write_atomically(out, lambda path: path.write_text(text + "\n"))
+    write_text_atomically(out, text + "\n")
     if config.format == "json":
         print(text)
     console.print(f"written to {out}", soft_wrap=True)

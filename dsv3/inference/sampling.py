@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -95,9 +95,15 @@ def top_k_logits(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < smallest, float("-inf"))
 
 
+LIKELIEST = 128
+"""Tokens in which a nucleus is looked for before the whole vocabulary is sorted, which takes six times as long."""
+
+
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Normalised over the smallest set of likeliest tokens that holds `top_p`, in the order of the vocabulary."""
-    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered, order = probabilities.topk(min(LIKELIEST, probabilities.shape[-1]))
+    if float(ordered.sum(-1).min()) < top_p:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
     beyond = ordered.cumsum(-1) - ordered >= top_p
     beyond[..., 0] = False  # a `top_p` below what float32 holds is 0 there
     ordered = ordered.masked_fill(beyond, 0.0)
@@ -125,14 +131,21 @@ class Greedy:
     """Always the likeliest token."""
 
     def draft(self, logits_V: Tensor) -> int:
-        return int(logits_V.max(-1).indices)  # much faster than argmax on a CPU
+        return likeliest(logits_V.unsqueeze(0))[0]
 
     def verify(self, logits_SV: Tensor, drafts: Sequence[int]) -> tuple[int, int]:
-        likeliest = logits_SV.max(-1).indices.tolist()
+        best = likeliest(logits_SV)
         kept = 0
-        while kept < len(drafts) and drafts[kept] == likeliest[kept]:
+        while kept < len(drafts) and drafts[kept] == best[kept]:
             kept += 1
-        return kept, likeliest[kept]
+        return kept, best[kept]
+
+
+def likeliest(logits_SV: Tensor) -> list[int]:
+    """Of each row, the first of the largest."""
+    if logits_SV.is_cpu:  # a sixth of torch's time
+        return cast(list[int], logits_SV.detach().float().numpy().argmax(-1).tolist())
+    return logits_SV.max(-1).indices.tolist()
 
 
 class Chance:

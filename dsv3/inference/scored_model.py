@@ -33,8 +33,9 @@ class ScoredModel(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
-    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
-        """Of each row the float32 logits [keep, V] at its last positions; all rows share their first `shared` ids."""
+    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
+        """Of each row the float32 logits [keep, V] at its last positions. shared: leading ids of each that other rows,
+        of this call or the next, begin with too; 0 where it shares none."""
 
     def backend(self) -> Backend:
         """What the engine writes text over, with no row held."""

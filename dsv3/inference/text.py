@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 """Text of ids; bytes that are not UTF-8, such as a part of a character, become U+FFFD."""
 
-WINDOW = 16
+WINDOW = 4
 """Ids that are decoded together, so that a long text is not decoded anew with every token."""
 PART = "\ufffd"
 

@@ -1,8 +1,8 @@
 """Health of a run now: the experts of each layer, and one sentence about all of it."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -44,10 +44,16 @@ class LayerNow(NamedTuple):
 
 def layers_now(run: History) -> list[LayerNow]:
     """Every MoE layer and MTP depth, in the order of the model."""
-    return layers_of(run.routing())
+    routing = run.routing()
+    if routing not in _KNOWN:
+        _KNOWN[routing] = layers_of(routing)
+    return _KNOWN[routing]
 
 
-@lru_cache(maxsize=1)  # the parts of one screen ask for the same
+_KNOWN: WeakKeyDictionary[RoutingHistory, list[LayerNow]] = WeakKeyDictionary()
+"""Parts of a screen ask for the same, and so does who goes back and forth between runs."""
+
+
 def layers_of(routing: RoutingHistory) -> list[LayerNow]:
     now = []
     for layer, load in routing.layers.items():

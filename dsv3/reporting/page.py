@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import plotly.graph_objects as go
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.reporting import curves, experts
 from dsv3.reporting.episodes import episode_parts, frames_of, read_episodes
 from dsv3.reporting.history import History
@@ -87,7 +87,7 @@ def write_run_report(path: Path) -> Path:
         raise FileNotFoundError(f"{path}: there are no metrics/train/*.parquet")
     html = page(f"Run {path.parent.name}/{path.name}", run_parts(run))
     out = path / "report.html"
-    write_atomically(out, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    write_text_atomically(out, html)
     return out
 
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.reporting.experts import PANELS
 
 NAME = "DeepSeek-V3 in miniature: experts, balance, loss, FP8, benchmarks"
@@ -32,7 +32,7 @@ def build_workspace(*, project: str, entity: str | None, out: str | None) -> dic
         return {"url": workspace.url}
     content = described(project=project, entity=entity or "")._to_model().model_dump(mode="json", by_alias=True)
     text = json.dumps(content, indent=1) + "\n"
-    write_atomically(Path(out), lambda path: path.write_text(text))
+    write_text_atomically(Path(out), text)
     print(f"written to {out}")
     return {"out": out}
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.config.arms import stages_of
 from dsv3.config.declared import Match
 from dsv3.config.relations import check_relations
@@ -100,7 +100,7 @@ def matched(
     if found is None:
         found = solved_arms(study, match, job, compose)
         text = text_of({"key": key, **found._asdict(), "arms": [arm._asdict() for arm in found.arms]}) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_text_atomically(path, text)
     values = {arm.arm: arm.value for arm in found.arms if arm.value is not None}
     arms = {name: with_overrides(arm, {match.by: values.get(name)}) for name, arm in study["arms"].items()}
     return {**study, "arms": arms}, found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.reporting.page import grid, page
 from dsv3.reporting.study_figures import draw, draw_domains, first_runs
 from dsv3.reporting.study_results import Study
@@ -139,5 +139,5 @@ def write_study_report(study: Study, content: Sequence[Section], folder: Path) -
     names = {kind: path.name for kind, path in paths.items()}
     texts = {PLOTLY: get_plotlyjs(), **pages(study, content), paths["md"].name: markdown(study, content, names)}
     for name, text in texts.items():
-        write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(folder / name, text)
     return {kind: str(path) for kind, path in paths.items()}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from dsv3.checkpoint.holding import is_held
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_text_atomically
 from dsv3.strict_json import text_of
 
 QUEUE = "queue"
@@ -106,7 +106,7 @@ class Queue:
         """Add runs, or replace what the queue says of them. retry: those that failed are to be tried again."""
         for entry in entries:
             text = text_of(entry._asdict()) + "\n"
-            write_atomically(self.folder / f"{entry.name}.json", lambda path, text=text: path.write_text(text))
+            write_text_atomically(self.folder / f"{entry.name}.json", text)
             if retry:
                 self.retry(entry)
 
@@ -171,7 +171,7 @@ class Queue:
                 file.close()
 
     def fail(self, entry: Entry, why: str) -> None:
-        write_atomically(self.folder / f"{entry.name}.failed", lambda path: path.write_text(f"{why}\n"))
+        write_text_atomically(self.folder / f"{entry.name}.failed", f"{why}\n")
 
     def _claims(self) -> dict[str, list[Path]]:
         """Claims of every run."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_atomically, write_text_atomically
 from dsv3.reporting.page import page, table
 from dsv3.reporting.style import COLOURS, framed
 from dsv3.strict_json import text_of
@@ -169,5 +169,5 @@ def write_scaling_report(grid: Grid, folder: Path) -> dict[str, str]:
         "json": text_of(as_json(grid)) + "\n",
     }
     for kind, written in texts.items():
-        write_atomically(paths[kind], lambda path, text=written: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(paths[kind], written)
     return {kind: str(path) for kind, path in paths.items()}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_text_atomically
 from dsv3.config.arms import expanded
 from dsv3.reporting.history import find_runs
 from dsv3.reporting.study_results import Study, study_of
@@ -126,7 +126,7 @@ def tuned_arms(study: Mapping[str, Any], tuned: Sequence[Tuned]) -> dict[str, An
 
 def write_tuning(folder: Path, tuned: Sequence[Tuned]) -> None:
     content = [arm._asdict() | {"trials": [trial._asdict() for trial in arm.trials]} for arm in tuned]
-    write_atomically(folder / FILE, lambda path: path.write_text(text_of(content) + "\n"))
+    write_text_atomically(folder / FILE, text_of(content) + "\n")
 
 
 def read_tuning(folder: Path) -> list[Tuned]:

@@ -39,7 +39,7 @@ def write_rows(options: Any, row_of: Callable[..., dict[str, Any] | None]) -> di
     from rich.progress import track
 
     from dsv3.checkpoint.loading import load_run
-    from dsv3.checkpoint.run_folder import write_atomically
+    from dsv3.checkpoint.run_folder import write_text_atomically
     from dsv3.config.compose import hydra_flags, opened
     from dsv3.rollout.judged import judged_answers
     from dsv3.runtime import device_named
@@ -69,7 +69,7 @@ def write_rows(options: Any, row_of: Callable[..., dict[str, Any] | None]) -> di
             if (row := row_of(prompt, answers)) is not None:
                 rows.append(row)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(Path(options.out), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(Path(options.out), text)
     drawn = prompts * options.samples
     figures = {"rows": len(rows), "prompts": prompts, "mean_reward": earned / drawn, "ended": ended / drawn}
     print(f"{len(rows):,} rows of {prompts:,} prompts written to {options.out}")

@@ -3,8 +3,8 @@
 Width 256, 6 layers, 32 experts, top-4, vocabulary 8192, micro-batches of 8 x 512 random tokens, SDPA, without
 torch.compile on either side (the case `compile` measures it); transformers uses its fastest expert implementation. The
 cases experts, fp8, compile, data, speculation and onnx compare ours with ours, head the loss of the output head with
-torch's linear_cross_entropy; speculation and onnx read the run of
-`make train`, and onnx counts CPU seconds of one thread. In BF16 transformers' weights, gradients and AdamW's moments
+torch's linear_cross_entropy, evaluation with lm-eval's `hf` model; speculation, onnx and evaluation read the run of
+`make train`, and the last two count CPU seconds. In BF16 transformers' weights, gradients and AdamW's moments
 are BF16, ours FP32 (as in training). Repetitions are interleaved, and medians are compared. Run it on an idle machine.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from dsv3.bounds import PositiveInt
 from dsv3.cli import option
 
-CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "head", "speculation", "onnx")
+CASES = ("train", "memory", "decode", "experts", "fp8", "compile", "data", "head", "speculation", "onnx", "evaluation")
 
 
 @dataclass
@@ -42,8 +42,9 @@ def run(options: Options) -> dict[str, Any]:
     device = device_named(options.device)
     from dsv3.bench.drafts import FINISHED  # imports the model
 
-    if "speculation" in wanted and not FINISHED.exists():
-        raise FileNotFoundError(f"speculation: {FINISHED} is missing; run `make train`, or select cases with only=")
+    for name in ("speculation", "evaluation"):
+        if name in wanted and not FINISHED.exists():
+            raise FileNotFoundError(f"{name}: {FINISHED} is missing; run `make train`, or select cases with only=")
     figures: list[Figure] = []
     for name in wanted:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -68,7 +69,16 @@ def described(device: Any) -> str:
 
 def case(name: str) -> Any:
     """The function of a case: repeats and device -> figures."""
-    from dsv3.bench import data_pipeline, decoding, drafts, head_loss, onnx_decoding, peak_memory, training_step
+    from dsv3.bench import (
+        data_pipeline,
+        decoding,
+        drafts,
+        evaluation,
+        head_loss,
+        onnx_decoding,
+        peak_memory,
+        training_step,
+    )
 
     return {
         "train": training_step.train,
@@ -81,6 +91,7 @@ def case(name: str) -> Any:
         "head": head_loss.head,
         "speculation": drafts.speculation,
         "onnx": onnx_decoding.onnx_decoding,
+        "evaluation": evaluation.evaluation,
     }[name]
 
 

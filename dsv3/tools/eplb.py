@@ -40,7 +40,7 @@ def run(options: Options) -> dict[str, Any]:
         FileNotFoundError: `run` is not a run folder.
         ValueError: the run has no load to place by, or options do not fit it or each other.
     """
-    from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+    from dsv3.checkpoint.run_folder import RunFolder, write_atomically, write_text_atomically
     from dsv3.planning.placement import Deployment
     from dsv3.strict_json import text_of
 
@@ -62,7 +62,7 @@ def run(options: Options) -> dict[str, Any]:
     out = Path(options.out) if options.out else folder.path
     files = {"json": str(out / "placement.json"), "png": str(out / "placement.png")}
     document = {"run": options.run, "domain": options.domain, **result}
-    write_atomically(Path(files["json"]), lambda path: path.write_text(text_of(document) + "\n"))
+    write_text_atomically(Path(files["json"]), text_of(document) + "\n")
     write_atomically(Path(files["png"]), lambda path: draw(document, path))
     show(document)
     print(f"written to {files['json']} and {files['png']}")

@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_text_atomically
 
 RAISED = "Timeout ("
 """What faulthandler begins with."""
@@ -54,11 +54,7 @@ def name_frozen(folder: RunFolder) -> None:
         named = path.with_name(f"{path.stem[1:]}.txt")
         with contextlib.suppress(FileNotFoundError):  # another rank was here first
             path.rename(named)
-            write_text(named, f"{line}\n{stacks}")
+            write_text_atomically(named, f"{line}\n{stacks}")
             print(line, stacks, sep="\n", file=sys.stderr, flush=True)
             if folder.failure() is None:
-                write_text(folder.failure_path, f"{line}; its stack is in {named.name}\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+                write_text_atomically(folder.failure_path, f"{line}; its stack is in {named.name}\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_atomically, write_text_atomically
 from dsv3.paths import ROOT
 from dsv3.strict_json import text_of
 
@@ -59,7 +59,7 @@ def write_provenance(folder: RunFolder, config: DictConfig, *, tokens: int) -> N
         path.rename(path.with_name(f"environment-until-{tokens:015d}.json"))
         if patch.exists():
             patch.rename(patch.with_name(f"environment-until-{tokens:015d}.diff"))
-    write_atomically(path, lambda file: file.write_text(text_of(found) + "\n"))
+    write_text_atomically(path, text_of(found) + "\n")
     if changes:
         write_atomically(patch, lambda file: file.write_bytes(changes))
 

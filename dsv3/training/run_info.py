@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dsv3.checkpoint.run_folder import RunFolder, write_atomically
+from dsv3.checkpoint.run_folder import RunFolder, write_text_atomically
 from dsv3.contracts import Statistic
 from dsv3.model.parameters import count_parameters
 from dsv3.planning.flops import training_flops
@@ -34,4 +34,4 @@ def write_run_info(config: DictConfig, model: Any, statistics: Sequence[Statisti
         "statistics": [{"name": figure.name, "unit": figure.unit} for figure in statistics],
     }
     text = text_of(info) + "\n"
-    write_atomically(folder.path / "run_info.json", lambda path: path.write_text(text))
+    write_text_atomically(folder.path / "run_info.json", text)

@@ -9,12 +9,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, head_loss, onnx_decoding, training_step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, evaluation, head_loss, onnx_decoding, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
 from dsv3.runtime import resident
 from dsv3.training.run import build_run
+from tests.parity.runs import write_run
+from tests.parity.test_export import SMALL
+from tests.parity.twins import configured, random_model
 from tests.synthetic import TARGETS
 
 CPU = torch.device("cpu")
@@ -90,6 +93,19 @@ def test_speculation_compares_the_same_texts(
     assert 0 < values["INT8: mean KL to FP32, trained run"] < 0.01
     assert values["INT8: equal likeliest tokens"] > 0.9
     assert values["INT8, 1 row at 16, eager over onnx"] > 0
+
+
+def test_benchmarks_are_compared_with_lm_evals_own_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = configured("router.group_score_top=2", **SMALL)
+    run = write_run(tmp_path / "run", config, random_model(config, seed=5))
+    tokens = torch.randint(97, 123, (4, 64), generator=torch.Generator().manual_seed(0)).flatten().tolist()
+    sizes = {"DOCUMENTS": 3, "BEGINNING": 20, "ENDING": 3, "CHOICES": 2, "PROMPT": 8, "ANSWER": 4}
+    for name, value in (sizes | {"held_out_data": id, "held_out_tokens": lambda data: tokens}).items():
+        monkeypatch.setattr(evaluation, name, value)
+    choice, generation = evaluation.evaluation(1, CPU, run)
+    assert choice.value > 0
+    assert "3 of 3 answers the same" in choice.note
+    assert generation.value > 0  # the export is in BF16, so that texts may differ
 
 
 def test_the_graph_is_compared_with_eager_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ def test_top_k(seed, k):
     assert torch.equal(top_k_logits(logits, k), TopKLogitsWarper(k)(None, logits))
 
 
+@pytest.mark.parametrize("vocabulary", [12, 600])
 @few
-@given(seed=SEEDS, top_p=st.floats(0.05, 0.99))
-def test_top_p(seed, top_p):
-    logits = logits_of(seed, 3, 12)
+@given(seed=SEEDS, top_p=st.floats(0.05, 0.99), sharpness=st.sampled_from([0.5, 1.0, 3.0]))
+def test_top_p(vocabulary, seed, top_p, sharpness):
+    logits = sharpness * logits_of(seed, 3, vocabulary)
     wanted = TopPLogitsWarper(top_p)(None, logits).softmax(-1)
     torch.testing.assert_close(nucleus(logits.softmax(-1), top_p), wanted)
 

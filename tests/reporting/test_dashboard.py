@@ -20,14 +20,20 @@ PLOT = "[...document.querySelectorAll('.js-plotly-plot')].find(p => p.closest('[
 """Dash writes an id with sorted keys and no spaces; the plot is inside."""
 
 
+PLACE = "[...document.querySelectorAll('.place')].find(p => p.id.includes('\"place\":\"%s\"'))"
+"""Where it is drawn once it is on the screen."""
+
+
 def data_of(tab: Tab, picture: str, what: str) -> Any:
     wait_for(tab, picture, "true")
     return tab.page.evaluate(f"(() => {{ const plot = {PLOT % picture}; return {what}; }})()")
 
 
 def wait_for(tab: Tab, picture: str, condition: str) -> None:
+    """Scroll to a plot, and wait until it is drawn as it should be."""
+    there = f"{PLACE % picture}?.scrollIntoView({{block: 'nearest'}})"
     drawn = "plot && plot._fullData && plot._fullData.length"
-    tab.until(f"(() => {{ const plot = {PLOT % picture}; return {drawn} && {condition}; }})()")
+    tab.until(f"(() => {{ {there}; const plot = {PLOT % picture}; return {drawn} && {condition}; }})()")
 
 
 def trained(path: Path, intervals: int = 8, **keys: Any) -> MadeUpRun:
@@ -115,6 +121,24 @@ def test_every_view_fits_a_phone_in_dark_and_has_titles_and_units(url: str, brow
         tab.page.reload()
         assert tab.page.evaluate("getComputedStyle(document.body).backgroundColor") != before, "the theme is kept"
         assert tab.wrong == []
+
+
+def test_only_plots_on_the_screen_are_drawn_also_of_another_run(url: str, browser: Any) -> None:
+    with opened(browser, width=390, height=844) as tab:
+        tab.page.goto(f"{url}/?run=sick/seed1&view=training")
+        wait_for(tab, "loss", "plot._fullData[0].y.length == 160")
+        formats = f"Boolean({PLOT % 'formats'})"
+        assert not tab.page.evaluate(formats)
+        wait_for(tab, "formats", "true")  # scrolls there
+        choose_run(tab, "narrow/seed1")
+        tab.until("document.querySelector('h1').textContent == 'narrow/seed1'")
+        tab.until(formats)
+        assert not tab.page.evaluate(f"Boolean({PLOT % 'loss'})")
+        assert tab.wrong == []
+
+
+def choose_run(tab: Tab, run: str) -> None:
+    tab.page.evaluate(f"dash_clientside.set_props('run', {{value: '{run}'}})")
 
 
 def assert_readable(tab: Tab) -> None:
@@ -257,7 +281,7 @@ def test_a_poisoned_run_folder_runs_no_script(browser: Any, tmp_path: Path) -> N
     with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
         for view, picture in (("health", "map"), ("training", "loss"), ("experts", "load")):
             tab.page.goto(f"{url}/?view={view}&run==HYPERLINK(1)%3Cimg src=x onerror=window.poisoned=1%3E")
-            tab.until(f"{PLOT % picture}?._fullLayout")
+            wait_for(tab, picture, "true")
         tab.page.goto(f"{url}/?view=health&run=other")
         tab.page.wait_for_selector("text=cannot be read as Parquet")
         tab.page.goto(f"{url}/?view={POISON}&run={POISON}&filters=%7B&smooth=nan&moment=1e99&x=__proto__")

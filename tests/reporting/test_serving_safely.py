@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from dsv3.reporting.dashboard.application import build_app
-from dsv3.reporting.dashboard.elements import plot
+from dsv3.reporting.dashboard.elements import graph
 from dsv3.reporting.history import find_runs
 from dsv3.reporting.style import NO_UPLOAD
 from tests.reporting.made_up import MadeUpRun
@@ -66,6 +67,6 @@ def test_no_plot_has_a_button_that_uploads_it() -> None:
     buttons = {"sendChartToCloud", "sendDataToCloud"}
     assert buttons <= set(NO_UPLOAD["modeBarButtonsToRemove"])
     assert NO_UPLOAD["plotlyServerURL"] == ""
-    graph = plot("loss", "seed1").children
-    assert buttons <= set(graph.config["modeBarButtonsToRemove"])
-    assert graph.config["plotlyServerURL"] == ""
+    drawn = graph("loss", "seed1", go.Figure())
+    assert buttons <= set(drawn.config["modeBarButtonsToRemove"])
+    assert drawn.config["plotlyServerURL"] == ""

@@ -142,7 +142,7 @@ def test_log_probabilities_of_prompt_and_text(client: OpenAI, server: Running, t
     assert len(columns.token_logprobs) == len(ids) + 3
     written = list(generate(server.decoder, ids, Settings(max_tokens=3)))
     text = [*ids, *written]
-    (logits,) = server.scored().logits([text[:-1]], [len(text) - 1], 0)
+    (logits,) = server.scored().logits([text[:-1]], [len(text) - 1], [0])
     right = logits.log_softmax(-1).gather(1, torch.tensor(text[1:]).unsqueeze(1)).squeeze(1).tolist()
     assert columns.token_logprobs[1:] == pytest.approx(right, abs=1e-4)
     for one, best in zip(columns.token_logprobs[1:], columns.top_logprobs[1:], strict=True):

@@ -114,15 +114,23 @@ class Adapter(TemplateLM):
                     scores[i] = score_ending(logp_KV, requests[i][2])
         return [scores[i] for i in range(len(requests))]
 
-    def _batches(self, rows: Sequence[Sequence[int]], keep: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """What a batch's rows share, and their indices, longest first within each group; of `keep` logits are asked."""
+    def _batches(self, rows: Sequence[Sequence[int]], keep: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """How much each of a batch's rows shares, and their indices. Of `keep` logits are asked."""
         groups: Sequence[tuple[int, Sequence[int]]] = [(0, range(len(rows)))]
         if self.model.shares_prefixes:
             groups = group_by_prefix([row[: len(row) - k] for row, k in zip(rows, keep, strict=True)])
+        batch: list[tuple[int, int]] = []
         for shared, members in groups:
-            ordered = sorted(members)  # the rows come sorted by length
-            for start in range(0, len(ordered), self.batch_size):
-                yield shared, ordered[start : start + self.batch_size]
+            if batch and (not shared or len(batch) + len(members) > self.batch_size):
+                yield split(batch)
+                batch = []
+            for member in sorted(members):  # the rows come sorted by length
+                batch.append((shared, member))
+                if len(batch) == self.batch_size:
+                    yield split(batch)
+                    batch = []
+        if batch:
+            yield split(batch)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows, counts = [], []
@@ -181,6 +189,10 @@ class Adapter(TemplateLM):
 
     def _player(self) -> ModelPlayer:
         return ModelPlayer(self.model, at_once=self.batch_size)
+
+
+def split(batch: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [shared for shared, _ in batch], [member for _, member in batch]
 
 
 def seed_of(seed: int, number: int) -> int:

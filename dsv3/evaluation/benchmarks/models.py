@@ -6,8 +6,9 @@ that transformers opens.
 Shape legend: B rows, T positions, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
-from dsv3.inference.backend import Backend
-from dsv3.inference.engine import PREFILL
+from dsv3.inference.backend import Backend, DecoderBackend
 from dsv3.inference.engines import Source, backend_of, exported_writer
 from dsv3.inference.hf_backend import HFBackend
-from dsv3.inference.prefixes import common_prefix, padded
-from dsv3.model.decoder import Caches, Decoder
+from dsv3.inference.prefixes import padded
+from dsv3.inference.shared_scoring import SharedScoring
+from dsv3.model.decoder import Decoder
 from dsv3.model.layers import cached_weight_casts
 from dsv3.prompts.chat import Message, chat_prompt
 from dsv3.prompts.infilling import Order
@@ -60,10 +61,35 @@ class TextModel:
         return self.tokenizer.decode(ids)
 
 
-class NativeModel(TextModel):
-    """A Decoder and its tokenizer. Rows that begin alike share what their latent caches hold of the beginning."""
+class SharingModel(TextModel, ABC):
+    """One that reads what rows begin with once."""
 
     shares_prefixes = True
+    _scoring: SharedScoring | None = None
+
+    @abstractmethod
+    def scoring_backend(self) -> Backend:
+        """What rows are scored over, with none held."""
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        with closing(SharedScoring(self.scoring_backend())) as scoring:
+            self._scoring = scoring
+            try:
+                yield
+            finally:  # a task may fail, and training goes on
+                self._scoring = None
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
+        if self._scoring is not None:
+            return self._scoring.logits(rows, keep, shared)
+        with closing(SharedScoring(self.scoring_backend())) as scoring:
+            return scoring.logits(rows, keep, shared)
+
+
+class NativeModel(SharingModel):
+    """A Decoder and its tokenizer."""
 
     def __init__(
         self,
@@ -80,27 +106,22 @@ class NativeModel(TextModel):
         what is raised, see `TextModel`."""
         super().__init__(tokenizer, name=name, max_length=max_length, fim_order=fim_order, chat=chat)
         self.model, self.device, self.source = model, model.device, source or (lambda: model)
-        self._prefix: list[int] = []
-        self._prefix_caches: Caches | None = None
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        try:
-            with cached_weight_casts(self.model):
-                yield
-        finally:  # a task may fail, and training goes on
-            self._prefix, self._prefix_caches = [], None
+        with cached_weight_casts(self.model), super().steady():
+            yield
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
-        if not shared:
-            hidden_BTD = self._hidden(padded(rows, self.device))
-            wanted = [hidden_BTD[i, len(row) - k : len(row)] for i, (row, k) in enumerate(zip(rows, keep, strict=True))]
-            return list(self.model.lm_head(torch.cat(wanted)).float().split(list(keep)))
-        caches = self._caches(list(rows[0][:shared]), len(rows))
-        logits_BTV = self.model.decode(padded([row[shared:] for row in rows], self.device), caches)
-        ends = [len(row) - shared for row in rows]
-        return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]
+    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
+        if any(shared):
+            return super().logits(rows, keep, shared)
+        hidden_BTD = self._hidden(padded(rows, self.device))
+        wanted = [hidden_BTD[i, len(row) - k : len(row)] for i, (row, k) in enumerate(zip(rows, keep, strict=True))]
+        return list(self.model.lm_head(torch.cat(wanted)).float().split(list(keep)))
+
+    def scoring_backend(self) -> Backend:
+        return DecoderBackend(self.model)
 
     def backend(self) -> Backend:
         return backend_of(self.source())
@@ -110,26 +131,10 @@ class NativeModel(TextModel):
         ones, zeros = torch.ones_like(tokens_BT), torch.zeros_like(tokens_BT)
         return self.model(MicroBatch(tokens_BT, tokens_BT, positions_BT, ones, zeros), with_mtp=False).hidden_BTD
 
-    @torch.no_grad()
-    def _caches(self, prefix: list[int], rows: int) -> Caches:
-        """Caches of `rows` rows that hold `prefix`; what it has in common with the last one is not computed again."""
-        caches = self._prefix_caches = self._prefix_caches or self.model.new_caches([0])
-        held = common_prefix([self._prefix, prefix])
-        caches.rewind(0, held)
-        for start in range(held, len(prefix), PREFILL):
-            piece = torch.tensor([prefix[start : start + PREFILL]], device=self.device)
-            self.model.decode_states(piece, caches)
-        self._prefix = prefix
-        copies = caches.select([0])
-        for row in range(1, rows + 1):
-            copies.copy(0, row, len(prefix))
-        return copies.select(range(1, rows + 1))
 
-
-class OnnxModel(TextModel):
+class OnnxModel(SharingModel):
     """A folder of ONNX graphs."""
 
-    shares_prefixes = True
     device = torch.device("cpu")
 
     def __init__(self, folder: str, *, chat: bool) -> None:
@@ -139,34 +144,13 @@ class OnnxModel(TextModel):
             writer.tokenizer, name=folder, max_length=writer.sequence_length, fim_order=writer.fim_order, chat=chat
         )
 
-    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
-        backend, numbers = self.backend(), range(len(rows))
-        found: list[list[Tensor]] = [[] for _ in rows]
-        for row in numbers:
-            backend.add(row, drafts=False)
-        held = 0
-        if shared:
-            for start in range(0, shared, PREFILL):
-                backend.read([0], [rows[0][start : min(start + PREFILL, shared)]], [0])
-            for row in numbers[1:]:
-                backend.copy(0, row, shared)
-            held = shared
-        for start in range(held, max(map(len, rows)), PREFILL):
-            reading = [row for row in numbers if start < len(rows[row])]
-            pieces = [rows[row][start : start + PREFILL] for row in reading]
-            ends = [start + len(piece) - max(start, len(rows[row]) - keep[row]) for row, piece in zip(reading, pieces)]
-            logits = backend.read(reading, pieces, [max(0, end) for end in ends])
-            for row, logits_KV in zip(reading, logits, strict=True):
-                found[row].append(logits_KV)
-        for row in numbers:
-            backend.drop(row)
-        return [torch.cat(pieces) for pieces in found]
-
-    def backend(self) -> Backend:
+    def scoring_backend(self) -> Backend:
         return backend_of(self.writer.source)
 
-    def steady(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def backend(self) -> Backend:
+        if self._scoring is not None:
+            self._scoring.close()  # it holds a row of the same backend
+        return self.scoring_backend()
 
 
 class HFModel:
@@ -232,7 +216,7 @@ class HFModel:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: int) -> list[Tensor]:
+    def logits(self, rows: Sequence[Sequence[int]], keep: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
         logits_BTV = self.model(padded(rows, self.device)).logits.float()
         ends = map(len, rows)
         return [logits_BTV[i, end - k : end] for i, (end, k) in enumerate(zip(ends, keep, strict=True))]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.evaluation.benchmarks.statistics import uncertainty
 from dsv3.evaluation.benchmarks.suite import Outcome
 from dsv3.strict_json import read_json, text_of
@@ -52,7 +52,7 @@ class ResultsFolder:
     def write(self, name: str, key: str, outcome: Outcome) -> None:
         for task, samples in outcome.samples.items():
             lines = "".join(text_of(sample, indent=None) + "\n" for sample in samples)
-            write_atomically(self.samples_path(task), lambda path, lines=lines: path.write_text(lines))
+            write_text_atomically(self.samples_path(task), lines)
         write_episodes(self.path, outcome.episodes)
         content = {
             "key": key,
@@ -60,7 +60,7 @@ class ResultsFolder:
             "shots_used": outcome.shots_used,
             "seconds": round(outcome.seconds, 2),
         }
-        write_atomically(self._file(name), lambda path: path.write_text(text_of(content) + "\n"))
+        write_text_atomically(self._file(name), text_of(content) + "\n")
         self.journal_path(name, key).unlink(missing_ok=True)
 
     def combine(self, names: Sequence[str], *, about: Mapping[str, Any], failures: Mapping[str, str]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class ResultsFolder:
             "seconds": {name: part["seconds"] for name, part in zip(names, parts, strict=True)},
             "failures": dict(failures),
         }
-        write_atomically(self.path / "results.json", lambda path: path.write_text(text_of(combined) + "\n"))
+        write_text_atomically(self.path / "results.json", text_of(combined) + "\n")
         return combined
 
     def journal_path(self, name: str, key: str) -> Path:
@@ -104,7 +104,7 @@ def write_episodes(folder: Path, episodes: Mapping[str, list[dict[str, Any]]]) -
     """Into episodes/<task>.json, for reports."""
     for task, shown in episodes.items():
         text = text_of(shown, indent=None) + "\n"
-        write_atomically(folder / "episodes" / f"{task}.json", lambda path, text=text: path.write_text(text))
+        write_text_atomically(folder / "episodes" / f"{task}.json", text)
 
 
 def settings_key(*parts: Any) -> str:

@@ -1,43 +1,34 @@
 """Answers to the page: its address, the choices that it offers, and the contents of the view."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 
-from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
+from dsv3.reporting.dashboard import runs_view
 from dsv3.reporting.dashboard.address import Choice, from_search, to_search
-from dsv3.reporting.dashboard.drawing import View, figure_and_style, redrawn, scene_of, text_of, zoomed
+from dsv3.reporting.dashboard.contents import draw, save_view, skeleton
+from dsv3.reporting.dashboard.held_choices import (
+    CHOICES,
+    HOLDERS,
+    OF_TABLE,
+    choice_of,
+    held,
+    names_of,
+    selection,
+)
 from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
-from dsv3.reporting.dashboard.spreadsheet import figures_csv, table_csv
+from dsv3.reporting.dashboard.spreadsheet import table_csv
 from dsv3.reporting.dashboard.watched import Watched, stamp
 from dsv3.reporting.overlay import metrics
 
-VIEWS: dict[str, View] = {
-    "health": health_view.VIEW,
-    "training": training_view.VIEW,
-    "experts": experts_view.VIEW,
-    "runs": runs_view.VIEW,
-    "study": study_view.VIEW,
-}
-PARTS = {name: part for view in VIEWS.values() for name, part in view.drawn.items()}
-HOLDERS = {
-    **{name: (name, "value") for name in Choice._fields},
-    "picked": ("grid", "selectedRows"),
-    "pinned": ("pinned", "data"),
-    "filters": ("grid", "filterModel"),
-    "sort": ("grid", "columnState"),
-}
-"""Which property of which element holds a choice."""
 PICKERS = ("run", "layer", "domain", "metrics", "group")
-OF_TABLE = ("filters", "sort")
-"""Choices that the table gets with its columns: one without columns forgets them."""
-PLOT, PART, DRAWN = {"plot": ALL, "run": ALL}, {"part": ALL, "run": ALL}, {"drawn": ALL}
-CHOICES = [name for name in Choice._fields if name not in ("view", "run", *OF_TABLE)]
-"""That the contents of a view depend on; for view and run the page gets a new skeleton."""
+PLACE, PLOT, PART = ({kind: ALL, "run": ALL} for kind in ("place", "plot", "part"))
+"""A plot is in its place once it was drawn there."""
+DRAWN = {"drawn": ALL}
 
 
 def add_callbacks(app: Dash, watched: Watched) -> None:
@@ -85,16 +76,20 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Input("run", "value"),
         State(DRAWN, "id"),
         State("page", "className"),
-    )(skeleton)
+        State("seen", "data"),
+        *(State(*HOLDERS[name]) for name in CHOICES),
+    )(partial(skeleton, watched))
+    app.clientside_callback(ClientsideFunction("page", "onScreen"), Output("seen", "data"), Input(PLACE, "id"))
     app.callback(
-        Output(PLOT, "figure"),
-        Output(PLOT, "style"),
+        Output(PLACE, "children"),
         Output(PART, "children"),
         Output(DRAWN, "data"),
         Input("stamp", "data"),
-        Input(PLOT, "id"),
+        Input("seen", "data"),
+        Input(PLACE, "id"),
         Input(PART, "id"),
         State(DRAWN, "data"),
+        State(PLOT, "id"),
         State(PLOT, "relayoutData"),
         *(Input(*HOLDERS[name]) for name in CHOICES),
         running=waits,
@@ -120,7 +115,7 @@ def add_buttons(app: Dash, watched: Watched) -> None:
     app.callback(
         Output("file", "data"),
         Input("save-view", "n_clicks"),
-        State(PLOT, "id"),
+        State(PLACE, "id"),
         *(State(*HOLDERS[name]) for name in CHOICES),
         prevent_initial_call=True,
     )(partial(save_view, watched))
@@ -130,45 +125,6 @@ def add_buttons(app: Dash, watched: Watched) -> None:
         State("grid", "virtualRowData"),
         prevent_initial_call=True,
     )(save_table)
-
-
-def choice_of(values: Mapping[str, Any]) -> Choice:
-    """From what the elements of the page hold; None: nothing is chosen."""
-    given = {name: value for name, value in values.items() if value is not None}
-    if "picked" in given:
-        given["picked"] = names_of(given["picked"])
-    if "filters" in given:
-        given["filters"] = json.dumps(given["filters"])
-    if "sort" in given:
-        given["sort"] = sorted_by(given["sort"])
-    for name in ("pinned", "metrics", "log"):
-        if name in given:
-            given[name] = tuple(given[name])
-    return Choice(**given)
-
-
-def selection(choice: Choice) -> Any:
-    """The picked rows, as the table takes them."""
-    return {"ids": list(choice.picked)} if choice.picked else []
-
-
-def names_of(rows: Any) -> tuple[str, ...]:
-    """Runs of the selected rows, or of a selection that this page made."""
-    return tuple(rows["ids"]) if isinstance(rows, Mapping) else tuple(row["run"] for row in rows)
-
-
-def sorted_by(columns: Sequence[Mapping[str, Any]]) -> str:
-    sorting = [("-" if c.get("sort") == "desc" else "") + c["colId"] for c in columns if c.get("sort")]
-    return sorting[0] if sorting else ""
-
-
-def held(choice: Choice) -> dict[str, Any]:
-    """What the elements of the page hold for a choice."""
-    values: dict[str, Any] = {name: value or None for name, value in choice._asdict().items() if name not in OF_TABLE}
-    values["picked"] = selection(choice)
-    values |= {"moment": choice.moment, "smooth": choice.smooth}
-    values |= {name: list(getattr(choice, name)) for name in ("pinned", "metrics", "log")}
-    return values
 
 
 def follow(watched: Watched, search: str | None, *values_and_columns: Any) -> Any:
@@ -237,34 +193,6 @@ def offer(
     return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
 
 
-def skeleton(view: str | None, run: str | None, there: list[Any], shown: str) -> tuple[Any, str]:
-    """The elements of a view, not yet drawn. Those that are there are left as they are: plots keep their zoom."""
-    if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
-        raise PreventUpdate
-    if not run:
-        return html.P("There are no runs in this folder yet."), f"view-{view}"
-    return [dcc.Store(id={"drawn": run}, data={}), *VIEWS[view].skeleton(run)], f"view-{view}"
-
-
-def draw(
-    watched: Watched, changed: Any, plots: list[Any], parts: list[Any], known: list[Any], moved: list[Any], *values: Any
-) -> list[list[Any]]:
-    """All plots and parts of the view that are not up to date. A plot keeps its zoom while its run goes on."""
-    ids = [*plots, *parts]
-    scene = scene_of(watched, ids[0]["run"], choice_of(dict(zip(CHOICES, values, strict=True)))) if ids else None
-    if scene is None:
-        raise PreventUpdate
-    names = [each.get("plot") or each["part"] for each in ids]
-    made, now = redrawn(watched, scene, PARTS, names, known[0] or {})
-    if not made:
-        raise PreventUpdate
-    kept = moved if ctx.triggered_id == "stamp" else [None] * len(plots)
-    figures = [figure_and_style(zoomed(made.get(each["plot"]), m)) for each, m in zip(plots, kept, strict=True)]
-    texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
-    watched.ahead.asked(watched.look(), scene.run.name)
-    return [[figure for figure, _ in figures], [style for _, style in figures], texts, [now]]
-
-
 def pin(clicks: int, rows: Any, pinned: list[str]) -> list[str]:
     """Pin the selected runs; where all of them are pinned, unpin them."""
     names = names_of(rows or [])
@@ -276,16 +204,6 @@ def pin(clicks: int, rows: Any, pinned: list[str]) -> list[str]:
 def pin_rows(pinned: list[str], rows: list[Any]) -> tuple[dict[str, Any], dict[str, str]]:
     top = [row for row in rows if row["run"] in pinned]
     return grid_options(top), grid_style(len(rows) + len(top))
-
-
-def save_view(watched: Watched, clicks: int, plots: list[Any], *values: Any) -> dict[str, str]:
-    """The figures of the plots that are shown."""
-    scene = scene_of(watched, plots[0]["run"], choice_of(dict(zip(CHOICES, values, strict=True)))) if plots else None
-    if scene is None:
-        raise PreventUpdate
-    with watched.lock:
-        figures = [PARTS[each["plot"]].make(scene) for each in plots]
-    return {"content": figures_csv(figures), "filename": f"{scene.run.name.replace('/', '-')}.csv"}
 
 
 def save_table(clicks: int, rows: list[Any] | None) -> dict[str, str]:

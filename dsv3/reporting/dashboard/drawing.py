@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
-from dash import no_update
 
 from dsv3.reporting.dashboard.address import Choice
 from dsv3.reporting.dashboard.watched import Watched, stamp
@@ -80,22 +79,6 @@ def made(part: Drawn, scene: Scene, name: str) -> Any:
         log.warning("%s of %s: %s", name, scene.run.name, error)
         what = str(error).replace(f"{scene.run.folder.path}/", "")
         return empty(name, f"cannot be drawn: {what[:200]}")
-
-
-def figure_and_style(figure: Any) -> tuple[Any, Any]:
-    """A plot as its graph takes it, with the height that it needs."""
-    if not isinstance(figure, go.Figure):
-        return no_update, no_update
-    return figure, {"height": f"{figure.layout.height}px"}
-
-
-def zoomed(figure: Any, moved: Mapping[str, Any] | None) -> Any:
-    """The plot in the ranges that its reader last moved its axes to (`relayoutData`)."""
-    for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
-        low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
-        if isinstance(figure, go.Figure) and None not in (low, high):
-            figure.update_layout({axis: {"range": [low, high]}})
-    return figure
 
 
 def text_of(content: Any) -> Any:

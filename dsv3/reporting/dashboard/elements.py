@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import plotly.graph_objects as go
 from dash import dcc, html
 
 from dsv3.reporting.page import shown
 from dsv3.reporting.style import NO_UPLOAD
 
 SAVED: Any = NO_UPLOAD | {"toImageButtonOptions": {"format": "png", "scale": 2}}
-
-NOT_DRAWN = {"layout": {"xaxis": {"visible": False}, "yaxis": {"visible": False}}}
 
 
 def control(label: str, element: Any, views: str = "") -> html.Div:
@@ -20,10 +19,19 @@ def control(label: str, element: Any, views: str = "") -> html.Div:
 
 
 def plot(name: str, run: str, height: int = 300) -> html.Div:
-    """The place of a plot, whose figure is drawn later."""
+    """The place of a plot, which is drawn once it is on the screen; so high until then."""
+    return html.Div(id={"place": name, "run": run}, className="card place", style={"--height": f"{height}px"})
+
+
+def graph(name: str, run: str, figure: go.Figure, moved: dict[str, Any] | None = None) -> dcc.Graph:
+    """A plot in its place, in the ranges that its reader last moved its axes to (`relayoutData`)."""
+    for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
+        low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
+        if None not in (low, high):
+            figure.update_layout({axis: {"range": [low, high]}})
+    style = {"height": f"{figure.layout.height}px"}
     place = {"plot": name, "run": run}
-    graph = dcc.Graph(id=place, figure=NOT_DRAWN, responsive=True, config=SAVED, style={"height": f"{height}px"})
-    return html.Div(graph, className="card")
+    return dcc.Graph(id=place, figure=figure, relayoutData=moved, responsive=True, config=SAVED, style=style)
 
 
 def part(name: str, run: str, kind: str = "") -> html.Div:

@@ -25,11 +25,13 @@ def page(root: Path) -> html.Div:
             dcc.Store(id="stamp"),
             dcc.Store(id="followed"),
             dcc.Store(id="pinned", data=[]),
+            dcc.Store(id="seen", data=[]),
             dcc.Download(id="file"),
             html.Header([tabs(), *pickers(), theme(root)], className="head"),
             slider(),
             runs_panel(),
             html.Main(id="content"),
+            dcc.Graph(id="first", style={"display": "none"}),  # Plotly's script is loaded with the page
             html.Footer("Keys: 1 to 5 choose a view, t the theme. Drag in a plot to zoom, double-click to zoom out."),
         ],
         id="page",

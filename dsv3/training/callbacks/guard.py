@@ -34,7 +34,7 @@ import torch
 
 from dsv3.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3.checkpoint.older_runs import file_to_read
-from dsv3.checkpoint.run_folder import write_atomically
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.contracts import MicroBatch, Step
 from dsv3.distributed.agree import gathered, of_rank_zero, sum_over_ranks
 from dsv3.model.losses import token_losses
@@ -174,7 +174,7 @@ class Guard(lightning.Callback):
             return
         text = json.dumps(finite(content, instead=str), indent=1, allow_nan=False) + "\n"
         out = self.folder / "spikes" / f"tokens-{step.tokens_before:015d}.json"
-        write_atomically(out, lambda path: path.write_text(text))
+        write_text_atomically(out, text)
         for old in sorted(out.parent.glob("tokens-*.json"))[:-BATCHES_KEPT]:
             old.unlink()
 
@@ -231,4 +231,4 @@ def skipped_updates(run: Path) -> list[int]:
 
 
 def write_skipped_updates(run: Path, tokens_before: list[int]) -> None:
-    write_atomically(run / SKIPPED_UPDATES, lambda path: path.write_text(json.dumps(tokens_before)))
+    write_text_atomically(run / SKIPPED_UPDATES, json.dumps(tokens_before))

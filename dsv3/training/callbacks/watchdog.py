@@ -14,9 +14,10 @@ import lightning
 import torch.distributed as dist
 
 from dsv3.bounds import PositiveFloat
+from dsv3.checkpoint.run_folder import write_text_atomically
 from dsv3.distributed.agree import rank, several
 from dsv3.training.callbacks.phases import Phase
-from dsv3.training.frozen import Alarm, name_frozen, write_text
+from dsv3.training.frozen import Alarm, name_frozen
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.on_end import call
 
@@ -133,11 +134,11 @@ class _Watch:
         text = "\n".join([line, *stacks(), ""])
         print(text, file=sys.stderr, flush=True)
         folder = self.module.folder
-        write_text(folder.path / f"failure-rank{rank()}.txt", text)
+        write_text_atomically(folder.path / f"failure-rank{rank()}.txt", text)
         time.sleep(TO_WAIT if is_waiting else TO_WRITE)
         name_frozen(folder)
         if not is_waiting or folder.failure() is None:
-            write_text(folder.failure_path, f"{line}; its stack is in failure-rank{rank()}.txt\n")
+            write_text_atomically(folder.failure_path, f"{line}; its stack is in failure-rank{rank()}.txt\n")
         if rank() == 0 and self.module.config.run.on_end:
             call(list(self.module.config.run.on_end), folder.path.absolute(), "failed")
         os._exit(1)

@@ -72,7 +72,8 @@ def test_shared_prefixes_are_computed_once(own_model: NativeModel) -> None:
         tokens.append(inputs[0].numel())
 
     handle = decoder.embed_tokens.register_forward_pre_hook(count)
-    shared = Adapter(own_model, batch_size=4, seed=0).loglikelihood(requests)
+    with own_model.steady():
+        shared = Adapter(own_model, batch_size=4, seed=0).loglikelihood(requests)
     with_sharing = sum(tokens)
     own_model.shares_prefixes = False  # type: ignore[misc]
     tokens.clear()
@@ -83,6 +84,21 @@ def test_shared_prefixes_are_computed_once(own_model: NativeModel) -> None:
     for a, b in zip(shared, alone, strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
         assert a[1] == b[1]
+
+
+def test_the_endings_of_several_questions_are_scored_together(own_model: NativeModel) -> None:
+    """Three passes: what all questions begin with, the rest of each question, and the endings."""
+    same = 70 * "a"
+    questions = [f"{same}{letter * 80}{'.' * i}" for i, letter in enumerate("bcd")]
+    requests = [request("loglikelihood", q, ending) for q in questions for ending in (" yes", " no", " perhaps")]
+    passes: list[torch.Size] = []
+    handle = own_model.model.embed_tokens.register_forward_pre_hook(lambda _, given: passes.append(given[0].shape))
+    with own_model.steady():
+        found = Adapter(own_model, batch_size=9, seed=0).loglikelihood(requests)
+    handle.remove()
+    assert passes == [(1, 71), (3, 80 + 1), (9, 8)]
+    for (logp, greedy), each in zip(found, requests, strict=True):
+        assert (pytest.approx(logp, abs=1e-4), greedy) == direct(own_model, *each.args)
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=12), min_size=1, max_size=12), st.integers(1, 6))
@@ -107,7 +123,7 @@ def test_likelihood_of_too_long_a_text_is_scored_in_parts(own_model: NativeModel
     for start in range(2, len(ids), 128):
         end = min(start + 128, len(ids))
         window = ids[max(0, end - 257) : end]
-        logits = own_model.logits([window[:-1]], [end - start], 0)[0].double().log_softmax(-1)
+        logits = own_model.logits([window[:-1]], [end - start], [0])[0].double().log_softmax(-1)
         wanted += float(logits.gather(1, torch.tensor(window[start - end :])[:, None]).sum())
     assert logp == pytest.approx(wanted, rel=1e-5)
 
@@ -183,7 +199,7 @@ def test_infilling_answers_are_scored_after_the_prompt(own_model: NativeModel) -
     written = f"{BEGIN}ab{HOLE}ef{END}"
     ((logp, _),) = Adapter(own_model, batch_size=1, seed=0).loglikelihood([request("loglikelihood", written, "cd")])
     ids = [*infilling_prompt(ByteTokenizer(), "ab", "ef", "psm"), *b"cd"]
-    logits = own_model.logits([ids[:-1]], [2], 0)[0].log_softmax(-1)
+    logits = own_model.logits([ids[:-1]], [2], [0])[0].log_softmax(-1)
     assert logp == pytest.approx(float(logits[0, ord("c")] + logits[1, ord("d")]), abs=1e-4)
 
 
@@ -210,13 +226,13 @@ def test_a_failed_task_leaves_nothing_of_its_prefix(own_model: NativeModel) -> N
     def fail() -> None:
         with own_model.steady():
             Adapter(own_model, batch_size=4, seed=0).loglikelihood(requests)
-            assert own_model._prefix
+            assert own_model._scoring is not None
+            assert own_model._scoring.first
             raise RuntimeError("the task fails")
 
     with pytest.raises(RuntimeError, match="the task fails"):
         fail()
-    assert not own_model._prefix
-    assert not own_model._prefix_caches
+    assert own_model._scoring is None
 
 
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
@@ -224,9 +240,9 @@ def test_every_attentions_cache_can_be_widened(composed: Callable[..., DictConfi
     decoder = build_model(composed("precision=fp32", "model.init_std=0.2", f"attention={attention}")).eval()
     model = NativeModel(decoder, ByteTokenizer(), name="tiny", max_length=256)
     rows = [model.encode(SHOTS + question, bos=True) for question in ("Q: one?", "Q: another?", "Q: 3")]
-    together = model.logits(rows, [2, 2, 2], len(SHOTS))
+    together = model.logits(rows, [2, 2, 2], [len(SHOTS)] * 3)
     for row, logits in zip(rows, together, strict=True):
-        torch.testing.assert_close(logits, model.logits([row], [2], 0)[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, model.logits([row], [2], [0])[0], atol=1e-4, rtol=1e-4)
 
 
 TASKS = ["hellaswag_100", "gsm8k_100_answers", "rg_arithmetic", "rg_bbh_formal_fallacies", "rolling_text"]

@@ -1,0 +1,94 @@
+"""Contents of the views, drawn where and when they are seen."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dash import ctx, dcc, html, no_update
+from dash.exceptions import PreventUpdate
+
+from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
+from dsv3.reporting.dashboard.drawing import View, redrawn, scene_of, text_of
+from dsv3.reporting.dashboard.elements import graph
+from dsv3.reporting.dashboard.held_choices import chosen
+from dsv3.reporting.dashboard.spreadsheet import figures_csv
+from dsv3.reporting.dashboard.watched import Watched
+
+VIEWS: dict[str, View] = {
+    "health": health_view.VIEW,
+    "training": training_view.VIEW,
+    "experts": experts_view.VIEW,
+    "runs": runs_view.VIEW,
+    "study": study_view.VIEW,
+}
+PARTS = {name: part for view in VIEWS.values() for name, part in view.drawn.items()}
+
+
+def skeleton(
+    watched: Watched, view: str | None, run: str | None, there: list[Any], shown: str, seen: Sequence[str], *values: Any
+) -> tuple[Any, str]:
+    """The elements of a view. Those that are there are left as they are: plots keep their zoom.
+
+    Of another run, the plots that the screen shows come with them; whatever else there is, `draw` draws."""
+    if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
+        raise PreventUpdate
+    if not run:
+        return html.P("There are no runs in this folder yet."), f"view-{view}"
+    content = html.Div(VIEWS[view].skeleton(run))
+    scene = scene_of(watched, run, chosen(values))
+    known: dict[str, str] = {}
+    if scene is not None and shown == f"view-{view}":
+        made, known = redrawn(watched, scene, PARTS, seen, {})
+        for name, place in places_in(content):
+            if name in made:
+                place.children = graph(name, run, made[name])
+    return [dcc.Store(id={"drawn": run}, data=known), *content.children], f"view-{view}"
+
+
+def places_in(content: html.Div) -> Iterator[tuple[str, Any]]:
+    """Name and element of each place that a plot is drawn in."""
+    for element in content._traverse():
+        if "place" in (getattr(element, "id", None) or ()):
+            yield element.id["place"], element
+
+
+def draw(
+    watched: Watched,
+    changed: Any,
+    seen: Sequence[str],
+    places: list[Any],
+    parts: list[Any],
+    drawn: list[Any],
+    plots: list[Any],
+    moved: list[Any],
+    *values: Any,
+) -> list[list[Any]]:
+    """All parts of the view, and its plots on the screen, that are not up to date. A plot keeps its zoom while its run
+    goes on."""
+    ids = [*places, *parts]
+    scene = scene_of(watched, ids[0]["run"], chosen(values)) if ids else None
+    if scene is None:
+        raise PreventUpdate
+    names = [each["place"] for each in places if each["place"] in seen] + [each["part"] for each in parts]
+    known = drawn[0] or {}
+    made, now = redrawn(watched, scene, PARTS, names, known)
+    if not made:
+        raise PreventUpdate
+    run, goes_on = scene.run.name, ctx.triggered_id == "stamp"
+    zooms = {each["plot"]: zoom for each, zoom in zip(plots, moved, strict=True)} if goes_on else {}
+    figures = [
+        graph(name, run, made[name], zooms.get(name)) if name in made else no_update
+        for name in (each["place"] for each in places)
+    ]
+    texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
+    watched.ahead.asked(watched.look(), run)
+    return [figures, texts, [{**known, **now}]]
+
+
+def save_view(watched: Watched, clicks: int, places: list[Any], *values: Any) -> dict[str, str]:
+    """The figures of the plots that are shown."""
+    scene = scene_of(watched, places[0]["run"], chosen(values)) if places else None
+    if scene is None:
+        raise PreventUpdate
+    with watched.lock:
+        figures = [PARTS[each["place"]].make(scene) for each in places]
+    return {"content": figures_csv(figures), "filename": f"{scene.run.name.replace('/', '-')}.csv"}
