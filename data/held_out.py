@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from data.documents import HeldOut
 from data.fim import pieces
 from data.telling import lines_of
 from dsv3.contracts import MicroBatch, Question, Tokenizer
+
+T = TypeVar("T")
 
 CHARACTERS_PER_TOKEN = 3
 """Turns `validation_tokens` into a length of text, so that every tokenizer is measured on the same text."""
@@ -100,13 +102,13 @@ def questions(
     return chosen
 
 
-def evenly(queues: Sequence[Sequence[Question]], count: int) -> list[Question]:
+def evenly(queues: Sequence[Sequence[T]], count: int) -> list[T]:
     """The first of each queue, the second of each, and so on, `count` in all; queue after queue in the result."""
     taken = [0] * len(queues)
     for _ in range(min(count, sum(map(len, queues)))):
         shortest = min((i for i in range(len(queues)) if taken[i] < len(queues[i])), key=lambda i: (taken[i], i))
         taken[shortest] += 1
-    return [question for queue, length in zip(queues, taken) for question in queue[:length]]
+    return [each for queue, length in zip(queues, taken) for each in queue[:length]]
 
 
 def three_parts(text: str, *, longest: int) -> tuple[str, str, str]:

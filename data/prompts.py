@@ -14,10 +14,12 @@ import numpy as np
 from data.cache import digest
 from data.example_store import TRAINED, Example, StoredExamples
 from data.examples import ExampleModule, key_of, question_of
+from data.held_out import evenly
 from data.layout import document_order, mixture
 from data.preferences import prompt_of, untrained
 from dsv3.bounds import PositiveInt
 from dsv3.contracts import Prompt, Step
+from dsv3.environments import in_turns
 from dsv3.prompts.chat import Message, conversation
 
 
@@ -61,17 +63,13 @@ class Prompts(ExampleModule):
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         if not self._items:
-            self._items = [self._prompts(name, training) for name, training in self._training.items()]
+            self._items = [self._prompts(name) for name in self._training]
 
     def left_out(self, training: StoredExamples) -> int:
         return sum(len(ids) > self._longest for ids in _prompt_ids(training))
 
-    def _prompts(self, name: str, training: StoredExamples) -> list[Prompt]:
-        found = [
-            Prompt(ids.tolist(), prompt_of(item)[-1].content, item, 0)
-            for ids, item in zip(_prompt_ids(training), training.facts["items"], strict=True)
-            if len(ids) <= self._longest
-        ]
+    def _prompts(self, name: str) -> list[Prompt]:
+        found = self._short_prompts(self._training[name])
         if not found:
             raise ValueError(
                 f"{key_of(name)}: no prompt leaves room for data.max_answer_tokens={self._length - self._longest} in "
@@ -79,10 +77,29 @@ class Prompts(ExampleModule):
             )
         return found
 
+    def _short_prompts(self, stored: StoredExamples) -> list[Prompt]:
+        """Those that leave room for an answer."""
+        return [
+            Prompt(ids.tolist(), prompt_of(item)[-1].content, item, 0)
+            for ids, item in zip(_prompt_ids(stored), stored.facts["items"], strict=True)
+            if len(ids) <= self._longest
+        ]
+
     def prompts(self) -> list[Prompt]:
         """All that training may ask."""
         self.setup()
         return [prompt for of_domain in self._items for prompt in of_domain]
+
+    def held_out_prompts(self) -> list[Prompt]:
+        """At most `data.questions`, as many of each family as there can be. Those that open episodes are left out:
+        their turns cost more than a validation may."""
+        families: dict[tuple[str, str], list[Prompt]] = {}
+        for name, held_out in self._kept().items():
+            for prompt in self._short_prompts(held_out):
+                if not in_turns(prompt.item):
+                    families.setdefault((name, str(prompt.item.get("family"))), []).append(prompt)
+        chosen = evenly(list(families.values()), self._n_questions)
+        return [prompt._replace(number=number) for number, prompt in enumerate(chosen)]
 
     def stream_key(self) -> str:
         repeated = [] if self._steps_per_prompt == 1 else [self._steps_per_prompt]

@@ -387,6 +387,24 @@ class HasHeldOutRows(Protocol):
 
 
 @runtime_checkable
+class JudgesHeldOutPrompts(Protocol):
+    """What an objective may offer beside its contract: figures of what the policy writes to held-out prompts, which the
+    data must have (`HasHeldOutPrompts`)."""
+
+    def judge(self, prompts: Sequence[Prompt], models: "Models") -> Mapping[str, float]:
+        """Columns of `metrics/held_out`, at least one prompt given. Equal random numbers at every call, so that what
+        differs is the policy; changes nothing that training goes on with."""
+
+
+@runtime_checkable
+class HasHeldOutPrompts(Protocol):
+    """What a datamodule may offer beside its contract."""
+
+    def held_out_prompts(self) -> Sequence[Prompt]:
+        """Prompts that are not trained on, the same at every call, with numbers from 0 on."""
+
+
+@runtime_checkable
 class HasAuxiliaryLoss(Protocol):
     """What a part of the model (an nn.Module: MTP, attention, memory, router, experts) may offer beside its contract:
     a loss of its own and figures of it. Parts of one class share their statistics: their sums are added."""

@@ -62,6 +62,8 @@ TOOLS = {
 }
 EPISODES = {"babyai": ("goto", "pickup", "open", "putnext", "pick_up_seq_go_to"), "babyai_prompts": ("babyai",)}
 """Sources of demonstrations, of which a few will do."""
+OWN_DATA = ("babyai", "chat", "grpo")
+"""What the experiments begin with whose data is no text."""
 SERVERS = ("serve", "dashboard")
 
 RUNS = [
@@ -145,7 +147,7 @@ def cut_training(words: list[str], folder: Path, number: int) -> list[str]:
     """The keys of a training command, for a run of seconds."""
     given = {key_of(word): word.partition("=")[2] for word in words}
     sizes = [each for each in TRAINING if key_of(each) != "benchmarks" or "benchmarks" not in given]
-    if "data" not in given and not given.get("experiment", "").startswith("babyai"):
+    if "data" not in given and not given.get("experiment", "").startswith(OWN_DATA):
         sizes += small_corpus(folder)
     if "experiment" in given:
         sizes.append("study.seeds=[1]")

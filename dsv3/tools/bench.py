@@ -73,10 +73,10 @@ def case(name: str) -> Any:
         data_pipeline,
         decoding,
         drafts,
-        evaluation,
         head_loss,
         onnx_decoding,
         peak_memory,
+        scoring,
         training_step,
     )
 
@@ -91,7 +91,7 @@ def case(name: str) -> Any:
         "head": head_loss.head,
         "speculation": drafts.speculation,
         "onnx": onnx_decoding.onnx_decoding,
-        "evaluation": evaluation.evaluation,
+        "evaluation": scoring.evaluation,
     }[name]
 
 

@@ -28,6 +28,7 @@ from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
+from dsv3.training.callbacks.validate import held_out_prompts
 from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.provenance import write_provenance
@@ -91,7 +92,7 @@ def build_run(config: DictConfig) -> Run:
         data.restore(load_checkpoint(checkpoint, mmap=True)["dsv3"]["data_state"])
     objective = part(config.objective)(token_bytes_V=token_bytes(data.tokenizer, config.model.vocab_size))
     if isinstance(objective, ChecksPrompts) and isinstance(data, HasPrompts):
-        objective.check_prompts(data.prompts())
+        objective.check_prompts([*data.prompts(), *held_out_prompts(objective, data)])
     resume_from = of_rank_zero(prepare(config, folder) if is_writer else None)
     if resume_from != checkpoint:
         raise ValueError(f"run.dir={folder.path}: another process changed it while this one was starting; start again")

@@ -31,6 +31,7 @@ class Distill(nn.Module):
         Statistic("ended", "share of answers", "ended", over="answers"),
         Statistic("answer_length", "tokens per answer", "answer_tokens", over="answers"),
     )
+    held_out_figures = ("loss", "nll")  # of the replies that held-out rows give
 
     def __init__(
         self,

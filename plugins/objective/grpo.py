@@ -28,6 +28,7 @@ since, w_t is then about the tokens' probabilities alone. The divergence's refer
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -174,6 +175,19 @@ class GRPO(nn.Module):
         packed = [_better_for_mtp(micro) for micro in packed]
         return step._replace(micro_batches=packed, rollouts=[self._row(one) for one in self._sampled if is_new])
 
+    def judge(self, prompts: Sequence[Prompt], models: Models) -> Mapping[str, float]:
+        """Of as many answers to each held-out prompt as a group has."""
+        rollouts = draw(
+            prompts,
+            models,
+            count=self.group,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+        )
+        earned = self._earned(prompts, rollouts)
+        return {"reward": fmean(earned), "ended": fmean(one.ended for one in rollouts)}
+
     def state(self) -> dict[str, Any]:
         """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
         kept = self._answers if self.epochs > 1 else {}
@@ -243,16 +257,23 @@ class GRPO(nn.Module):
         return over[self.denominator].clamp(min=1)
 
     def _judged(self, prompts: Sequence[Prompt]) -> list[Sampled]:
-        asked = [prompt for prompt in prompts for _ in range(self.group)]
         rollouts = [one for prompt in prompts for one in self._answers[prompt.number]]
-        answers = [prompt.answered(one) for prompt, one in zip(asked, rollouts, strict=True)]
-        rewards = torch.tensor(self.reward(answers), dtype=torch.float64).view(-1, self.group)
+        rewards = torch.tensor(self._earned(prompts, rollouts), dtype=torch.float64).view(-1, self.group)
         advantages = rewards - rewards.mean(1, keepdim=True)
         if self.standardised:
             advantages = advantages / (rewards.std(1, keepdim=True) + 1e-6)
         flat = (rewards == rewards[:, :1]).all(1, keepdim=True).expand_as(rewards)
         values = zip(rewards.flatten().tolist(), advantages.flatten().tolist(), flat.flatten().tolist(), strict=True)
+        asked = self._asked(prompts)
         return [Sampled(prompt, one, *each) for prompt, one, each in zip(asked, rollouts, values, strict=True)]
+
+    def _asked(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Each of them as often as a group has answers."""
+        return [prompt for prompt in prompts for _ in range(self.group)]
+
+    def _earned(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
+        asked = self._asked(prompts)
+        return self.reward([prompt.answered(one) for prompt, one in zip(asked, rollouts, strict=True)])
 
     def _with_reference(self, micro: MicroBatch, models: Models) -> MicroBatch:
         own = micro._replace(replay={})

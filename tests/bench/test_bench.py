@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, evaluation, head_loss, onnx_decoding, training_step
+from dsv3.bench import compared, data_pipeline, decoding, drafts, head_loss, onnx_decoding, scoring, training_step
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
@@ -101,8 +101,8 @@ def test_benchmarks_are_compared_with_lm_evals_own_model(monkeypatch: pytest.Mon
     tokens = torch.randint(97, 123, (4, 64), generator=torch.Generator().manual_seed(0)).flatten().tolist()
     sizes = {"DOCUMENTS": 3, "BEGINNING": 20, "ENDING": 3, "CHOICES": 2, "PROMPT": 8, "ANSWER": 4}
     for name, value in (sizes | {"held_out_data": id, "held_out_tokens": lambda data: tokens}).items():
-        monkeypatch.setattr(evaluation, name, value)
-    choice, generation = evaluation.evaluation(1, CPU, run)
+        monkeypatch.setattr(scoring, name, value)
+    choice, generation = scoring.evaluation(1, CPU, run)
     assert choice.value > 0
     assert "3 of 3 answers the same" in choice.note
     assert generation.value > 0  # the export is in BF16, so that texts may differ

@@ -15,8 +15,8 @@ from tests.config.looking import BASE, OPTIONS, groups_of, keys_of, only
 @pytest.fixture(scope="module")
 def folder_with_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    for run in ("default", "chat", "babyai_imitation"):  # experiments begin with these, or learn from them
-        (folder / "runs" / run / "seed1").mkdir(parents=True)
+    for run in ("default/seed1", "chat/seed1", "chat/short", "babyai_imitation/seed1"):  # experiments begin with these
+        (folder / "runs" / run).mkdir(parents=True)
     return folder
 
 

@@ -191,6 +191,23 @@ def test_questions_are_held_out_rows_with_a_text_for_an_answer(make: Make) -> No
     assert {prompt.text for prompt in data.prompts()} == {row["prompt"] for row in rows[1:-1:2]}
 
 
+def test_held_out_prompts_are_rows_that_training_does_not_ask_and_no_episodes(make: Make) -> None:
+    rows = [{**row, "held_out": n % 2 == 0} for n, row in enumerate(PROMPTS)]
+    rows[0] |= {"form": "turns", "environment": "babyai/goto"}
+    rows.append({"prompt": words(seed=1, count=300), "answer": "1", "verifier": "exact", "held_out": True})
+    data = make(Prompts, rows)
+    held_out = data.held_out_prompts()
+    assert [prompt.text for prompt in held_out] == [row["prompt"] for row in rows[2:-1:2]]
+    assert [prompt.item["answer"] for prompt in held_out] == [row["answer"] for row in rows[2:-1:2]]
+    assert [prompt.number for prompt in held_out] == list(range(19))
+    assert held_out == data.held_out_prompts()
+    assert len(make(Prompts, rows, questions=5).held_out_prompts()) == 5
+    assert make(Prompts, rows, questions=0).held_out_prompts() == []
+    mixed = [{**row, "family": "late" if n >= 30 else "early"} for n, row in enumerate(rows[1:-1])]
+    families = [prompt.item["family"] for prompt in make(Prompts, mixed, questions=6).held_out_prompts()]
+    assert families == ["early"] * 3 + ["late"] * 3
+
+
 HOSTILE = {
     "prompt": ({"chosen": "a", "rejected": "b"}, "prompt: must be a user's message"),
     "number": ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt: must be a user's message"),

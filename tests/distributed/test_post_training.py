@@ -11,10 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder, load_checkpoint
+from dsv3.contracts import Prompt
 from dsv3.training.fit import fit
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.run_models import RunModels
 from dsv3.training.summary import conclude
+from plugins.objective.grpo import GRPO
 from tests.distributed.ranks import fitted
 from tests.distributed.workers import Workers
 from tests.smoke.test_resume import assert_same_run
@@ -143,8 +145,10 @@ def test_in_fp8_and_without_mtp(runs: Runs, tmp_path: Path, objective: str, sett
 
 
 def test_reinforcement_moves_weights_and_routing_bias_and_leaves_tables_and_a_report(
-    runs: Runs, tmp_path: Path
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checked: list[Prompt] = []
+    monkeypatch.setattr(GRPO, "check_prompts", lambda self, prompts: checked.extend(prompts))
     run = fit(runs.config("grpo", tmp_path / "run"))
     conclude(run)
     folder = run.folder
@@ -162,6 +166,11 @@ def test_reinforcement_moves_weights_and_routing_bias_and_leaves_tables_and_a_re
     assert (train.tokens.diff().dropna() >= 0).all()
     assert set(rollouts.columns) >= {"tokens", "prompt", "answer", "ended", "reward", "advantage"}
     assert rollouts.tokens.nunique() >= 3
+    held_out = folder.read("metrics/held_out")
+    assert held_out.tokens.tolist() == [0, train.tokens.iloc[-1]], "before the first step and after the last"
+    assert held_out.reward.between(0, 1).all()
+    rows: Any = run.data
+    assert len(checked) == len(rows.prompts()) + 2, "held-out rows are looked at before training, too"
     page = (folder.path / "report.html").read_text()
     for words in ("reward", "flat_groups", "rollout_mismatch", rollouts.prompt[0]):
         assert words in page, words

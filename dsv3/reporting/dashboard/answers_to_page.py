@@ -10,7 +10,6 @@ from dash.exceptions import PreventUpdate
 
 from dsv3.reporting.dashboard import runs_view
 from dsv3.reporting.dashboard.address import Choice, from_search, to_search
-from dsv3.reporting.dashboard.contents import draw, save_view, skeleton
 from dsv3.reporting.dashboard.held_choices import (
     CHOICES,
     HOLDERS,
@@ -22,6 +21,7 @@ from dsv3.reporting.dashboard.held_choices import (
 )
 from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
 from dsv3.reporting.dashboard.spreadsheet import table_csv
+from dsv3.reporting.dashboard.view_contents import draw, save_view, skeleton
 from dsv3.reporting.dashboard.watched import Watched, stamp
 from dsv3.reporting.overlay import metrics
 

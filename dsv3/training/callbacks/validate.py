@@ -1,6 +1,7 @@
 """Validation before the first step, at intervals and after the last step."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import lightning
 
 from dsv3.bounds import PositiveInt
 from dsv3.build import token_bytes
-from dsv3.contracts import HasHeldOutRows, JudgesHeldOut, Step
+from dsv3.contracts import HasHeldOutPrompts, HasHeldOutRows, JudgesHeldOut, JudgesHeldOutPrompts, Prompt, Step
 from dsv3.evaluation.document_bits import DocumentNats
 from dsv3.evaluation.held_out import dealt, domain_scores
 from dsv3.model.layers import cached_weight_casts
@@ -94,16 +95,29 @@ class Validate(lightning.Callback):
             logger.log_metrics(values | {"tokens": tokens})
 
     def _judge(self, data: Any, pl_module: LanguageModel) -> None:
-        """`metrics/held_out`: the objective's own figures on held-out rows; of one process, where all weights are."""
-        objective = pl_module.objective
-        if not isinstance(objective, JudgesHeldOut) or not isinstance(data, HasHeldOutRows) or pl_module.mesh:
+        """`metrics/held_out`: the objective's own figures on held-out rows, or of what the policy writes to held-out
+        prompts; of one process, where all weights are."""
+        objective: Any = pl_module.objective
+        models = pl_module.models
+        by_rows = isinstance(objective, JudgesHeldOut) and isinstance(data, HasHeldOutRows)
+        prompts = held_out_prompts(objective, data)
+        if pl_module.mesh or models is None or not (by_rows or prompts):
             return
-        names, models = objective.held_out_figures, pl_module.models
-        assert models is not None
+        found: dict[str, float] = {}
         with pl_module.evaluating(), cached_weight_casts(pl_module.model):
-            found = held_out_figures(pl_module.losses, models, data.held_out_rows(), names, pl_module.tokens_seen)
+            if by_rows:
+                names, rows = objective.held_out_figures, data.held_out_rows()
+                found |= held_out_figures(pl_module.losses, models, rows, names, pl_module.tokens_seen)
+            if prompts:
+                found |= objective.judge(prompts, models)
         pl_module.folder.table("metrics/held_out").append({"tokens": pl_module.tokens_seen, **found})
         log.info("held out: %s", "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+
+
+def held_out_prompts(objective: Any, data: Any) -> Sequence[Prompt]:
+    """Those that the objective judges the policy's answers to; none where it judges none, or the data has none."""
+    both = isinstance(objective, JudgesHeldOutPrompts) and isinstance(data, HasHeldOutPrompts)
+    return data.held_out_prompts() if both else ()
 
 
 def documents_of(data: Any, pl_module: LanguageModel) -> DocumentNats:

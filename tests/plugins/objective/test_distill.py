@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from dsv3.build import build_model
-from dsv3.contracts import IGNORE, MicroBatch, Prompt, Rollout, Step, Turn
+from dsv3.contracts import IGNORE, JudgesHeldOut, MicroBatch, Prompt, Rollout, Step, Turn
 from dsv3.model.decoder import Decoder
 from dsv3.testing.small_model import micro_batch
+from dsv3.training.step import Losses, held_out_figures
 from plugins.objective.distill import Distill
 
 V = 262
@@ -121,3 +122,16 @@ def test_settings_that_cannot_be_are_named() -> None:
     for settings, words in (({"teachers": []}, r"teachers=\[\]"), ({"direction": "up"}, "direction=up")):
         with pytest.raises(ValueError, match=words):
             distill(**settings)
+
+
+def test_held_out_rows_are_judged_by_the_divergence_on_the_replies_that_they_give(models: Models) -> None:
+    objective = distill(teachers=["first"])
+    assert isinstance(objective, JudgesHeldOut)
+    rows = [micro_batch(4, 16, seed=seed) for seed in (0, 1)]
+    loss, sums, _ = loss_of(objective, Step(rows, 0, {}), models)
+    found = held_out_figures(Losses(models.policy, objective), models, rows, objective.held_out_figures, 0)  # type: ignore[arg-type]
+    assert found == {
+        "loss": pytest.approx(float(loss), rel=1e-5),
+        "nll": pytest.approx(float(sums["nll"] / sums["targets"]), rel=1e-5),
+    }
+    assert found["loss"] > 0.01

@@ -70,6 +70,24 @@ def prepared(objective: GRPO, models: Models | None = None) -> Step:
     return objective.prepare(Step([], 0, {}, prompts=PROMPTS), models or Models())  # type: ignore[arg-type]
 
 
+def test_held_out_prompts_are_judged_alike_at_every_call_and_leave_training_as_it_was() -> None:
+    objective, models = grpo(epochs=2), Models()
+    step = prepared(objective, models)
+    kept = objective.state()
+    held_out = [Prompt([8, 9], "c", {}, 0), Prompt([8, 9, 10], "d", {}, 1)]
+    found = objective.judge(held_out, models)
+    assert found == {"reward": sum(REWARDS) / 8, "ended": 7 / 8}
+    assert found == objective.judge(held_out, models)
+    training, first, second = models.asked
+    assert first == second
+    assert first[0] == [[8, 9]] * GROUP + [[8, 9, 10]] * GROUP
+    assert first[1] == training[1], "seeds follow from the number of the prompt"
+    assert objective.state() == kept
+    again = prepared(objective, models)
+    assert answers_in(again) == answers_in(step)
+    assert len(models.asked) == 3, "the second epoch has the answers of the first"
+
+
 class Outcome:
     """The loss of a step whose logits are leaves, its gradients for them, and its sums."""
 
