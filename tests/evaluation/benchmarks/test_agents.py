@@ -38,7 +38,7 @@ def test_likelihoods_of_endings_equal_one_row_at_a_time(
     backend = model.backend()
     for prompt, endings, found in zip(PROMPTS, ENDINGS, score_endings(backend, PROMPTS, ENDINGS), strict=True):
         for ending, score in zip(endings, found, strict=True):
-            logits = model.logits([[*prompt, *ending[:-1]]], [len(ending)], 0)[0].log_softmax(-1)
+            logits = model.logits([[*prompt, *ending[:-1]]], [len(ending)], [0])[0].log_softmax(-1)
             assert score == pytest.approx(float(logits.gather(1, torch.tensor(ending)[:, None]).sum()), abs=1e-4)
 
 
