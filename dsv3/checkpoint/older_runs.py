@@ -70,6 +70,21 @@ def arrow_rows(parts: Sequence[Path], columns: Sequence[str] = ()) -> "pyarrow.T
     return pyarrow.concat_tables(read, promote_options="permissive")
 
 
+def last_of(part: Path, value: str, *, where: str, column: str) -> "pyarrow.Scalar":
+    """`column` in the last row in which `where` is `value`. Reads no other rows than those of one group with it.
+
+    Raises:
+        ValueError: the file is damaged. KeyError: there is no such row.
+    """
+    with opened(part) as file:
+        for group in reversed(range(file.num_row_groups)):
+            values = file.read_row_group(group, columns=[where], use_threads=False)[where].to_pylist()
+            if value in values:
+                at = len(values) - 1 - values[::-1].index(value)
+                return file.read_row_group(group, columns=[column], use_threads=False)[column][at]
+    raise KeyError(value)
+
+
 def columns_of(part: Path) -> list[str]:
     """Names of a part's columns, of which nothing else is read.
 

@@ -91,6 +91,16 @@ def delete_checkpoint(path: Path) -> None:
     delete(going)
 
 
+GROUP = 2**16
+"""Numbers of a column that are read at once: who wants one row of a wide table need not read the others."""
+
+
+def widest(row: Mapping[str, Any]) -> int:
+    """Numbers in the longest list or array of a row."""
+    sizes = [len(value) for value in row.values() if hasattr(value, "__len__") and not isinstance(value, str)]
+    return max([1, *sizes])
+
+
 class Table:
     """Rows kept in memory until `flush` writes them as one Parquet part."""
 
@@ -111,7 +121,10 @@ class Table:
             if part.exists():  # rows came after an earlier flush at these tokens, such as the last evaluation's
                 before = read_part(part)
                 frame = pd.concat([before[before.tokens < frame.tokens.iloc[0]], frame], ignore_index=True)
-            write_atomically(part, lambda path: frame.to_parquet(path, engine="pyarrow", index=False))
+            group = max(1, GROUP // widest(self.rows[0]))
+            write_atomically(
+                part, lambda path: frame.to_parquet(path, engine="pyarrow", index=False, row_group_size=group)
+            )
             self.rows = []
 
     def drop_after(self, tokens: int) -> None:

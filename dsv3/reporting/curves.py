@@ -105,7 +105,7 @@ def rates(run: History) -> go.Figure:
         x, y = outline(train.tokens.to_numpy(), column.to_numpy())
         traces.append((i, points(x, y, line=line(i), name=panels[i].title, showlegend=False)))
     from_zero = {"yaxis": {"rangemode": "tozero"}}
-    return stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS, axes=from_zero)
+    return stacked("Learning rate, gradient norm, speed", panels, traces, x=TOKENS, left=84, axes=from_zero)
 
 
 def comparison(runs: Sequence[History], *, x: str, what: str = "training loss") -> go.Figure:

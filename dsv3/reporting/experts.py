@@ -1,13 +1,15 @@
 """Expert plots: load of every expert of every layer, balance, bias, domains, co-activation."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dsv3.checkpoint.older_runs import arrow_rows
+from dsv3.checkpoint.older_runs import arrow_rows, last_of
 from dsv3.monitoring.expert_states import relative
 from dsv3.reporting.curves import mode
 from dsv3.reporting.history import History
@@ -77,6 +79,7 @@ def of_layers(
     trace: Mapping[str, Any], title: str, *, x: str = "expert", y: str = "MoE layer", **keys: Any
 ) -> go.Figure:
     """A map with layers from the top."""
+    keys.setdefault("left", 48 + 6 * max(map(len, trace["y"])))
     down = {"autorange": "reversed", "type": "category", **keys.pop("yaxis", {})}
     return plotted([trace], title, x=x, y=y, below=MAP_BELOW, yaxis=down, **keys)
 
@@ -213,17 +216,21 @@ def lift(pairs_EE: np.ndarray) -> np.ndarray:
     return lift_EE
 
 
+@lru_cache(maxsize=32)
+def lift_of(part: Path, changed: int, layer: str | None) -> tuple[str, np.ndarray]:
+    """A layer (one that is there) and its `lift`, from a part of `metrics/coactivation`, which has all layers."""
+    names = arrow_rows([part], ("layer",))["layer"].to_pylist()
+    shown = str(layer if layer in names else names[0])
+    pairs = last_of(part, shown, where="layer", column="pairs").values.to_numpy(zero_copy_only=False)
+    return shown, lift(pairs.astype(np.float64).reshape(int(len(pairs) ** 0.5), -1))
+
+
 def coactivation(run: History, layer: str | None = None) -> go.Figure:
     """How often two experts serve the same token, against what their loads alone would give (1: independent)."""
     parts = run.parts("metrics/coactivation")
     if not parts:
         return empty("Co-activation of experts", "written down with each checkpoint")
-    rows = arrow_rows(parts[-1:], ("layer", "pairs"))  # pandas would take as long again for the other layers
-    names = rows["layer"].to_pylist()
-    layer = layer if layer in names else names[0]
-    last = len(names) - 1 - names[::-1].index(layer)
-    pairs = rows["pairs"].slice(last, 1).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    lift_EE = lift(pairs.astype(np.float64).reshape(int(len(pairs) ** 0.5), -1))
+    layer, lift_EE = lift_of(parts[-1], parts[-1].stat().st_mtime_ns, layer)
     hover = "experts %{y} and %{x}: lift %{z:.2f}<extra></extra>"
     scale = {"colorscale": SHARES, "zmin": 0.0, "zmax": 2.0, "colorbar": bar("lift")}
     trace, title = heat(lift_EE, hovertemplate=hover, **scale), f"Co-activation of experts, {layer}"

@@ -33,6 +33,8 @@ NO_UPLOAD: Any = {
     "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
 }
 """Plotly's settings without its logo and without the buttons that upload a chart to its makers."""
+LEFT = 64
+"""Pixels for the labels of a y-axis."""
 AXIS = {"title": {"standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
 LOOK = go.layout.Template(
     layout={
@@ -69,12 +71,12 @@ def framed(
     return figure
 
 
-def frame(title: str, *, height: int, top: int, below: int) -> dict[str, Any]:
-    """Title and margins of a plot, in pixels."""
+def frame(title: str, *, height: int, top: int, below: int, left: int = LEFT) -> dict[str, Any]:
+    """Title and margins of a plot, in pixels. One that lacks room for the labels on its left is drawn twice."""
     return {
         "title": {"text": title, "y": 1 - 22 / height},
         "height": height,
-        "margin": {"l": 64, "r": 16, "t": top, "b": below},
+        "margin": {"l": left, "r": 16, "t": top, "b": below},
         "legend": {"y": -44 / (height - top - below)},
         "uirevision": title,
     }
@@ -82,11 +84,12 @@ def frame(title: str, *, height: int, top: int, below: int) -> dict[str, Any]:
 
 def plotted(
     traces: Iterable[Mapping[str, Any]], title: str, *, x: str, y: str, height: int = 340, top: int = 46,
-    below: int = 84, xaxis: Mapping[str, Any] | None = None, yaxis: Mapping[str, Any] | None = None, **more: Any,
+    below: int = 84, left: int = LEFT, xaxis: Mapping[str, Any] | None = None,
+    yaxis: Mapping[str, Any] | None = None, **more: Any,
 ) -> go.Figure:  # fmt: skip
     """Traces (`points`, `heat`) as `framed` frames them. xaxis, yaxis, more: other keys of the layout."""
     axes = {"xaxis": {"title": {"text": x}, **(xaxis or {})}, "yaxis": {"title": {"text": y}, **(yaxis or {})}}
-    return drawn(traces, frame(title, height=height, top=top, below=below) | axes | more)
+    return drawn(traces, frame(title, height=height, top=top, below=below, left=left) | axes | more)
 
 
 def drawn(traces: Iterable[Mapping[str, Any]], layout: Mapping[str, Any]) -> go.Figure:
@@ -166,17 +169,20 @@ def stacked(
     x: str,
     each: int = 150,
     below: int = 84,
+    left: int = LEFT,
     axes: Mapping[str, Mapping[str, Any]] | None = None,
     **more: Any,
 ) -> go.Figure:
     """Panels one above the other, each so many pixels high; `traces` come with the number of their panel, from 0.
-    `below`: pixels for the label of the x-axis and a legend. axes: other keys of every `xaxis` and `yaxis`. more: of
-    the layout."""
+
+    below, left: pixels for the label of the x-axis and a legend, and for the labels of the y-axes. axes: other keys of
+    every `xaxis` and `yaxis`. more: of the layout."""
     number, top = len(panels), 66
     height = 56 + below + each * number
     gap = 46 / (height - 150)
     high = (1 - gap * (number - 1)) / number
-    layout: dict[str, Any] = frame(title, height=height, top=top, below=below) | {"annotations": []} | more
+    frame_ = frame(title, height=height, top=top, below=below, left=left)
+    layout: dict[str, Any] = frame_ | {"annotations": []} | more
     given = axes or {}
     for place, panel in enumerate(panels):
         end = 1 - place * (high + gap)

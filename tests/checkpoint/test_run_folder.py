@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dsv3.checkpoint.older_runs import last_of, opened, read_part
 from dsv3.checkpoint.run_folder import RunFolder, Table, find_run, is_valid, write_atomically
 
 
@@ -21,6 +22,23 @@ def test_tables_come_back_in_order_and_forget_what_is_past_a_checkpoint(tmp_path
     folder.drop_after(4)
     assert folder.read("metrics/train").tokens.tolist() == [1, 2, 3, 4]
     assert folder.read("metrics/nothing").equals(pd.DataFrame())
+
+
+def test_one_row_of_a_wide_table_is_read_without_the_others(tmp_path: Path) -> None:
+    table = Table(tmp_path / "coactivation")
+    rows = [{"tokens": 8, "layer": layer, "pairs": [n + 0.5] * 40_000} for n, layer in enumerate("abca")]
+    for row in rows:
+        table.append(row)
+    table.flush(8)
+    (part,) = (tmp_path / "coactivation").iterdir()
+    assert last_of(part, "a", where="layer", column="pairs").as_py() == rows[3]["pairs"]
+    assert last_of(part, "b", where="layer", column="pairs").as_py() == rows[1]["pairs"]
+    with pytest.raises(KeyError, match="d"):
+        last_of(part, "d", where="layer", column="pairs")
+    with opened(part) as file:
+        assert file.num_row_groups == len(rows)
+    read_part(part).to_parquet(part)  # as earlier versions wrote it
+    assert last_of(part, "a", where="layer", column="pairs").as_py() == rows[3]["pairs"]
 
 
 def test_the_table_that_tells_how_far_a_run_is_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

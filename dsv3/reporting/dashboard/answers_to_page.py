@@ -67,6 +67,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Input("run", "value"),
         State("address", "search"),
         State("grid", "columnDefs"),
+        *(State(name, "options") for name in PICKERS),
         prevent_initial_call="initial_duplicate",
     )(partial(offer, watched))
     app.callback(
@@ -79,15 +80,15 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         State("seen", "data"),
         *(State(*HOLDERS[name]) for name in CHOICES),
     )(partial(skeleton, watched))
-    app.clientside_callback(ClientsideFunction("page", "onScreen"), Output("seen", "data"), Input(PLACE, "id"))
+    app.clientside_callback(ClientsideFunction("page", "placed"), Output("placed", "data"), Input(PLACE, "id"))
     app.callback(
         Output(PLACE, "children"),
         Output(PART, "children"),
         Output(DRAWN, "data"),
         Input("stamp", "data"),
         Input("seen", "data"),
-        Input(PLACE, "id"),
-        Input(PART, "id"),
+        State(PLACE, "id"),
+        State(PART, "id"),
         State(DRAWN, "data"),
         State(PLOT, "id"),
         State(PLOT, "relayoutData"),
@@ -164,7 +165,7 @@ def pulse(watched: Watched, tick: Any, before: str | None, view: str, run: str |
 
 
 def offer(
-    watched: Watched, changed: Any, view: str, run: str | None, search: str | None, columns: Sequence[Any]
+    watched: Watched, changed: Any, view: str, run: str | None, search: str | None, columns: Sequence[Any], *before: Any
 ) -> list[Any]:
     """What can be chosen: runs, layers, domains, figures, settings to group by; and the table where it is shown."""
     found = watched.look()
@@ -190,7 +191,9 @@ def offer(
         # The first rows come with what the address says of them.
         first_time = [no_update, no_update] if columns else [json.loads(asked.filters), selection(asked)]
         table = [names, settings, rows, no_update if same else now, *first_time]
-    return [list(found), layers, domains, *table[:2], *slider, *table[2:], first]
+    options = [list(found), layers, domains, *table[:2]]
+    changed_options = [no_update if now == then else now for now, then in zip(options, before, strict=True)]
+    return [*changed_options, *slider, *table[2:], first]
 
 
 def pin(clicks: int, rows: Any, pinned: list[str]) -> list[str]:

@@ -13,10 +13,18 @@ from dsv3.reporting.health import chosen_layer
 def skeleton(run: str) -> list[Any]:
     return [
         html.H1(run),
-        plot("load", run),
-        html.Div([plot(name, run) for name in ("violation", "selection", "bias", "coactivation")], className="grid"),
+        plot("load", run, 260),
+        html.Div(
+            [
+                plot("violation", run, 590),
+                plot("selection", run, 590),
+                plot("bias", run, 340),
+                plot("coactivation", run, 440),
+            ],
+            className="grid",
+        ),
         plot("specialisation", run),
-        html.Div([plot(name, run) for name in ("nodes", "stability")], className="grid"),
+        html.Div([plot("nodes", run, 590), plot("stability", run, 340)], className="grid"),
         plot("output_norms", run),
     ]
 
@@ -45,4 +53,5 @@ VIEW = View(
         "stability": Drawn(lambda scene: experts.stability(scene.run)),
         "output_norms": Drawn(lambda scene: experts.output_norms(scene.run)),
     },
+    ("load", "violation", "bias", "coactivation"),
 )

@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from dsv3.reporting.experts import unchanged
+from dsv3.reporting.experts import coactivation, unchanged
+from dsv3.reporting.health import chosen_layer
 from dsv3.reporting.history import History
 from dsv3.reporting.overlay import worst_violation
 
@@ -22,9 +23,13 @@ def small_routing(run: History) -> object:
     return run.routing() if parts and len(parts) * parts[-1].stat().st_size < MOST_BYTES else None
 
 
+def small_coactivation(run: History) -> object:
+    return coactivation(run, chosen_layer(run, None)) if small_routing(run) is not None else None
+
+
 READS: tuple[Callable[[History], object], ...] = (
     lambda run: run.table("timing/train"), History.train, History.validation, History.tables_by_role, unchanged,
-    worst_violation, small_routing,
+    worst_violation, small_routing, small_coactivation,
 )  # fmt: skip
 """What the views show of a run, a table each."""
 

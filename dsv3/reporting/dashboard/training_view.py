@@ -10,8 +10,9 @@ from dsv3.reporting.dashboard.elements import plot
 
 
 def skeleton(run: str) -> list[Any]:
+    high = {"rates": 590, "figures": 590, "benchmarks": 420}
     names = ("loss", "held_out", "rates", "figures", "questions", "benchmarks", "formats")
-    return [html.H1(run), html.Div([plot(name, run) for name in names], className="grid")]
+    return [html.H1(run), html.Div([plot(name, run, high.get(name, 340)) for name in names], className="grid")]
 
 
 VIEW = View(
@@ -25,4 +26,5 @@ VIEW = View(
         "benchmarks": Drawn(lambda scene: curves.benchmarks([scene.run])),
         "formats": Drawn(lambda scene: curves.formats(scene.run)),
     },
+    ("loss", "held_out", "rates", "figures", "questions", "benchmarks"),
 )

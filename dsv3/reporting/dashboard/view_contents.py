@@ -1,6 +1,6 @@
 """Contents of the views, drawn where and when they are seen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dash import ctx, dcc, html, no_update
@@ -24,23 +24,30 @@ PARTS = {name: part for view in VIEWS.values() for name, part in view.drawn.item
 
 
 def skeleton(
-    watched: Watched, view: str | None, run: str | None, there: list[Any], shown: str, seen: Sequence[str], *values: Any
+    watched: Watched,
+    view: str | None,
+    run: str | None,
+    there: list[Any],
+    shown: str,
+    seen: Mapping[str, Any],
+    *values: Any,
 ) -> tuple[Any, str]:
     """The elements of a view. Those that are there are left as they are: plots keep their zoom.
 
-    Of another run, the plots that the screen shows come with them; whatever else there is, `draw` draws."""
+    The plots that the screen shows, or its first ones where another view was shown, come with them; whatever else there
+    is, `draw` draws."""
     if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
         raise PreventUpdate
     if not run:
         return html.P("There are no runs in this folder yet."), f"view-{view}"
     content = html.Div(VIEWS[view].skeleton(run))
-    scene = scene_of(watched, run, chosen(values))
+    places = dict(places_in(content))
+    first = seen["names"] if shown == f"view-{view}" else VIEWS[view].first
     known: dict[str, str] = {}
-    if scene is not None and shown == f"view-{view}":
-        made, known = redrawn(watched, scene, PARTS, seen, {})
-        for name, place in places_in(content):
-            if name in made:
-                place.children = graph(name, run, made[name])
+    if (scene := scene_of(watched, run, chosen(values))) is not None:
+        made, known = redrawn(watched, scene, PARTS, [name for name in first if name in places], {})
+        for name, figure in made.items():
+            places[name].children = graph(name, run, figure)
     return [dcc.Store(id={"drawn": run}, data=known), *content.children], f"view-{view}"
 
 
@@ -54,7 +61,7 @@ def places_in(content: html.Div) -> Iterator[tuple[str, Any]]:
 def draw(
     watched: Watched,
     changed: Any,
-    seen: Sequence[str],
+    seen: Mapping[str, Any],
     places: list[Any],
     parts: list[Any],
     drawn: list[Any],
@@ -68,7 +75,7 @@ def draw(
     scene = scene_of(watched, ids[0]["run"], chosen(values)) if ids else None
     if scene is None:
         raise PreventUpdate
-    names = [each["place"] for each in places if each["place"] in seen] + [each["part"] for each in parts]
+    names = [each["place"] for each in places if each["place"] in seen["names"]] + [each["part"] for each in parts]
     known = drawn[0] or {}
     made, now = redrawn(watched, scene, PARTS, names, known)
     if not made:

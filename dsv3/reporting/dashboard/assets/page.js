@@ -9,28 +9,34 @@ window.dashAgGridFunctions = {
 };
 
 (() => {
-  const near = 100; // pixels: a plot is drawn before it is scrolled to
   const shown = () => [...document.querySelectorAll(".place")]
     .filter(place => {
       const {top, bottom} = place.getBoundingClientRect();
-      return top < innerHeight + near && bottom > -near;
+      return top < innerHeight && bottom > 0;
     })
     .map(place => JSON.parse(place.id).place);
-  const same = (before, now) => before.length === now.length && before.every((name, i) => name === now[i]);
-  let last = [];
+  let told = "";
+  let turn = 0; // what is told differs each time, so that the server is asked
+  const tell = now => {
+    told = now.join();
+    dash_clientside.set_props("seen", {data: {names: now, turn: ++turn}});
+  };
   const watch = new IntersectionObserver(() => {
     const now = shown();
-    if (!same(last, now)) dash_clientside.set_props("seen", {data: (last = now)});
-  }, {rootMargin: `${near}px`});
+    if (now.join() !== told) tell(now);
+  });
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     page: {
-      // Names of the plots on the screen, once their places are there.
-      onScreen: () => new Promise(resolve => requestAnimationFrame(() => {
-        watch.disconnect();
-        document.querySelectorAll(".place").forEach(place => watch.observe(place));
-        resolve(last = shown());
-      })),
+      // The places of plots are others: tell which of them are on the screen, and watch them.
+      placed: () => {
+        requestAnimationFrame(() => {
+          watch.disconnect();
+          document.querySelectorAll(".place").forEach(place => watch.observe(place));
+          tell(shown());
+        });
+        return dash_clientside.no_update;
+      },
     },
   });
 })();
