@@ -55,7 +55,7 @@ def test_a_users_yaml_is_a_benchmark_with_bits_per_byte(own_model: NativeModel, 
     for country, capital in ROWS:
         context = own_model.encode(f"The capital of {country} is", bos=True)
         answer = own_model.encode(f" {capital}", bos=False)
-        logits = own_model.logits([[*context, *answer[:-1]]], [len(answer)], 0)[0].double().log_softmax(-1)
+        logits = own_model.logits([[*context, *answer[:-1]]], [len(answer)], [0])[0].double().log_softmax(-1)
         bits -= float(logits.gather(1, torch.tensor(answer)[:, None]).sum()) / math.log(2)
     n_bytes = sum(len(capital) + 1 for _, capital in ROWS)
     assert outcome.results["results"]["capitals"]["answer_bpb,none"] == pytest.approx(bits / n_bytes, rel=1e-5)
