@@ -327,7 +327,10 @@ def find_run(checkpoint: str | Path) -> tuple[RunFolder, Path]:
     folder = RunFolder(path if is_run(path) else path.absolute().parent.parent)
     file = folder.newest_valid_checkpoint() if is_run(path) else path
     if file is None:
-        raise FileNotFoundError(f"checkpoint={checkpoint}: no valid checkpoints/tokens-*.ckpt in this folder")
+        found = "no valid checkpoints/tokens-*.ckpt in this folder"
+        if (path / "config.json").is_file() and not folder.config_path.exists():
+            found = f"a Hugging Face checkpoint; `python -m dsv3 import path={checkpoint} out=RUN` makes a run of it"
+        raise FileNotFoundError(f"checkpoint={checkpoint}: {found}")
     if not folder.config_path.exists():
         raise FileNotFoundError(f"checkpoint={checkpoint}: {folder.config_path} is missing")
     return folder, file

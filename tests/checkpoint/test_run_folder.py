@@ -105,6 +105,9 @@ def test_find_run_names_what_is_missing(tmp_path: Path) -> None:
         find_run(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no valid checkpoint"):
         find_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"python -m dsv3 import path={tmp_path} out=RUN"):
+        find_run(tmp_path)
 
 
 def test_move_aside_keeps_every_old_run(tmp_path: Path) -> None:
