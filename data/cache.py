@@ -8,7 +8,8 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def number(text: str) -> int:
 def beside(path: Path) -> Path:
     """A place next to `path` to write what becomes it, which no other process of any machine is given."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+@contextmanager
+def rebuilt(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which it replaces at the end."""
+    building = beside(folder)
+    building.mkdir(parents=True)
+    yield building
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
 
 
 def cached(folder: Path, key: str, what: str | None, build: Callable[[Path], None]) -> Path:

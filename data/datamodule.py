@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from data.batches import micro_batch
-from data.cache import beside
+from data.cache import rebuilt
 from data.documents import HeldOut
 from data.fim import FillInTheMiddle
 from data.held_out import (
@@ -124,17 +124,14 @@ class DataModule(StepModule):
         kept = self.prepared.survey
         if (folder / CORPUS).is_file() and (folder / CORPUS).read_text().strip() == kept.key:
             return
-        building = beside(folder)
-        building.mkdir(parents=True)
-        for file in sorted(kept.folder.iterdir()):
-            if file.name in ("survey.json", "contents.npy") or file.name.endswith(".held_out.parquet"):
-                try:
-                    os.link(file, building / file.name)
-                except OSError:
-                    shutil.copyfile(file, building / file.name)
-        (building / CORPUS).write_text(kept.key + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        with rebuilt(folder) as building:
+            for file in sorted(kept.folder.iterdir()):
+                if file.name in ("survey.json", "contents.npy") or file.name.endswith(".held_out.parquet"):
+                    try:
+                        os.link(file, building / file.name)
+                    except OSError:
+                        shutil.copyfile(file, building / file.name)
+            (building / CORPUS).write_text(kept.key + "\n")
 
     def use_held_out(self, folder: Path) -> str | None:
         """Take the held-out texts from where `keep_held_out` put them, instead of `setup`: no corpus is needed.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.batches import micro_batch
-from data.cache import beside, cached, digest
+from data.cache import cached, digest, rebuilt
 from data.example_sources import ExampleSource, example_files
 from data.example_store import (
     TRAINED,
@@ -249,12 +249,9 @@ class ExampleModule(StepModule):
 
     def keep_held_out(self, folder: Path) -> None:
         """Copy the held-out examples into a folder, for `use_held_out`."""
-        building = beside(folder)
-        building.mkdir(parents=True)
-        for name in self.sources:
-            shutil.copytree(self._cache_dir / "examples" / self._key(name) / "held_out", building / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        with rebuilt(folder) as building:
+            for name in self.sources:
+                shutil.copytree(self._cache_dir / "examples" / self._key(name) / "held_out", building / name)
 
     def use_held_out(self, folder: Path) -> str | None:
         """Take the held-out examples from where `keep_held_out` put them, instead of `setup`: no source is read."""

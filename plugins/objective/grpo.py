@@ -147,15 +147,7 @@ class GRPO(nn.Module):
             raise ValueError("objective=grpo: the data has no prompts; data=prompts has")
         is_new = self.epochs == 1 or any(prompt.number not in self._answers for prompt in step.prompts)
         if is_new:
-            rollouts = draw(
-                step.prompts,
-                models,
-                count=self.group,
-                seed=self.seed,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                experts=self.replay_routing,
-            )
+            rollouts = self._written(step.prompts, models, experts=self.replay_routing)
             self._answers = {
                 prompt.number: rollouts[i * self.group : (i + 1) * self.group] for i, prompt in enumerate(step.prompts)
             }
@@ -177,16 +169,21 @@ class GRPO(nn.Module):
 
     def judge(self, prompts: Sequence[Prompt], models: Models) -> Mapping[str, float]:
         """Of as many answers to each held-out prompt as a group has."""
-        rollouts = draw(
+        rollouts = self._written(prompts, models, experts=False)
+        earned = self._earned(prompts, rollouts)
+        return {"reward": fmean(earned), "ended": fmean(one.ended for one in rollouts)}
+
+    def _written(self, prompts: Sequence[Prompt], models: Models, *, experts: bool) -> list[Rollout]:
+        """A group of answers to each prompt; `experts`: with what every MoE layer chose."""
+        return draw(
             prompts,
             models,
             count=self.group,
             seed=self.seed,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
+            experts=experts,
         )
-        earned = self._earned(prompts, rollouts)
-        return {"reward": fmean(earned), "ended": fmean(one.ended for one in rollouts)}
 
     def state(self) -> dict[str, Any]:
         """The answers that the next step may be made of too; see `dsv3.contracts.KeepsSamples`."""
