@@ -198,10 +198,14 @@ def test_two_ranks_are_one_process(
     """One of them has only padding, or other numbers of answers. As long as rounding samples no other token.
 
     Ranks pack their own answers, and MTP counts the load of the last position of a document by the token that follows
-    in its row: GRPO is compared without MTP.
+    in its row: objectives that sample are compared without MTP.
     """
     exact = [*settings, "optimizer=adamw", "optimizer.eps=1e-3", "trainer.max_steps=3"]
-    exact += ["mtp=none", "run.init_from=null", "objective.kl=0"] if objective == "grpo" else []
+    if objective == "grpo":
+        exact += ["mtp=none", "run.init_from=null", "objective.kl=0"]
+    elif objective == "distill":
+        base = finish(runs.config("sft", tmp_path / "base", "run.init_from=null", "trainer.max_steps=1", "mtp=none"))
+        exact += ["mtp=none", f"run.init_from={base.path}"]
     one = finish(runs.config(objective, tmp_path / "one", *exact)).read("metrics/train")
     config = runs.config(objective, tmp_path / "two", *exact, "parallel=sharded", "trainer.devices=2")
     workers.run(fitted_there, config, ranks=2)
@@ -209,7 +213,7 @@ def test_two_ranks_are_one_process(
     assert two.tokens.tolist() == one.tokens.tolist()
     assert len(one) == 3
     for name in {"loss", "mtp1_loss", "reward", "surprise", "nll", "answer_length", "reward_margin"} & set(one.columns):
-        np.testing.assert_allclose(two[name], one[name], rtol=2e-6, atol=1e-6, err_msg=name)  # some are near 0
+        np.testing.assert_allclose(two[name], one[name], rtol=5e-6, atol=1e-6, err_msg=name)  # some are near 0
 
 
 def fitted_there(config: DictConfig) -> None:
