@@ -32,9 +32,14 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is no JSON; the message names the file.
+        ValueError: it is no JSON, or holds NaN or an infinity; the message names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); restore it from a copy") from None
+
+
+def _refuse(constant: str) -> float:
+    """NaN and the infinities, which Python would read."""
+    raise ValueError(f"it holds {constant}")

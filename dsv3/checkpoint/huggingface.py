@@ -173,18 +173,10 @@ def read_fields(file: Path) -> Fields:
     Raises:
         ValueError: it is not JSON or not an object.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse_constant)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a model's config.json: it must hold an object")
     return Fields(content)
-
-
-def refuse_constant(name: str) -> float:
-    """Of NaN and the infinities, which Python reads."""
-    raise ValueError(f"it holds {name}")
 
 
 def run_config(hf: Mapping[str, Any], *, mtp_layers: int, out: Path, precision: str) -> DictConfig:

@@ -63,6 +63,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dt
         # Copies: a file holds no two tensors of one storage, and ours are slices of stacked ones.
         contents = {name: tensors[name].to(stored_dtype(name, dtype), copy=True).contiguous() for name in names}
         save_file(contents, str(folder / file), metadata={"format": "pt"})
+        (folder / file).chmod((folder / file).stat().st_mode | folder.stat().st_mode & 0o044)  # safetensors: 0600
     if len(shards) > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}

@@ -182,8 +182,8 @@ def test_another_tokenizer_than_the_weights_is_named(run: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{cut", "config.json is not JSON"),
-        ('{"model_type": "llama", "rope_theta": NaN}', "config.json is not JSON: it holds NaN"),
+        ("{cut", "config.json cannot be read as JSON"),
+        ('{"model_type": "llama", "rope_theta": NaN}', r"config.json cannot be read as JSON \(it holds NaN\)"),
         ("[1]", "must hold an object"),
         (
             '{"model_type": "llama", "hidden_size": "wide", "vocab_size": 9, "rms_norm_eps": 1e-6, '

@@ -177,6 +177,11 @@ def test_a_full_folder_is_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def test_others_may_read_what_they_may_read_of_the_folder(tmp_path):
+    _, out = exported(tmp_path)
+    assert {path.stat().st_mode & 0o044 for path in out.rglob("*.*")} == {out.stat().st_mode & 0o044}
+
+
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError("the disk is full")

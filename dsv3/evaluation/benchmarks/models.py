@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv3.checkpoint.shards import INDEX, Shards
+from dsv3.checkpoint.huggingface import read_fields
+from dsv3.checkpoint.shards import INDEX, SINGLE, Shards
 from dsv3.contracts import MicroBatch, Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE, infilling_ids, parse_infilling
 from dsv3.inference.backend import Backend, DecoderBackend
@@ -167,8 +168,8 @@ def published(folder: str | Path) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # or every weight of MTP, which transformers leaves out, has a line
-    if (Path(folder) / INDEX).exists():
-        Shards(Path(folder), block=None)  # transformers would follow an index out of the folder
+    if any((Path(folder) / name).exists() for name in (INDEX, SINGLE)):
+        refuse_more_layers(Shards(Path(folder), block=None))  # transformers would follow an index out of the folder
     told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **told)
@@ -186,6 +187,18 @@ def published(folder: str | Path) -> tuple[Any, Any]:
             "tokenizer that these weights were trained with"
         )
     return model, tokenizer
+
+
+def refuse_more_layers(shards: Shards) -> None:
+    """Before transformers builds them, which takes hours where config.json says a thousand million.
+
+    Raises:
+        ValueError: config.json has more layers than the folder has tensors.
+    """
+    file = shards.folder / "config.json"
+    layers = read_fields(file).get("num_hidden_layers", 0) if file.exists() else 0
+    if isinstance(layers, int) and layers > len(shards.where):
+        raise ValueError(f"{file}: num_hidden_layers={layers}: the weights beside it are {len(shards.where)} tensors")
 
 
 class HFModel:

@@ -52,10 +52,11 @@ def lacking(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (cut, "transformers cannot open it"),
-        (no_json, "transformers cannot open it"),
+        (cut, "cannot be read as safetensors"),
+        (no_json, "cannot be read as JSON"),
         (fields(hidden_size="wide"), "transformers cannot open it: .*hidden_size"),
         (fields(num_hidden_layers=3), r"do not fit its config\.json; .*model\.layers\.2"),
+        (fields(num_hidden_layers=10**9), "num_hidden_layers=1000000000: the weights beside it are .* tensors"),
         (fields(intermediate_size=64), r"do not fit its config\.json; .*model\.layers\.0\.mlp"),
         (lacking, r"lacking or of another shape: model\.layers\.1\.mlp\.up_proj\.weight"),
         (larger_tokenizer, "ids up to 400, and the model's embedding 400 tokens"),
