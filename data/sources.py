@@ -193,17 +193,21 @@ def _on_disk(root: Path) -> Iterator[File]:
             yield File(printable(name), str(path.absolute()), stat.st_size, str(stat.st_mtime_ns))
 
 
+STAMPS = ("ETag", "etag", "mtime", "LastModified", "created", "blob_id")
+"""What file systems tell of a file that changes with it; the last of them Hugging Face's Hub."""
+
+
 def _elsewhere(path: str) -> Iterator[File]:
     try:
         system, root = fsspec.core.url_to_fs(path)
         if not system.exists(root):
             raise ValueError(f"path={path!r} does not exist")
-        found = system.find(root, detail=True)
+        found = {root: system.info(root)} if system.isfile(root) else system.find(root, detail=True)
     except (ImportError, OSError) as error:  # such as s3fs, which is not installed
         raise ValueError(f"path={path!r}: {error}") from error
     for place, info in found.items():
         name = place.removeprefix(root).lstrip("/") or place.rpartition("/")[2]
-        changed = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info]
+        changed = [str(info[key]) for key in STAMPS if key in info]
         yield File(name, system.unstrip_protocol(place), info.get("size") or 0, " ".join(changed))
 
 
