@@ -15,6 +15,7 @@ from dsv3.reporting.curves import mode
 from dsv3.reporting.history import History
 from dsv3.reporting.routing_history import SCALARS, LayerLoad, RoutingHistory
 from dsv3.reporting.style import (
+    LEFT,
     LOADS,
     SHARES,
     SIGNED,
@@ -113,7 +114,7 @@ PANELS = {
 }
 
 
-def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
+def by_layer(run: History, columns: Sequence[str], title: str, *, left: int = LEFT) -> go.Figure:
     """`SCALARS` over tokens, a line for each layer; of many, for those that are highest now in the first column, and
     the median of all."""
     layers = run.routing().layers
@@ -127,7 +128,7 @@ def by_layer(run: History, columns: Sequence[str], title: str) -> go.Figure:
         for panel, place in enumerate(places):
             shown = {"name": name, "legendgroup": name, "showlegend": panel == 0}
             traces.append((panel, points(*outline(tokens_T, scalars_TS[:, place]), line=line(i), **shown)))
-    return stacked(title, [PANELS[column] for column in columns], traces, x=TOKENS)
+    return stacked(title, [PANELS[column] for column in columns], traces, x=TOKENS, left=left)
 
 
 def shown_scalars(layers: Mapping[str, LayerLoad], place: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -152,7 +153,7 @@ def selection(run: History) -> go.Figure:
 
 
 def nodes(run: History) -> go.Figure:
-    return by_layer(run, ["group_limited_fraction", "nodes", "dispatch_bytes"], "Nodes and traffic")
+    return by_layer(run, ["group_limited_fraction", "nodes", "dispatch_bytes"], "Nodes and traffic", left=84)
 
 
 def bias(run: History, layer: str | None = None) -> go.Figure:

@@ -35,6 +35,9 @@ NO_UPLOAD: Any = {
 """Plotly's settings without its logo and without the buttons that upload a chart to its makers."""
 LEFT = 64
 """Pixels for the labels of a y-axis."""
+RIGHT = 16
+OF_BAR = 112
+"""Pixels for a colour bar: thickness, labels and title."""
 AXIS = {"title": {"standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True, "ticks": ""}
 LOOK = go.layout.Template(
     layout={
@@ -71,12 +74,12 @@ def framed(
     return figure
 
 
-def frame(title: str, *, height: int, top: int, below: int, left: int = LEFT) -> dict[str, Any]:
-    """Title and margins of a plot, in pixels. One that lacks room for the labels on its left is drawn twice."""
+def frame(title: str, *, height: int, top: int, below: int, left: int = LEFT, right: int = RIGHT) -> dict[str, Any]:
+    """Title and margins of a plot, in pixels. One that lacks room for its labels or its colour bar is drawn twice."""
     return {
         "title": {"text": title, "y": 1 - 22 / height},
         "height": height,
-        "margin": {"l": left, "r": 16, "t": top, "b": below},
+        "margin": {"l": left, "r": right, "t": top, "b": below},
         "legend": {"y": -44 / (height - top - below)},
         "uirevision": title,
     }
@@ -89,7 +92,9 @@ def plotted(
 ) -> go.Figure:  # fmt: skip
     """Traces (`points`, `heat`) as `framed` frames them. xaxis, yaxis, more: other keys of the layout."""
     axes = {"xaxis": {"title": {"text": x}, **(xaxis or {})}, "yaxis": {"title": {"text": y}, **(yaxis or {})}}
-    return drawn(traces, frame(title, height=height, top=top, below=below, left=left) | axes | more)
+    traces = list(traces)
+    right = OF_BAR if any("colorbar" in trace for trace in traces) else RIGHT
+    return drawn(traces, frame(title, height=height, top=top, below=below, left=left, right=right) | axes | more)
 
 
 def drawn(traces: Iterable[Mapping[str, Any]], layout: Mapping[str, Any]) -> go.Figure:
