@@ -1,6 +1,6 @@
 """Plots of a study: held-out bits per byte of each arm, paired differences from the baseline, experts by domain."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from dsv3.reporting.experts import TOP, by_domain, last_interval, specialisation
 from dsv3.reporting.history import History
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.palette import COLOURS
-from dsv3.reporting.study_results import Curve, Study, curve
+from dsv3.reporting.study_results import Curve, Study, at_equal, curve
 from dsv3.reporting.style import INK, SHARES, X_AXES, framed, line
 
 
@@ -20,6 +20,12 @@ def shared_points(*curves: Curve) -> np.ndarray:
     start, end = max(x[1] for x, _ in curves), min(x[-1] for x, _ in curves)
     points = np.unique(np.concatenate([x for x, _ in curves]))
     return points[(points >= start) & (points <= end)]
+
+
+def with_the_same_text(study: Study, arms: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Those whose held-out text is the baseline's."""
+    metric = at_equal(study, "tokens")
+    return [(i, arm) for i, arm in arms if study.comparable(metric, arm)]
 
 
 def band(study: Study, arm: str, budget: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,7 +39,7 @@ def band(study: Study, arm: str, budget: str) -> tuple[np.ndarray, np.ndarray, n
 def curves(study: Study, budget: str) -> go.Figure:
     """Held-out bits per byte of each arm: mean over its seeds, and a band of one standard deviation."""
     figure = go.Figure()
-    for i, arm in enumerate(study.runs):
+    for i, arm in with_the_same_text(study, enumerate(study.runs)):
         x, middle, spread = band(study, arm, budget)
         edge = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([middle + spread, (middle - spread)[::-1]])}
         fill = {"fill": "toself", "fillcolor": line(i)["color"], "opacity": 0.15, "line": {"width": 0}}
@@ -60,7 +66,7 @@ def interval(differences: Sequence[Difference]) -> tuple[np.ndarray, np.ndarray,
 def gaps(study: Study, budget: str) -> go.Figure:
     """Each arm's difference from the baseline, with its 95% interval."""
     figure = go.Figure()
-    for i, arm in study.compared():
+    for i, arm in with_the_same_text(study, study.compared()):
         x, differences = gap(study, arm, budget)
         means, lows, highs = interval(differences)
         bars = {"type": "data", "symmetric": False, "array": highs - means, "arrayminus": means - lows}
@@ -76,11 +82,11 @@ def draw(study: Study, out: Path) -> None:
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, arm in enumerate(study.runs):
+    for i, arm in with_the_same_text(study, enumerate(study.runs)):
         x, middle, spread = band(study, arm, "tokens")
         left.plot(x / 1e6, middle, "o-", color=COLOURS[i % len(COLOURS)], markersize=4, label=arm)
         left.fill_between(x / 1e6, middle - spread, middle + spread, color=COLOURS[i % len(COLOURS)], alpha=0.15)
-    for i, arm in study.compared():
+    for i, arm in with_the_same_text(study, study.compared()):
         x, differences = gap(study, arm, "tokens")
         means, lows, highs = interval(differences)
         width = 0.004 * i * x[-1] / 1e6  # beside each other, so that intervals are told apart

@@ -32,6 +32,7 @@ class Metric(NamedTuple):
     lower_is_better: bool | None  # None: it is neither good nor bad
     of: Callable[[History], float | None]  # None: this run has no such number
     documents: tuple[str, str] | None = None  # weights and domain whose held-out documents it is the mean of
+    same: Callable[[History], Any] | None = None  # equal for two runs if it says the same of both; None: it always does
 
 
 class Study(NamedTuple):
@@ -66,7 +67,10 @@ class Study(NamedTuple):
         return [value for value in values if value is not None]
 
     def difference(self, metric: Metric, arm: str) -> Difference | None:
-        """From the baseline, by the rule of `until` for the verdict's metric; None where either has no such number."""
+        """From the baseline, by the rule of `until` for the verdict's metric; None where either has no such number, or
+        that of something else."""
+        if not self.comparable(metric, arm):
+            return None
         seeds = self.seeds(arm, self.baseline)
         ours, theirs = self.values(metric, arm, seeds), self.values(metric, self.baseline, seeds)
         if not len(ours) == len(theirs) == len(seeds) > 0:
@@ -75,6 +79,12 @@ class Study(NamedTuple):
         if self.until and metric.name == (self.metric or equal("tokens")):
             return sequential(ours, theirs, documents, self.until)
         return paired(ours, theirs, documents[-1])
+
+    def comparable(self, metric: Metric, arm: str) -> bool:
+        """Whether the figure says the same of the arm's runs and of the baseline's."""
+        runs = [*self.runs[arm].values(), *self.runs[self.baseline].values()]
+        first, *others = [metric.same(run) if metric.same is not None else None for run in runs]
+        return all(other == first for other in others)
 
     def document_errors(self, metric: Metric, arm: str, seeds: Sequence[int]) -> list[float]:
         """Half width by documents of the difference from the baseline after the first, the first two, ... seeds."""
@@ -226,7 +236,7 @@ def at_equal(study: Study, budget: str) -> Metric:
     def value(run: History) -> float | None:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None
 
-    return Metric(equal(budget), "bits per byte", True, value, ("live", "all"))
+    return Metric(equal(budget), "bits per byte", True, value, ("live", "all"), all_held_out)
 
 
 def headline(study: Study) -> Metric:
@@ -258,11 +268,12 @@ def metrics(study: Study) -> Iterator[Metric]:
     layers = shared_layers(study)
     scores = (first.summary or {}).get("validation", {}).get("after", {})
     for domain in scores:
-        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"), ("live", domain))
-    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"), ("ema", "all"))
-    yield Metric(Figure.LOSS, "nats per token", True, _last_loss)
+        same = all_held_out if domain == "all" else kind_of_data
+        yield Metric(held_out(domain), "bits per byte", True, _after(domain, "after"), ("live", domain), same)
+    yield Metric(Figure.EMA, "bits per byte", True, _after("all", "ema"), ("ema", "all"), all_held_out)
+    yield Metric(Figure.LOSS, "nats per token", True, _last_loss, same=objective)
     yield Metric(Figure.MAX_VIO, "MaxVio", True, _violation(layers))
-    yield Metric(Figure.SPECIALISATION, "relative load", None, lambda run: specialisation(routing_of(run, layers)))
+    yield Metric(Figure.SPECIALISATION, "relative load", None, _specialisation(layers), same=all_held_out)
     yield Metric(Figure.NODES, "nodes", True, _routing("nodes", layers))
     yield Metric(Figure.TRAFFIC, "bytes per token per layer", True, _routing("dispatch_bytes", layers))
     yield Metric(Figure.SPEED, "tokens per second", False, lambda run: (run.summary or {}).get("tokens_per_second"))
@@ -271,6 +282,19 @@ def metrics(study: Study) -> Iterator[Metric]:
         bits = name.endswith("answer_bpb")
         unit = "bits per byte" if bits else "score"
         yield Metric(name, unit, bits, lambda run, name=name: _benchmarks(run).get(name))  # type: ignore[misc]
+
+
+def kind_of_data(run: History) -> Any:
+    """Held-out conversations, pairs and prompts are not the same text, whatever their domain is called."""
+    return OmegaConf.select(run.config, "data._target_")
+
+
+def all_held_out(run: History) -> Any:
+    return kind_of_data(run), set((run.summary or {}).get("validation", {}).get("after", {}))
+
+
+def objective(run: History) -> Any:
+    return OmegaConf.select(run.config, "objective._target_")
 
 
 def _after(domain: str, when: str) -> Callable[[History], float | None]:
@@ -318,6 +342,10 @@ def specialisation(routing: pd.DataFrame) -> float | None:
         all_E = load_XE.sum(0) / load_XE.sum(0).mean()
         distances.append(np.abs(relative_XE - all_E).mean())
     return float(np.mean(distances)) if distances else None
+
+
+def _specialisation(layers: Sequence[str]) -> Callable[[History], float | None]:
+    return lambda run: specialisation(routing_of(run, layers))
 
 
 def _answers(run: History) -> float | None:

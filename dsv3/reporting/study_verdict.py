@@ -12,9 +12,10 @@ def answered(study: Study, metric: Metric) -> tuple[str, bool]:
     found = {arm: study.difference(metric, arm) for _, arm in study.compared()}
     known = {arm: difference for arm, difference in found.items() if difference is not None}
     clear = {arm: difference for arm, difference in known.items() if difference.significant}
+    number, unit = (".1f", "percentage points") if metric.unit == "per cent" else (".4f", metric.unit)
     clauses = [
-        f"{arm} is {direction(metric, difference)} than {study.baseline} by {abs(difference.mean):.4f} {metric.unit} "
-        f"(95% interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds)"
+        f"{arm} is {direction(metric, difference)} than {study.baseline} by {abs(difference.mean):{number}} {unit} "
+        f"(95% interval {difference.low:+{number}} to {difference.high:+{number}}, {difference.seeds} seeds)"
         for arm, difference in clear.items()
     ]
     alike: dict[str, list[str]] = {}
@@ -22,8 +23,8 @@ def answered(study: Study, metric: Metric) -> tuple[str, bool]:
         alike.setdefault(kind_of(known[arm]), []).append(arm)
     for kind, arms in alike.items():
         effects = sorted(known[arm].detectable for arm in arms)
-        about = " to ".join(dict.fromkeys(f"{effect:.4f}" for effect in (effects[0], effects[-1])))
-        said = kind.format(baseline=study.baseline, effect=f"{about} {metric.unit}")
+        about = " to ".join(dict.fromkeys(f"{effect:{number}}" for effect in (effects[0], effects[-1])))
+        said = kind.format(baseline=study.baseline, effect=f"{about} {unit}")
         clauses.append(f"{' and '.join(arm for arm in known if arm in arms)}: {said}")
     return (f"By {metric.name}, {'; '.join(clauses)}." if clauses else ""), bool(clear)
 

@@ -25,7 +25,9 @@ SCHEDULES = (
 )
 IN_CELLS = (
     "Mean over seeds; in parentheses the difference from the baseline and half the width of its 95% interval. "
-    "`better`, `worse`, `higher` and `lower` are said of significant differences only."
+    "`better`, `worse`, `higher` and `lower` are said of significant differences only. Held-out text and "
+    "specialisation are compared where runs hold out the same kind of data and the same domains, training losses where "
+    "they have one objective."
 )
 FIGURES, EXPERTS, RUNS = "All figures", "Experts", "Runs"
 """Pages after the first."""

@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.config.study_metrics import Figure
-from dsv3.reporting.study_results import common_budget, curve, metrics, read_study, specialisation
+from dsv3.reporting.study_figures import curves as draw_curves
+from dsv3.reporting.study_figures import gaps as draw_gaps
+from dsv3.reporting.study_results import at_equal, common_budget, curve, metrics, read_study, specialisation
 from dsv3.study.report import sections
 
 LOADS = {"layers.1": [[4, 4], [4, 4]], "layers.2": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
@@ -139,3 +141,24 @@ def test_a_layer_that_no_token_came_to_has_no_violation(tmp_path: Path) -> None:
     study = read_study(tmp_path)
     (metric,) = (metric for metric in metrics(study) if metric.name == Figure.MAX_VIO)
     assert study.values(metric, "a", [1]) == [0.5]
+
+
+def test_figures_of_other_held_out_text_or_another_objective_are_not_compared(tmp_path: Path) -> None:
+    """Conversations and prompts are not the same text; the loss of one objective says nothing of another's."""
+
+    def settings(data: str, objective: str) -> dict[str, Any]:
+        return {"data": {"_target_": data}, "objective": {"_target_": objective}}
+
+    for arm, data, objective in (("a", "A", "sft"), ("b", "B", "sft"), ("c", "A", "dpo"), ("d", "A", "sft")):
+        for seed in (1, 2):
+            arms = {name: [] for name in "abcd"}
+            made(tmp_path, arm, seed, arms=arms, bpb=2.0 + 0.1 * seed, settings=settings(data, objective))
+    study = read_study(tmp_path)
+    by_name = {metric.name: metric for metric in [at_equal(study, "tokens"), *metrics(study)]}
+    text = ["held-out text at equal tokens", "held-out all", Figure.EMA, Figure.SPECIALISATION]
+    for arm, missing in (("b", text), ("c", [Figure.LOSS]), ("d", [])):
+        found = {name for name, metric in by_name.items() if study.values(metric, arm, [1, 2])}
+        assert found - {name for name in found if study.difference(by_name[name], arm)} == set(missing)
+    assert len(draw_curves(study, "tokens").data) == len(draw_gaps(study, "tokens").data) * 2 + 2 == 6
+    page = " ".join(" ".join(map(str, row)) for section in sections(study) for row in section.rows)
+    assert "held-out all (bits per byte) 2.1500 2.1500 2.1500 (+0) 2.1500 (+0)" in page

@@ -41,7 +41,8 @@ def study(arms: dict[str, list[str]], **match: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@pytest.mark.timeout(900)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(sorted(ATTENTION)),
     st.sampled_from(sorted(ATTENTION)),
