@@ -14,6 +14,7 @@ from dsv3.contracts import Routing
 from dsv3.inference.prefixes import padded
 from dsv3.inference.speculation import DecoderModules, Drafter
 from dsv3.model.decoder import Caches, Decoder
+from dsv3.planning.draft_costs import EAGER, DraftCosts, draft_costs
 
 
 class Backend(Protocol):
@@ -24,6 +25,7 @@ class Backend(Protocol):
 
     shares_prefixes: bool  # whether `copy` may be called
     most_ragged: int  # tokens that one pass reads of very unlike rows without padding
+    draft_costs: DraftCosts | None  # None where it cannot draft
 
     def add(self, row: int, *, drafts: bool) -> None:
         """Hold an empty row; with `drafts` tokens are drafted for it too.
@@ -90,6 +92,7 @@ class DraftingBackend:
     shares_prefixes, most_ragged = True, 0
     caches: RowCaches
     drafter: Drafter
+    draft_costs: DraftCosts | None
 
     @property
     def position_bytes(self) -> int:
@@ -139,6 +142,7 @@ class DecoderBackend(DraftingBackend):
         self.model = model
         self.caches = model.new_caches()
         self.drafter = Drafter(DecoderModules(model))
+        self.draft_costs = draft_costs(model, EAGER)
         self._routings: Mapping[str, Routing] = {}  # of the latest `read`
         self.places: list[slice] = []  # where each row's tokens lie in its pass
 

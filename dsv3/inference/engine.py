@@ -16,6 +16,7 @@ The weights must not change from the first row's beginning to the last one's end
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -87,8 +88,10 @@ class Engine:
             raise ValueError("an empty prompt: at least one token is needed, such as the tokenizer's bos")
         if settings.stop and self.decode is None:
             raise ValueError(f"stop={settings.stop}: an engine without `decode` sees no text")
+        if settings.drafts is None and (self.backend.draft_costs is None or not self.backend.draft_costs.pay(0, 0)):
+            settings = replace(settings, drafts=0)
         number = next(self._numbers)
-        self.backend.add(number, drafts=settings.drafts > 0)
+        self.backend.add(number, drafts=settings.may_draft)
         stream = TextStream(self.decode, settings.stop) if self.decode is not None else None
         choice = choice or choice_of(settings)
         record = RecordedExperts() if experts else None
@@ -166,7 +169,7 @@ class Engine:
         source: Row | KeptRow | None = None
         shared = SHORTEST_SHARED - 1
         for other in self._sources():
-            if other.number == row.number or (row.settings.drafts and not other.settings.drafts):
+            if other.number == row.number or (row.settings.may_draft and not other.settings.may_draft):
                 continue
             if other.owner != row.owner or other.tokens[:SHORTEST_SHARED] != row.tokens[:SHORTEST_SHARED]:
                 continue
@@ -215,6 +218,8 @@ class Engine:
         self.speculation.passes += 1
         self.speculation.made += len(row.drafts)
         self.speculation.kept += kept
+        row.drafts_made += len(row.drafts)
+        row.drafts_kept += kept
         event = row.write(chosen)
         row.read += kept
         if event.finished is not None:
@@ -227,7 +232,7 @@ class Engine:
 
     def _draft(self, rows: list[Row]) -> None:
         """Let drafts be made for rows that want them, none beyond the end of a text."""
-        counts = {row.number: min(row.settings.drafts, row.settings.max_tokens - row.written - 1) for row in rows}
+        counts = {row.number: min(self._drafts(row), row.settings.max_tokens - row.written - 1) for row in rows}
         rows = [row for row in rows if counts[row.number] > 0]
         if not rows:
             return
@@ -236,6 +241,13 @@ class Engine:
         drafts = self.backend.draft(numbers, texts, [counts[number] for number in numbers], choosers)
         for row, made in zip(rows, drafts, strict=True):
             row.drafts = made
+
+    def _drafts(self, row: Row) -> int:
+        """Drafts that a row's next pass is to verify; those of a sampled text depend on no row beside it."""
+        if row.settings.drafts is not None:
+            return row.settings.drafts
+        costs, rows = self.backend.draft_costs, len(self.rows) if row.settings.temperature == 0 else 1
+        return int(costs is not None and costs.pay(row.drafts_made, row.drafts_kept, rows))
 
     def _drop(self, row: int) -> None:
         del self.rows[row]

@@ -61,8 +61,9 @@ def _say(line: str) -> None:
     log.info(line)
 
 
-def source_of(model: Decoder, config: DictConfig, engine: str, *, drafts: bool = False) -> Source:
-    """The model itself, or a backend with its weights as they are now; where `drafts`, one that drafts by MTP.
+def source_of(model: Decoder, config: DictConfig, engine: str, *, drafts: bool | None = False) -> Source:
+    """The model itself, or a backend with its weights as they are now; where `drafts`, one that drafts by MTP (None:
+    where that usually pays).
 
     Raises ValueError as `chosen_engine`.
     """
@@ -100,9 +101,9 @@ class Writer(NamedTuple):
 
 
 def writer_of(
-    checkpoint: str, *, engine: str, device: str, weights: str, allow: Collection[str], drafts: bool
+    checkpoint: str, *, engine: str, device: str, weights: str, allow: Collection[str], drafts: bool | None
 ) -> Writer:
-    """Open a run, or a folder of ONNX graphs. drafts: text may be drafted by MTP.
+    """Open a run, or a folder of ONNX graphs. drafts: text may be drafted by MTP; None: where that usually pays.
 
     Raises:
         ValueError: as `load_run` and `chosen_engine`; or a folder of graphs is asked for another engine or device.
@@ -118,7 +119,7 @@ def writer_of(
     return Writer(source, loaded.tokenizer(), data.sequence_length, data.fim.order, vocabulary, folder)
 
 
-def exported_writer(folder: Path, *, engine: str, device: str, drafts: bool) -> Writer:
+def exported_writer(folder: Path, *, engine: str, device: str, drafts: bool | None) -> Writer:
     """Raises ValueError as `writer_of`."""
     for key, value, only in (("engine", engine, "onnx"), ("device", device, "cpu")):
         if value not in ("auto", only):

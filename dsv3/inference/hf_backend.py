@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.prefixes import padded
+from dsv3.planning.draft_costs import DraftCosts
 
 
 @dataclass
@@ -35,6 +36,7 @@ class HFBackend:
 
     shares_prefixes = False  # so that texts are those of transformers
     most_ragged = 0
+    draft_costs: DraftCosts | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model

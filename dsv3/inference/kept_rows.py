@@ -52,7 +52,7 @@ class KeptRows:
         self.backend.rest(kept.number, kept.read)
         for other in list(self.rows.values()):
             is_prefix = tokens[: other.read] == other.tokens
-            if other.owner == kept.owner and is_prefix and other.settings.drafts <= kept.settings.drafts:
+            if other.owner == kept.owner and is_prefix and other.settings.may_draft <= kept.settings.may_draft:
                 self.drop(other.number)
         self.rows[kept.number] = kept
         self.positions += kept.read

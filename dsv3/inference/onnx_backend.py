@@ -16,6 +16,7 @@ from dsv3.inference.onnx_step import OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
 from dsv3.model.decoder import Decoder
+from dsv3.planning.draft_costs import ONNX, DraftCosts, draft_costs, read_costs
 
 
 class OnnxBackend(DraftingBackend):
@@ -25,44 +26,56 @@ class OnnxBackend(DraftingBackend):
     """
 
     def __init__(
-        self, main: OnnxStep, modules: Sequence[OnnxStep], *, normed: bool, routed: Sequence[str], experts: int
+        self,
+        main: OnnxStep,
+        modules: Sequence[OnnxStep],
+        *,
+        normed: bool,
+        routed: Sequence[str],
+        experts: int,
+        costs: DraftCosts | None,
     ) -> None:
         """normed: MTP takes the main model's states after its final norm. routed: names of the MoE layers. experts: of
-        each of them."""
+        each of them. costs: of drafts."""
         self.main, self.caches, self.routed, self.experts = main, main.caches, routed, experts
         self.drafter = Drafter(GraphModules(modules, normed))
+        self.draft_costs = costs if modules else None
         self._slots = [step.caches for step in (main, *modules)]
         self._latest: tuple[Outputs, list[int]] | None = None
 
     @classmethod
-    def of(cls, model: Decoder, parts: Parts, *, drafts: bool) -> "OnnxBackend":
+    def of(cls, model: Decoder, parts: Parts, *, drafts: bool | None) -> "OnnxBackend":
         """The model as it is now. parts: of its configuration, which `expressible` found nothing in. drafts: with MTP's
-        modules, where it has some."""
+        modules, where it has some; None: where drafts usually pay."""
         from dsv3.checkpoint.onnx.step_graph import StepGraph
 
         graph = StepGraph(model, parts)
-        depth = parts.mtp_layers if drafts else 0
+        costs = draft_costs(model, ONNX)
+        depth = parts.mtp_layers if asked(drafts, costs) else 0
         graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
         steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
         experts = parts.router["n_experts"] if graph.routed else 0
-        return cls(steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed, experts=experts)
+        return cls(
+            steps[0], steps[1:], normed=model.mtp.after_final_norm, routed=graph.routed, experts=experts, costs=costs
+        )
 
     @classmethod
-    def opened(cls, folder: Path, *, drafts: bool) -> "OnnxBackend":
-        """The graphs of an exported folder. drafts: with MTP's modules, where it has some.
+    def opened(cls, folder: Path, *, drafts: bool | None) -> "OnnxBackend":
+        """The graphs of an exported folder. drafts: as in `of`.
 
         Raises:
             ValueError: its manifest is of another format, or onnxruntime cannot open a graph.
         """
         manifest = read_manifest(folder)
-        modules = [name for name in manifest["graphs"] if name != "model"] if drafts else []
+        costs = read_costs(manifest.get("draft_costs"), ONNX)
+        modules = [name for name in manifest["graphs"] if name != "model"] if asked(drafts, costs) else []
         try:
             steps = [OnnxStep(session_of(folder / f"{name}.onnx")) for name in ("model", *modules)]
         except Exception as error:  # onnxruntime has no class of its own errors
             raise ValueError(f"{folder}: onnxruntime cannot open it: {' '.join(str(error).split())[:300]}") from None
         normed, experts = bool(manifest["mtp_takes_normed_states"]), manifest.get("n_routed_experts", 0)
         routed = manifest["moe_layers"] if experts else []  # earlier exports do not say how many experts there are
-        return cls(steps[0], steps[1:], normed=normed, routed=routed, experts=experts)
+        return cls(steps[0], steps[1:], normed=normed, routed=routed, experts=experts, costs=costs)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         picked = [range(len(ids) - n, len(ids)) for ids, n in zip(tokens, wanted, strict=True)]
@@ -97,6 +110,11 @@ class OnnxBackend(DraftingBackend):
             return {}
         outputs, counts = self._latest
         return {name: torch.from_numpy(outputs.of_all(f"experts_{k}", counts)) for k, name in enumerate(self.routed)}
+
+
+def asked(drafts: bool | None, costs: DraftCosts | None) -> bool:
+    """Whether MTP's modules are wanted; None: where drafts usually pay."""
+    return drafts if drafts is not None else costs is not None and costs.pay(0, 0)
 
 
 class GraphModules:

@@ -42,6 +42,8 @@ class Row:
     read: int = 0  # positions that the backend holds
     copied: int = 0  # of these, taken from another row
     drafts: list[int] = field(default_factory=list)  # after the tokens, not verified yet
+    drafts_made: int = 0  # and verified
+    drafts_kept: int = 0
 
     @property
     def written(self) -> int:

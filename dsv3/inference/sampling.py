@@ -41,7 +41,11 @@ class Settings:
     stop: tuple[str, ...] = ()  # strings that end the text and are no part of it
     eos: tuple[int, ...] = ()  # tokens that do
     seed: int = 0  # of the row's own generator
-    drafts: int = 0  # tokens that MTP drafts for each pass of the model; 0: none
+    drafts: int | None = 0  # tokens that MTP drafts for each pass of the model; 0: none; None: 1 while drafts pay
+
+    @property
+    def may_draft(self) -> bool:
+        return self.drafts != 0
 
     def __post_init__(self) -> None:
         for name, holds, range_ in (
@@ -55,7 +59,7 @@ class Settings:
             ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
             ("stop", all(self.stop), "strings that are not empty"),
             ("seed", -(2**63) <= self.seed < 2**64, "from -2**63 to 2**64 - 1"),
-            ("drafts", self.drafts >= 0, "at least 0 (0: none)"),
+            ("drafts", self.drafts is None or self.drafts >= 0, "at least 0 (0: none)"),
         ):
             if not holds:  # nan is in no range
                 raise ValueError(f"{name}={getattr(self, name)}: must be {range_}")

@@ -184,11 +184,20 @@ class History:
         config = self.config
         if (OmegaConf.select(config, "study.stage") or 1) == 1:
             return 0.0
-        earlier = History(Path(config.run.init_from), config.run.init_from)
+        earlier = History(self._of_study(Path(config.run.init_from)), config.run.init_from)
         scores = earlier.validation()
         if scores.empty:
             raise FileNotFoundError(f"{config.run.init_from}: the stage before {self.name} is not there any more")
         return float(scores[budget].iloc[-1]) + earlier.before(budget)
+
+    def _of_study(self, path: Path) -> Path:
+        """Another run of this run's study, wherever the study has been moved to, or is looked at from."""
+        run, depth = self.config.run, len(Path(self.config.run.name).parts) - 1
+        try:
+            inside = path.relative_to(Path(run.dir).parents[depth])
+        except ValueError:
+            return path
+        return self.folder.path.absolute().parents[depth] / inside
 
     def spikes(self) -> list[dict[str, Any]]:
         """The latest `MOST_SPIKES` that the guard against loss spikes wrote down, oldest first."""

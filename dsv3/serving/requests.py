@@ -91,7 +91,7 @@ class Request(BaseModel):
         """How many of the likeliest tokens to give with each; None: no log-probabilities."""
         return None
 
-    def settings(self, *, max_tokens: int, eos: tuple[int, ...], drafts: int, index: int) -> Settings:
+    def settings(self, *, max_tokens: int, eos: tuple[int, ...], drafts: int | None, index: int) -> Settings:
         """Of the `index`-th text."""
         seed = secrets.randbits(62) if self.seed is None else self.seed + index
         return Settings(

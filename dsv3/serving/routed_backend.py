@@ -16,6 +16,7 @@ class RoutedBackend:
         """`layers`: names of those with experts, so many of them in each."""
         self.backend, self.experts = backend, experts
         self.shares_prefixes, self.most_ragged = backend.shares_prefixes, backend.most_ragged
+        self.draft_costs = backend.draft_costs
         self.add, self.copy, self.drop, self.draft = backend.add, backend.copy, backend.drop, backend.draft
         self.rewind, self.rest, self.chosen_experts = backend.rewind, backend.rest, backend.chosen_experts
         self.load = {name: torch.zeros(experts, dtype=torch.int64) for name in layers}  # tokens of each

@@ -96,7 +96,7 @@ class Served:
     scheduler: Scheduler
     grammars: JSONGrammars
     vocabulary: int
-    drafts: int  # of each text that does not say
+    drafts: int | None  # of each text that does not say; None: 1 while drafts pay
     most_drafts: int  # 0 where the model has no MTP
     lacks: Sequence[str] = ()  # fields of requests that would change the answer and are refused
     close: Callable[[], None] = lambda: None
@@ -129,7 +129,7 @@ class ModelSettings:
     weights: str = "live"
     device: str = "auto"
     allow: Collection[str] = ()
-    drafts: int | None = None  # tokens that MTP drafts, where the model has modules for it; None: where they pay
+    drafts: int | None = None  # tokens that MTP drafts, where the model has modules for it; None: 1 while they pay
     prefill: int = 12  # positions of prompts that a step reads next to texts
     cache_bytes: int = 256 * 2**20  # of finished texts that are kept for prompts that begin alike
 
@@ -156,7 +156,7 @@ def open_model(checkpoint: str, settings: ModelSettings, limits: Limits, wake: C
         device=settings.device,
         weights=settings.weights,
         allow=settings.allow,
-        drafts=bool(settings.drafts),
+        drafts=None if settings.drafts is None else settings.drafts > 0,
     )
     model = TextModel(
         writer.tokenizer, name=name, max_length=writer.sequence_length, fim_order=writer.fim_order, chat=False
@@ -197,7 +197,6 @@ def routed(writer: Writer) -> RoutedBackend:
 def serve(opened: Opened, settings: ModelSettings, limits: Limits, wake: Callable[[], None]) -> Served:
     """A scheduler over an opened model."""
     backend, model, kept, most_drafts = opened.backend, opened.model, 0, 0
-    drafts = 1 if settings.drafts is None else settings.drafts
     if isinstance(backend, RoutedBackend):
         kept = settings.cache_bytes // max(1, backend.backend.position_bytes)
         most_drafts = MOST_DRAFTS if backend.backend.drafter.caches else 0
@@ -211,6 +210,6 @@ def serve(opened: Opened, settings: ModelSettings, limits: Limits, wake: Callabl
         scheduler=Scheduler(engine, limits, wake=wake),
         grammars=JSONGrammars(opened.tokenizer / "tokenizer.json", vocabulary=opened.vocabulary, eos=min(model.eos)),
         vocabulary=opened.vocabulary,
-        drafts=min(drafts, most_drafts),
+        drafts=None if settings.drafts is None else min(settings.drafts, most_drafts),
         most_drafts=most_drafts,
     )

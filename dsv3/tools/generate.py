@@ -40,7 +40,9 @@ class Options:
     allow: list[str] = option([], "classes outside conf/ that the run's config.yaml may name: [package.Class]")
     device: str = option("auto", "auto: cuda where torch sees a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     engine: str = option("auto", ENGINE_HELP, choices=ENGINES)
-    drafts: PositiveInt = option(2, "draft tokens per pass, with speculative=true")
+    drafts: PositiveInt | None = option(
+        None, "draft tokens per pass, with speculative=true; null: one, as long as drafts make the text faster"
+    )
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -50,10 +52,11 @@ def run(options: Options) -> dict[str, Any]:
         ValueError: an option is out of its range.
         FileNotFoundError: `checkpoint` is neither a run's nor an exported folder.
     """
-    from dsv3.inference.engines import writer_of
+    from dsv3.inference.engines import backend_of, writer_of
     from dsv3.inference.generation import stream
     from dsv3.inference.sampling import Settings
     from dsv3.inference.speculation import Speculation
+    from dsv3.planning.draft_costs import USUAL
     from dsv3.prompts.chat import prompt_ids
     from dsv3.prompts.infilling import infilling_prompt
 
@@ -78,6 +81,9 @@ def run(options: Options) -> dict[str, Any]:
         allow=options.allow,
         drafts=options.speculative,
     )
+    costs = backend_of(writer.source).draft_costs
+    if options.speculative and options.drafts is None and costs is None:
+        settings = replace(settings, drafts=1)  # is refused where the model has no MTP
     tokenizer = writer.tokenizer
     if options.chat and options.suffix:
         raise ValueError("chat=true: leave suffix= out; a gap is filled in a text, not in a conversation")
@@ -108,6 +114,8 @@ def run(options: Options) -> dict[str, Any]:
             "acceptance": speculation.acceptance,
             "tokens_per_pass": len(ids) / speculation.passes,
         }
+        if costs is not None and options.drafts is None:
+            figures["expected_speedup"] = costs.gain(speculation.acceptance if speculation.made else USUAL)
     print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
     return {
         "prompt": options.prompt,

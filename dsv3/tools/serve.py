@@ -43,7 +43,7 @@ class Options:
     tokens_per_day: NonNegativeInt = option(0, "read and written, of one account; 0: no limit")
     timeout: PositiveFloat = option(600.0, "seconds after which a text is ended")
     drafts: NonNegativeInt | None = option(
-        None, "tokens that MTP drafts for each pass; 0: none; null: 1 by engine=eager, none by engine=onnx"
+        None, "tokens that MTP drafts for each pass; 0: none; null: 1 as long as drafts make the text faster"
     )
     prefill: PositiveInt = option(
         12, "prompt tokens read in one step next to texts being written; more: sooner read, slower texts"

@@ -29,6 +29,7 @@ def made(root: Path, arm: str, seed: int, *, finished: bool = True, name: str | 
     study = {"arm": arm, "arms": changed.get("arms", {"a": [], "b": []}), "baseline": changed.get("baseline", "a")}
     study |= {"question": None, "finding": None, "metric": None}
     run = {"experiment": "made_up", "name": name or f"{arm}/seed{seed}", "init_from": changed.get("init_from")}
+    run |= {"dir": str(folder.path)}
     study |= {"stage": changed["stage"]} if "stage" in changed else {}
     settings = changed.get("settings", {})
     OmegaConf.save({"seed": seed, "study": study, "run": run, **settings}, folder.config_path)
@@ -84,7 +85,12 @@ def test_budgets_count_all_stages_of_an_arm(tmp_path: Path) -> None:
     runs = read_study(tmp_path).runs
     assert [curve(runs[arm][1], "tokens")[0].tolist() for arm in "ab"] == [[0, 100], [100, 130]]
     assert [curve(runs[arm][1], "seconds")[0].tolist() for arm in "ab"] == [[0, 1], [1, 2]]
-    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "elsewhere").mkdir()
+    for arm in "ab":
+        (tmp_path / arm).rename(tmp_path / "elsewhere" / arm)
+    runs = read_study(tmp_path / "elsewhere").runs
+    assert curve(runs["b"][1], "tokens")[0].tolist() == [100, 130], "a study that was moved"
+    shutil.rmtree(tmp_path / "elsewhere" / "a")
     with pytest.raises(FileNotFoundError, match=r"the stage before .* is not there any more"):
         curve(runs["b"][1], "tokens")
 

@@ -72,7 +72,7 @@ def test_completions_are_those_of_generate_streamed_or_not(
     pieces = [chunk.choices[0] for chunk in client.completions.create(**asked, stream=True)]
     own = {**settings, **settings.get("extra_body", {})}
     own.pop("extra_body", None)
-    own = {"drafts": 1, **own, "stop": tuple(own.get("stop", ()))}
+    own = {"drafts": None, **own, "stop": tuple(own.get("stop", ()))}
     expected = text_of(server, tokenizer, [tokenizer.bos, *tokenizer.encode(CODE)], **own)
     assert whole.choices[0].text == expected
     assert "".join(piece.text for piece in pieces) == expected
@@ -98,7 +98,7 @@ def test_chat(client: OpenAI, server: Running, tokenizer: Any, messages: list[An
     deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
     flat = [(m["role"], m["content"] if isinstance(m["content"], str) else "def f(x):") for m in messages]
     turns: Any = [Message("system" if role == "developer" else role, content) for role, content in flat]  # type: ignore[arg-type]
-    expected = text_of(server, tokenizer, chat_prompt(tokenizer, turns), drafts=1)
+    expected = text_of(server, tokenizer, chat_prompt(tokenizer, turns), drafts=None)
     assert whole.message.content == expected
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == expected
@@ -111,7 +111,7 @@ def test_chat(client: OpenAI, server: Running, tokenizer: Any, messages: list[An
 def test_fill_in_the_middle(client: OpenAI, server: Running, tokenizer: Any) -> None:
     asked: Any = {"model": server.model, "prompt": "def f(x):\n", "max_tokens": 12, "temperature": 0}
     middle = client.completions.create(**asked, suffix="+ 1\n").choices[0].text
-    assert middle == text_of(server, tokenizer, infilling_prompt(tokenizer, "def f(x):\n", "+ 1\n", "psm"), drafts=1)
+    assert middle == text_of(server, tokenizer, infilling_prompt(tokenizer, "def f(x):\n", "+ 1\n", "psm"), drafts=None)
     assert middle != client.completions.create(**asked).choices[0].text
 
 

@@ -167,7 +167,9 @@ def test_generate_completes_and_fills_in(trained: Path, tmp_path: Path, capsys: 
 
 def test_generate_with_drafts_gives_the_same_text_and_says_how_they_fared(trained: Path, tmp_path: Path) -> None:
     base = ["-m", "dsv3", "generate", f"checkpoint={trained}", "prompt=def f(", "max_tokens=12", "format=json"]
-    plain, drafted = (json.loads(call(tmp_path, *base, f"speculative={on}").stdout) for on in ("false", "true"))
+    plain, drafted = (
+        json.loads(call(tmp_path, *base, f"speculative={on}", "drafts=2").stdout) for on in ("false", "true")
+    )
     assert drafted["text"] == plain["text"]
     assert "acceptance" not in plain
     assert 0 <= drafted["acceptance"] <= 1

@@ -22,6 +22,7 @@ from dsv3.checkpoint.onnx.expressible import inexpressible
 from dsv3.checkpoint.onnx.nodes import BLOCKS, OPSETS, WEIGHTS_FILE, Array, Nodes
 from dsv3.checkpoint.onnx.onnx_manifest import FORMAT, MANIFEST, read_manifest
 from dsv3.checkpoint.onnx.step_graph import StepGraph
+from dsv3.planning.draft_costs import ONNX, draft_costs
 
 ALIGNMENT = 64  # bytes; of every weight in the file
 
@@ -46,7 +47,7 @@ def export_onnx(loaded: Loaded, out: Path, *, mtp: bool, quantise: Quantise, wei
     main = StepGraph(loaded.model, parts, **settings)
     graphs = {"model": main.main(states=depth > 0)}
     graphs |= {f"mtp_{k}": StepGraph(loaded.model, parts, **settings).mtp(k) for k in range(1, depth + 1)}
-    tokenizer = loaded.folder.tokenizer_path
+    tokenizer, costs = loaded.folder.tokenizer_path, draft_costs(loaded.model, ONNX)
     manifest = {
         "format": FORMAT,
         "opsets": OPSETS,
@@ -60,6 +61,7 @@ def export_onnx(loaded: Loaded, out: Path, *, mtp: bool, quantise: Quantise, wei
         **special_ids(tokenizer),
         "moe_layers": main.routed,
         "n_routed_experts": parts.router["n_experts"] if main.routed else 0,
+        "draft_costs": costs.written() if costs is not None and depth else None,
         "mtp_takes_normed_states": bool(loaded.model.mtp.after_final_norm) if depth else None,
         "graphs": {name: signature(graph) for name, graph in graphs.items()},
     }

@@ -4,7 +4,7 @@ import { byId } from "./elements.js";
 
 const KEPT = "dsv3-settings";
 const DEFAULTS = {
-  system: "", temperature: 0.7, top_p: 1, max_tokens: 128, seed: "", drafts: 1, stops: "", experts: true,
+  system: "", temperature: 0.7, top_p: 1, max_tokens: 128, seed: "", drafts: "", stops: "", experts: true,
 };
 
 export const settings = { ...DEFAULTS, ...read() };
@@ -23,11 +23,11 @@ export function sampling() {
     temperature: Number(settings.temperature),
     top_p: Number(settings.top_p),
     max_tokens: Number(settings.max_tokens),
-    drafts: Number(settings.drafts),
     experts: settings.experts,
     stop: settings.stops.split("\n").filter(Boolean),
   };
-  return settings.seed === "" ? asked : { ...asked, seed: Number(settings.seed) };
+  for (const name of ["seed", "drafts"]) if (settings[name] !== "") asked[name] = Number(settings[name]);
+  return asked;
 }
 
 export function setUpSettings() {
