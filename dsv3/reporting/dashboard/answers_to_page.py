@@ -35,17 +35,24 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
     """Join what the page sends to what answers it."""
     # While an answer is awaited, the next tick is not sent: the browser would drop the answer to the one before.
     waits = [(Output("tick", "disabled"), True, False)]
+    # Two callbacks: one that set the controls, too, whenever they change would hold up what waits for them.
     app.callback(
-        Output("address", "search"),
         Output("followed", "data"),
         *(Output(*HOLDERS[name]) for name in Choice._fields if name not in OF_TABLE),
         *(Output(name, "options", allow_duplicate=True) for name in PICKERS),
         Input("address", "search"),
-        *(Input(*HOLDERS[name]) for name in Choice._fields),
-        State("grid", "columnDefs"),
         State("followed", "data"),
         prevent_initial_call="initial_duplicate",
     )(partial(follow, watched))
+    app.callback(
+        Output("address", "search"),
+        Output("followed", "data", allow_duplicate=True),
+        *(Input(*HOLDERS[name]) for name in Choice._fields),
+        State("address", "search"),
+        State("grid", "columnDefs"),
+        State("followed", "data"),
+        prevent_initial_call=True,
+    )(lead)
     app.callback(
         Output("stamp", "data"),
         Input("tick", "n_intervals"),
@@ -128,24 +135,29 @@ def add_buttons(app: Dash, watched: Watched) -> None:
     )(save_table)
 
 
-def follow(watched: Watched, search: str | None, *values_and_columns: Any) -> Any:
-    """Set the controls by the address where they do not follow it yet: when the page begins, or goes back. Otherwise
-    the address by the controls.
+def follow(watched: Watched, search: str | None, followed: str | None) -> list[Any]:
+    """Set the controls by the address where they do not follow it yet: when the page begins, or goes back."""
+    if (search or "") == followed:
+        raise PreventUpdate
+    choice = from_search(search or "")
+    run = choice.run if choice.run in watched.look() else watched.newest()
+    now = held(choice._replace(run=run or ""))
+    # A picker forgets a value that is no option; `offer` comes after this with all of them.
+    return [search or "", *now.values(), *(options_of(now[name]) for name in PICKERS)]
 
-    What triggered this does not tell: of two requests at once, the browser drops the answer to the first.
-    """
-    *values, columns, followed = values_and_columns
+
+def lead(*values_and_state: Any) -> tuple[str, str]:
+    """Set the address by the controls, once these have followed it."""
+    *values, search, columns, followed = values_and_state
     if (search or "") != followed:
-        choice = from_search(search or "")
-        run = choice.run if choice.run in watched.look() else watched.newest()
-        now = held(choice._replace(run=run or ""))
-        # A picker forgets a value that is no option; `offer` comes after this with all of them.
-        return [no_update, search or "", *now.values(), *(options_of(now[name]) for name in PICKERS)]
+        raise PreventUpdate
     choice = choice_of(dict(zip(Choice._fields, values, strict=True)))
     if not columns:
         asked = from_search(search or "")
         choice = choice._replace(filters=asked.filters, sort=asked.sort)
-    return [to_search(choice), to_search(choice), *[no_update] * (len(Choice._fields) - len(OF_TABLE) + len(PICKERS))]
+    if to_search(choice) == followed:
+        raise PreventUpdate
+    return to_search(choice), to_search(choice)
 
 
 def options_of(value: Any) -> list[str]:

@@ -35,12 +35,12 @@ class Drawn(NamedTuple):
 
 
 class View(NamedTuple):
-    """`skeleton(run)`: the elements, of which each plot and each part has its name in `drawn`. `first`: plots that a
-    large screen begins with."""
+    """`skeleton(run)`: the elements, of which each plot and each part has its name in `drawn`. `first(run)`: plots that
+    a large screen begins with."""
 
     skeleton: Callable[[str], Any]
     drawn: Mapping[str, Drawn]
-    first: tuple[str, ...]
+    first: Callable[[History], tuple[str, ...]]
 
 
 def scene_of(watched: Watched, run: str, choice: Choice) -> Scene | None:

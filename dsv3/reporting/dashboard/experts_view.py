@@ -7,7 +7,9 @@ from dash import html
 from dsv3.reporting import experts
 from dsv3.reporting.dashboard.drawing import Drawn, Scene, View
 from dsv3.reporting.dashboard.elements import plot
+from dsv3.reporting.experts import MOST_LEGENDS
 from dsv3.reporting.health import chosen_layer
+from dsv3.reporting.history import History
 
 
 def skeleton(run: str) -> list[Any]:
@@ -40,6 +42,12 @@ def layer_of(scene: Scene) -> str | None:
     return chosen_layer(scene.run, scene.choice.layer)
 
 
+def first(run: History) -> tuple[str, ...]:
+    """The map of many layers is as high as a screen."""
+    names = ("load", "violation", "bias")
+    return names if len(run.routing().layers) > MOST_LEGENDS else (*names, "coactivation")
+
+
 VIEW = View(
     skeleton,
     {
@@ -53,5 +61,5 @@ VIEW = View(
         "stability": Drawn(lambda scene: experts.stability(scene.run)),
         "output_norms": Drawn(lambda scene: experts.output_norms(scene.run)),
     },
-    ("load", "violation", "bias", "coactivation"),
+    first,
 )

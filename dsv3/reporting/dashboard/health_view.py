@@ -188,5 +188,5 @@ VIEW = View(
         "vitals": Drawn(lambda scene: health_plots.vitals(scene.run)),
         "findings": Drawn(found),
     },
-    ("map", "vitals"),
+    lambda run: ("map", "vitals"),
 )

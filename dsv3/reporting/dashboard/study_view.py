@@ -128,5 +128,5 @@ VIEW = View(
         "arms": Drawn(plotted(curves, "Held-out text"), ("study",)),
         "gaps": Drawn(plotted(gaps, "Differences"), ("study",)),
     },
-    ("arms", "gaps"),
+    lambda run: ("arms", "gaps"),
 )

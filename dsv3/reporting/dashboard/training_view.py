@@ -26,5 +26,5 @@ VIEW = View(
         "benchmarks": Drawn(lambda scene: curves.benchmarks([scene.run])),
         "formats": Drawn(lambda scene: curves.formats(scene.run)),
     },
-    ("loss", "held_out", "rates", "figures", "questions", "benchmarks"),
+    lambda run: ("loss", "held_out", "rates", "figures", "questions", "benchmarks"),
 )

@@ -34,18 +34,20 @@ def skeleton(
 ) -> tuple[Any, str]:
     """The elements of a view. Those that are there are left as they are: plots keep their zoom.
 
-    The plots that the screen shows, or its first ones where another view was shown, come with them; whatever else there
-    is, `draw` draws."""
+    The plots that the screen shows come with them; where it shows the top of the view, or showed another view, those
+    that a large screen begins with. Whatever else there is, `draw` draws."""
     if view is None or (there == [{"drawn": run}] and shown == f"view-{view}"):
         raise PreventUpdate
     if not run:
         return html.P("There are no runs in this folder yet."), f"view-{view}"
     content = html.Div(VIEWS[view].skeleton(run))
     places = dict(places_in(content))
-    first = seen["names"] if shown == f"view-{view}" else VIEWS[view].first
     known: dict[str, str] = {}
     if (scene := scene_of(watched, run, chosen(values))) is not None:
-        made, known = redrawn(watched, scene, PARTS, [name for name in first if name in places], {})
+        with watched.lock:
+            first, still = VIEWS[view].first(scene.run), seen["names"] if shown == f"view-{view}" else ()
+        names = first if not still or first[0] in still else still
+        made, known = redrawn(watched, scene, PARTS, [name for name in names if name in places], {})
         for name, figure in made.items():
             places[name].children = graph(name, run, figure)
     return [dcc.Store(id={"drawn": run}, data=known), *content.children], f"view-{view}"
