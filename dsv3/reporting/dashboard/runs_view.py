@@ -115,5 +115,5 @@ VIEW = View(
         "scores": Drawn(lambda scene: curves.benchmarks(scene.picked), ("picked",)),
         "asked": Drawn(lambda scene: curves.questions(scene.picked), ("picked",)),
     },
-    lambda run: ("curves",),
+    lambda run: ("curves", "scores", "asked"),
 )
