@@ -5,6 +5,7 @@ one position, texts can become (1 + a) / (c + d) times as fast. a and the speed 
 makes, after the beginnings of held-out rows; c and d of deeper models are those of random weights.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator
 
 
 class Texts(NamedTuple):
-    """CPU milliseconds a token, prompts included."""
+    """CPU milliseconds a token."""
 
     plain: float
     drafted: float
@@ -116,46 +117,49 @@ def deeper(layers: int) -> tuple[Decoder, Parts]:
     return build_model(config).eval(), Parts.of(config)
 
 
+SIDES = {"plain": 0, "drafted": 1, "paying": None}
+
+
 def written(source: Source, rows: list[list[int]], repeats: int) -> Texts:
-    """Greedy text after prompts, with one draft per pass, without, and while they pay."""
-    counts, same = Speculation(), 0
-    seconds: dict[str, float] = {}
+    """Greedy text after prompts, from the second token on: with one draft per pass, without, and while they pay."""
+    counts, same, seconds = Speculation(), 0, dict.fromkeys(SIDES, 0.0)
     for row in rows:
         texts: dict[str, list[int]] = {}
-
-        def write(side: str, drafts: int | None, row: list[int] = row, texts: dict[str, list[int]] = texts) -> None:
-            settings = Settings(max_tokens=TOKENS, drafts=drafts)
-            texts[side] = list(generate(source, row, settings, speculation=counts if drafts else None))
-
-        programs: dict[str, Callable[[], object]] = {
-            "plain": lambda: write("plain", 0),
-            "drafted": lambda: write("drafted", 1),
-            "paying": lambda: write("paying", None),
-        }
-        turns = interleaved(programs, repeats=repeats, clock=time.process_time)
-        seconds = {side: seconds.get(side, 0.0) + spent for side, spent in turns.items()}
+        spent: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(repeats + 1):
+            for side, drafts in SIDES.items():
+                settings = Settings(max_tokens=TOKENS, drafts=drafts)
+                ids = generate(source, row, settings, speculation=counts if side == "drafted" else None)
+                texts[side] = [next(ids)]
+                started = time.process_time()
+                texts[side] += ids
+                spent[side].append(time.process_time() - started)
+        seconds = {side: seconds[side] + statistics.median(spent[side][1:]) for side in SIDES}  # the first warms up
         same += texts["plain"] == texts["drafted"] == texts["paying"]
-    ms = {side: 1000 * spent / len(rows) / TOKENS for side, spent in seconds.items()}
+    ms = {side: 1000 * value / len(rows) / (TOKENS - 1) for side, value in seconds.items()}
     return Texts(**ms, kept=counts.acceptance, same=same, number=len(rows))
 
 
 @torch.inference_mode()
 def costs_of(backend: Any, repeats: int) -> Costs:
-    """After `CONTEXT` positions of a row; of two rows, one has drafts."""
-    text = torch.randint(300, (CONTEXT + 2,), generator=torch.Generator().manual_seed(0)).tolist()
+    """After `CONTEXT` positions of a row, of other tokens each time, or experts would stay in the processor's cache; of
+    two rows, one has drafts."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(300, (CONTEXT,), generator=generator).tolist()
+    further = torch.randint(300, (CALLS, 2), generator=generator).tolist()
     plain, drafted = range(10**6, 10**6 + 2)  # no row of an engine's
     for row in (plain, drafted):
         backend.add(row, drafts=row == drafted)
-        backend.read([row], [text[:CONTEXT]], [0])
+        backend.read([row], [text], [0])
 
     def read(row: int, tokens: int) -> None:
-        for _ in range(CALLS):
-            backend.read([row], [text[CONTEXT : CONTEXT + tokens]], [tokens])[0].max(-1)
+        for pair in further:
+            backend.read([row], [pair[:tokens]], [tokens])[0].max(-1)
             backend.rewind(row, CONTEXT)
 
     def draft() -> None:
-        for _ in range(CALLS):
-            backend.draft([drafted], [text[: CONTEXT + 1]], [1], [lambda logits_V: int(logits_V.max(-1).indices)])
+        for first, _ in further:
+            backend.draft([drafted], [[*text, first]], [1], [lambda logits_V: int(logits_V.max(-1).indices)])
 
     draft()  # the prompt
     programs: dict[str, Callable[[], object]] = {

@@ -114,8 +114,12 @@ def run(options: Options) -> dict[str, Any]:
             "acceptance": speculation.acceptance,
             "tokens_per_pass": len(ids) / speculation.passes,
         }
-        if costs is not None and options.drafts is None:
-            figures["expected_speedup"] = costs.gain(speculation.acceptance if speculation.made else USUAL)
+        if costs is not None and options.drafts is None and not speculation.made:
+            gain = costs.gain(USUAL)
+            print(
+                f"no drafts: this text would be {gain:.2f} times as fast with one per pass; drafts=1 makes them",
+                file=sys.stderr,
+            )
     print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
     return {
         "prompt": options.prompt,
