@@ -165,6 +165,7 @@ def solve(arm: str, config: DictConfig, match: Match, target: float) -> Matched:
         return next((place for place in near if low <= place <= high and at(place) is not None), None)
 
     start = int(OmegaConf.select(config, match.by))
+    nearest(2 * start, start + 1, LARGEST)  # of an arm that is matched already the quantity may depend on it, too
     low = high = nearest(start, 1, LARGEST) or start
     while high < LARGEST and (at(high) or 0) < target and (up := nearest(2 * high, high + 1, LARGEST)):
         low, high = high, up

@@ -74,6 +74,12 @@ def quantity_at(config: DictConfig, size: int, quantity: str) -> float:
     return quantity_of(config, quantity)
 
 
+def test_an_arm_that_is_as_large_already_keeps_its_size() -> None:
+    match, config = Match("parameters", "model.inter_dim", 0.005), composed([*TINY, *ATTENTION["gqa"]])
+    found = solve("arm", config, match, quantity_of(config, "parameters"))
+    assert (found.value, found.reached) == (config.model.inter_dim, quantity_of(config, "parameters"))
+
+
 @pytest.mark.slow
 def test_a_size_keeps_to_the_multiples_that_the_kernel_of_its_layer_needs() -> None:
     """Experts are as wide as a multiple of 8 for the grouped GEMM."""
