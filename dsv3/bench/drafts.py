@@ -33,7 +33,7 @@ from dsv3.paths import CONF, ROOT
 RUN = ROOT / "runs" / "default" / "seed1"
 FINISHED = RUN / "summary.json"
 PROMPTS, PROMPT_TOKENS, TOKENS = 64, 64, 64
-CONTEXT, CALLS = 128, 16
+CONTEXT, CALLS, IDS = 128, 16, 250
 LAYERS = (4, 8, 16, 32)
 LEAST_SHARE = 0.9
 """Of (1 + a) / (c + d)."""
@@ -145,8 +145,8 @@ def costs_of(backend: Any, repeats: int) -> Costs:
     """After `CONTEXT` positions of a row, of other tokens each time, or experts would stay in the processor's cache; of
     two rows, one has drafts."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(300, (CONTEXT,), generator=generator).tolist()
-    further = torch.randint(300, (CALLS, 2), generator=generator).tolist()
+    text = torch.randint(IDS, (CONTEXT,), generator=generator).tolist()
+    further = torch.randint(IDS, (CALLS, 2), generator=generator).tolist()
     plain, drafted = range(10**6, 10**6 + 2)  # no row of an engine's
     for row in (plain, drafted):
         backend.add(row, drafts=row == drafted)

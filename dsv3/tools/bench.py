@@ -51,9 +51,16 @@ def run(options: Options) -> dict[str, Any]:
         for figure in case(name)(options.repeats, device):
             print(f"  {figure.what}: {figure.value:.2f}{figure.unit} {figure.note}", file=sys.stderr, flush=True)
             figures.append(figure)
-    Console(highlight=False).print(table(figures))
+    import torch
+
+    from dsv3.bench.training_step import gemm_peak
+
+    rates = {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+    products = ", ".join(f"{rate / 1e9:,.0f} in {name}" for name, rate in rates.items())
+    Console(highlight=False).print(table(figures, f"Measured on {described(device)}, GEMM in GFLOP/s: {products}"))
     return {
         "device": described(device),
+        "gemm_flops_per_second": rates,
         "figures": [figure._asdict() | {"reached": figure.reached} for figure in figures],
     }
 
@@ -95,10 +102,10 @@ def case(name: str) -> Any:
     }[name]
 
 
-def table(figures: Any) -> Any:
+def table(figures: Any, title: str) -> Any:
     from rich.table import Table
 
-    result = Table(title="Measured on this machine", title_justify="left")
+    result = Table(title=title, title_justify="left")
     for column, justify in (("case", "left"), ("what", "left"), ("figure", "right"), ("goal", "right"), ("", "left")):
         result.add_column(column, justify=justify)  # type: ignore[arg-type]
     for figure in figures:

@@ -82,9 +82,14 @@ def test_speculation_compares_the_same_texts(
     monkeypatch.setattr(drafts, "load_run", partial(load_run, allow=TARGETS))
     monkeypatch.setattr(drafts, "PROMPTS", 3)
     monkeypatch.setattr(drafts, "TOKENS", 6)
-    (figure,) = drafts.speculation(1, CPU, tmp_path)
-    assert figure.value > 0
-    assert "3 of 3 texts the same" in figure.note
+    for name, value in (("LAYERS", (2,)), ("CALLS", 2), ("CONTEXT", 16)):
+        monkeypatch.setattr(drafts, name, value)
+    figures = list(drafts.speculation(1, CPU, tmp_path))
+    assert min(figure.value for figure in figures) > 0
+    assert sum("3 of 3 texts the same" in figure.note for figure in figures) == 2
+    assert [figure.what for figure in figures[-2:]] == [
+        f"2 layers, {name}, (1 + a) / (c + d)" for name in ("eager", "onnx")
+    ]
     monkeypatch.setattr(onnx_decoding, "held_out_data", lambda loaded: made.data)
     monkeypatch.setattr(onnx_decoding, "INT8_SIZES", ((16, 1.0),))
     monkeypatch.setattr(onnx_decoding, "VOCABULARY", 256)
