@@ -8,7 +8,7 @@ import numpy as np
 
 from dsv3.reporting.paired import Difference
 from dsv3.reporting.settings import differing
-from dsv3.reporting.study_figures import curves, domains, gaps
+from dsv3.reporting.study_figures import curves, domains, gaps, with_the_same_text
 from dsv3.reporting.study_results import BUDGETS, Metric, Study, at_equal, common_budget, headline, metrics
 from dsv3.reporting.study_verdict import answered, direction
 from dsv3.study.section import Section
@@ -104,6 +104,8 @@ def with_error(difference: Difference) -> str:
 
 
 def plots(study: Study) -> Iterator[Section]:
+    if len(study.runs) > 1 and not with_the_same_text(study, study.compared()):
+        return
     known = [budget for budget in telling(study) if np.isfinite(common_budget(study, budget))]
     figures = [plot for budget in known for plot in (curves(study, budget), gaps(study, budget))]
     yield Section("Held-out text", figures=figures)

@@ -168,3 +168,6 @@ def test_figures_of_other_held_out_text_or_another_objective_are_not_compared(tm
     assert len(draw_curves(study, "tokens").data) == len(draw_gaps(study, "tokens").data) * 2 + 2 == 6
     page = " ".join(" ".join(map(str, row)) for section in sections(study) for row in section.rows)
     assert "held-out all (bits per byte) 2.1500 2.1500 2.1500 (+0) 2.1500 (+0)" in page
+    assert any(section.title == "Held-out text" for section in sections(study))
+    alone = study._replace(runs={arm: study.runs[arm] for arm in "ab"})
+    assert not any(section.title == "Held-out text" for section in sections(alone)), "no empty plots"
