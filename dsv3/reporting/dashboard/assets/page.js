@@ -28,13 +28,19 @@ window.dashAgGridFunctions = {
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     page: {
-      // The places of plots are others: tell which of them are on the screen, and watch them.
+      // The places of plots are others: tell which of them are on the screen, and watch them. Before the plots that came
+      // with them are there, they have no height, and all places are on the screen.
       placed: () => {
-        requestAnimationFrame(() => {
+        let frames = 0;
+        const begin = () => {
+          const places = [...document.querySelectorAll(".place")];
+          const waits = places.some(place => place.firstElementChild && !place.querySelector(".js-plotly-plot"));
+          if (waits && ++frames < 600) return requestAnimationFrame(begin);
           watch.disconnect();
-          document.querySelectorAll(".place").forEach(place => watch.observe(place));
+          places.forEach(place => watch.observe(place));
           tell(shown());
-        });
+        };
+        requestAnimationFrame(begin);
         return dash_clientside.no_update;
       },
     },
