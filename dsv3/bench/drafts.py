@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 
-from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.measuring import Figure, interleaved, one_thread
 from dsv3.build import build_model
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.loading import load_run
@@ -40,9 +40,7 @@ LEAST_SHARE = 0.9
 
 
 def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator[Figure]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         loaded = load_run(run, device=device)
         rows, parts = prompts(held_out_data(loaded)), Parts.of(loaded.config)
         with cached_weight_casts(loaded.model):
@@ -57,8 +55,6 @@ def speculation(repeats: int, device: torch.device, run: Path = RUN) -> Iterator
             with cached_weight_casts(model):
                 for name, backend in backends(model, parts):
                     yield of_depth(name, layers, kept[name], costs_of(backend, repeats), backend)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Texts(NamedTuple):

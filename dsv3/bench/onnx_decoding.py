@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dsv3.bench.drafts import RUN, prompts
-from dsv3.bench.measuring import Figure, interleaved
+from dsv3.bench.measuring import Figure, interleaved, one_thread
 from dsv3.build import build_model
 from dsv3.checkpoint.families import Parts
 from dsv3.checkpoint.loading import Loaded, load_run
@@ -43,9 +43,7 @@ VOCABULARY = 4096
 
 def onnx_decoding(repeats: int, device: torch.device) -> Iterator[Figure]:
     """One thread, whatever the process had; CPU seconds, so that other processes matter little."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(
                 "train", ["model=small", f"tokenizer.vocab_size={VOCABULARY}", "precision=fp32", "logger=none"]
@@ -59,8 +57,6 @@ def onnx_decoding(repeats: int, device: torch.device) -> Iterator[Figure]:
             yield new_weights(config, model, repeats)
             if RUN.exists():
                 yield from quantised(load_run(RUN), model, repeats)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def cpu_ms(programs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ Shape legend: B rows, T positions, X positions of all rows, V vocabulary.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -25,7 +26,10 @@ class Backend(Protocol):
 
     shares_prefixes: bool  # whether `copy` may be called
     most_ragged: int  # tokens that one pass reads of very unlike rows without padding
-    draft_costs: DraftCosts | None  # None where it cannot draft
+
+    @property
+    def draft_costs(self) -> DraftCosts | None:
+        """None where it cannot draft."""
 
     def add(self, row: int, *, drafts: bool) -> None:
         """Hold an empty row; with `drafts` tokens are drafted for it too.
@@ -92,7 +96,6 @@ class DraftingBackend:
     shares_prefixes, most_ragged = True, 0
     caches: RowCaches
     drafter: Drafter
-    draft_costs: DraftCosts | None
 
     @property
     def position_bytes(self) -> int:
@@ -142,9 +145,12 @@ class DecoderBackend(DraftingBackend):
         self.model = model
         self.caches = model.new_caches()
         self.drafter = Drafter(DecoderModules(model))
-        self.draft_costs = draft_costs(model, EAGER)
         self._routings: Mapping[str, Routing] = {}  # of the latest `read`
         self.places: list[slice] = []  # where each row's tokens lie in its pass
+
+    @cached_property
+    def draft_costs(self) -> DraftCosts | None:
+        return draft_costs(self.model, EAGER)
 
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         counts = list(map(len, tokens))

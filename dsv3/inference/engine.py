@@ -30,6 +30,7 @@ from dsv3.inference.row import Event, Finish, Row, Watch
 from dsv3.inference.sampling import Choice, Settings, choice_of
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode, TextStream, cut_at
+from dsv3.planning.draft_costs import usually_pay
 
 PREFILL = 256
 """Positions of a prompt that are read at once, which bounds the memory of their states and the wait of other rows."""
@@ -88,7 +89,7 @@ class Engine:
             raise ValueError("an empty prompt: at least one token is needed, such as the tokenizer's bos")
         if settings.stop and self.decode is None:
             raise ValueError(f"stop={settings.stop}: an engine without `decode` sees no text")
-        if settings.drafts is None and (self.backend.draft_costs is None or not self.backend.draft_costs.pay(0, 0)):
+        if settings.drafts is None and not usually_pay(self.backend.draft_costs):
             settings = replace(settings, drafts=0)
         number = next(self._numbers)
         self.backend.add(number, drafts=settings.may_draft)

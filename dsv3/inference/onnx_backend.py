@@ -16,7 +16,7 @@ from dsv3.inference.onnx_step import OnnxStep, Outputs, session_of
 from dsv3.inference.slots import SlotCaches
 from dsv3.inference.speculation import Drafter
 from dsv3.model.decoder import Decoder
-from dsv3.planning.draft_costs import ONNX, DraftCosts, draft_costs, read_costs
+from dsv3.planning.draft_costs import ONNX, DraftCosts, draft_costs, read_costs, usually_pay
 
 
 class OnnxBackend(DraftingBackend):
@@ -50,7 +50,7 @@ class OnnxBackend(DraftingBackend):
         from dsv3.checkpoint.onnx.step_graph import StepGraph
 
         graph = StepGraph(model, parts)
-        costs = draft_costs(model, ONNX)
+        costs = draft_costs(model, ONNX) if drafts is not False else None
         depth = parts.mtp_layers if asked(drafts, costs) else 0
         graphs = [graph.main(states=depth > 0), *(StepGraph(model, parts).mtp(k + 1) for k in range(depth))]
         steps = [OnnxStep(session_of(g.model("step").SerializeToString(), g.weights)) for g in graphs]
@@ -114,7 +114,7 @@ class OnnxBackend(DraftingBackend):
 
 def asked(drafts: bool | None, costs: DraftCosts | None) -> bool:
     """Whether MTP's modules are wanted; None: where drafts usually pay."""
-    return drafts if drafts is not None else costs is not None and costs.pay(0, 0)
+    return drafts if drafts is not None else usually_pay(costs)
 
 
 class GraphModules:

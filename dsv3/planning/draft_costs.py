@@ -1,4 +1,4 @@
-"""What drafts cost and gain, by counting, so that whether they are made depends on no clock.
+"""Cost and gain of drafts, by counting, so that whether they are made depends on no clock.
 
 The unit is the time in which a weight is read. A pass over n tokens, in a model of L layers with D weights in its dense
 parts and head, and R in the routed experts, of which a token uses the share s, costs
@@ -61,6 +61,11 @@ class DraftCosts(NamedTuple):
     def pay(self, made: int, kept: int, rows: int = 1) -> bool:
         """Whether one more draft is worth it in a text of whose drafts so many were kept, next to others."""
         return self.gain((kept + USUAL * WEIGHT) / (made + WEIGHT), rows) >= LEAST_GAIN
+
+
+def usually_pay(costs: DraftCosts | None) -> bool:
+    """Whether a text begins with drafts; None: its model cannot draft."""
+    return costs is not None and costs.pay(0, 0)
 
 
 def draft_costs(model: Decoder, overhead: float) -> DraftCosts | None:

@@ -195,7 +195,7 @@ class History:
         run, depth = self.config.run, len(Path(self.config.run.name).parts) - 1
         try:
             inside = path.relative_to(Path(run.dir).parents[depth])
-        except ValueError:
+        except (ValueError, IndexError):  # it lies elsewhere, or this run's folder was named by hand
             return path
         return self.folder.path.absolute().parents[depth] / inside
 

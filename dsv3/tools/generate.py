@@ -109,21 +109,23 @@ def run(options: Options) -> dict[str, Any]:
     print(options.suffix)
     figures = {"tokens": len(ids), "seconds": seconds, "tokens_per_second": len(ids) / seconds}
     if options.speculative:
-        figures |= {
-            "drafts_made": speculation.made,
-            "acceptance": speculation.acceptance,
-            "tokens_per_pass": len(ids) / speculation.passes,
-        }
+        figures |= fared(speculation, len(ids))
         if costs is not None and options.drafts is None and not speculation.made:
-            gain = costs.gain(USUAL)
-            print(
-                f"no drafts: this text would be {gain:.2f} times as fast with one per pass; drafts=1 makes them",
-                file=sys.stderr,
-            )
+            said = f"no drafts: this text would be {costs.gain(USUAL):.2f} times as fast with one per pass"
+            print(f"{said}; drafts=1 makes them", file=sys.stderr)
     print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), file=sys.stderr)
     return {
         "prompt": options.prompt,
         "suffix": options.suffix,
         "text": text,
         **figures,
+    }
+
+
+def fared(speculation: Any, tokens: int) -> dict[str, float]:
+    """Figures of the drafts of a text."""
+    return {
+        "drafts_made": speculation.made,
+        "acceptance": speculation.acceptance,
+        "tokens_per_pass": tokens / speculation.passes,
     }

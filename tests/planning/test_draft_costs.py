@@ -1,4 +1,4 @@
-"""What drafts cost and gain: counts of a built model, closed forms, and texts that draft only as long as it pays."""
+"""Cost and gain of drafts: counts of a built model, closed forms, and texts that draft only as long as it pays."""
 
 from dataclasses import replace
 
