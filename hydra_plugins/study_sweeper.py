@@ -199,12 +199,13 @@ class StudySweeper(BasicSweeper):
     def batches_of(self, jobs: Sequence[list[str]], size: int | None) -> Iterator[list[list[str]]]:
         """What the launcher is given: every job of a stage, then, again, those whose workers elsewhere died."""
         assert self.config is not None
-        for part in self.parts_of(jobs):
-            stages = [[settled(run, self.config) for run in runs] for runs in part]
-            entries = self.entries_of([run for runs in stages for run in runs])
-            self.queue.write(entries, retry=True)
-            self.entries += entries
-            yield from self.batches_of_part(stages, entries, size)
+        with self.queue.growing():
+            for part in self.parts_of(jobs):
+                stages = [[settled(run, self.config) for run in runs] for runs in part]
+                entries = self.entries_of([run for runs in stages for run in runs])
+                self.queue.write(entries, retry=True)
+                self.entries += entries
+                yield from self.batches_of_part(stages, entries, size)
 
     def batches_of_part(
         self, stages: Sequence[list[list[str]]], entries: Sequence[Entry], size: int | None

@@ -3,6 +3,7 @@
     NAME.json       the run: its folder, overrides, and the run that it begins with; all are written before one starts
     NAME.claim-3    taken for the third time; touched every HEARTBEAT seconds, and locked, as long as the worker lives
     NAME.failed     why it failed: no worker tries it again until it is asked to
+    more-ID.claim-1 held by a command that may add runs, as `study.until` does
 
 A claim is a hard link to a file that is complete and locked: the file system lets one worker make it, over NFS too. Its
 worker is dead if, on the machine that it was made on, its lock is free, or if, on any other, it was not touched for
@@ -21,6 +22,7 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -34,6 +36,8 @@ HEARTBEAT, STALE = 15, 120
 """Seconds between two touches of a claim; without one for so long, a claim of another machine is dead."""
 MOST_DEATHS = 4
 """Workers that died over one run: then the run is taken for the cause."""
+MORE = "more"
+"""Begins the names of claims on the queue itself."""
 MOST_BYTES = 1_000_000
 """Of a queue's file that is read; nothing that this project writes is as long."""
 
@@ -169,6 +173,24 @@ class Queue:
             if file is not None:
                 claim.unlink(missing_ok=True)
                 file.close()
+
+    @contextlib.contextmanager
+    def growing(self) -> Iterator[None]:
+        """Workers stay until the end of the block though all runs have ended: this process may add more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        claim = self.folder / f"{MORE}-{uuid.uuid4().hex}.claim-1"
+        file = _claim(claim)
+        try:
+            with _heartbeat(claim):
+                yield
+        finally:
+            claim.unlink(missing_ok=True)
+            if file is not None:
+                file.close()
+
+    def grows(self) -> bool:
+        """Whether a process that lives may add runs."""
+        return any(self._lives(claim) for claim in self.folder.glob(f"{MORE}-*.claim-1"))
 
     def fail(self, entry: Entry, why: str) -> None:
         write_text_atomically(self.folder / f"{entry.name}.failed", f"{why}\n")

@@ -28,7 +28,7 @@ from dsv3.runtime import OUT_OF_TIME
 from dsv3.study.run_queue import QUEUE, Entry, Queue
 
 POLL = 5.0
-"""Seconds between two looks at a queue all of whose runs are taken."""
+"""Seconds between two looks at a queue all of whose runs are taken or have ended."""
 INTERRUPTED = (OUT_OF_TIME, 130, 143)
 """Exit statuses of a run that can go on where it was."""
 PROTECTED = ("allow", "run.on_end", "benchmarks.folders", "data.cache_dir")
@@ -45,11 +45,12 @@ class Command(NamedTuple):
 
 
 def work(queue: Queue, train: Callable[[Entry], str | None]) -> None:
-    """Take runs and train them until every run of the queue has ended, also those that other workers have taken.
+    """Take runs and train them until every run of the queue has ended, also those that other workers have taken, and no
+    command is left that adds runs.
 
     train: why the run failed, or None. What it raises ends the worker, and leaves the run to others.
     """
-    while any(run.state in ("waiting", "running") for run in queue.states()):
+    while queue.grows() or any(run.state in ("waiting", "running") for run in queue.states()):
         if not any(attempt(queue, entry, train) for entry in queue.ready()):
             time.sleep(POLL)
 

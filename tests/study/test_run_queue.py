@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,35 @@ def test_two_workers_share_a_study_and_one_finishes_it_when_the_other_is_killed(
     trained = [path.name.partition("-")[0] for path in out.iterdir()]
     assert len(trained) <= 10, "only the killed worker's run is trained twice"
     assert len(set(trained)) == 9
+
+
+def add_a_run_later(study: Path, then: Callable[[], object]) -> None:
+    queue = Queue(study)
+    with queue.growing():
+        filled(study, entry("first", 0))
+        while states(study) != {"first": "finished"}:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        filled(study, entry("second", 1))
+        then()
+
+
+@pytest.mark.parametrize("then", [int, partial(os._exit, 1)], ids=["ends", "dies"])
+def test_workers_stay_while_a_command_may_add_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]
+) -> None:
+    monkeypatch.setattr("dsv3.study.worker.POLL", 0.02)
+    (out := tmp_path / "out").mkdir()
+    command = FORKED.Process(target=add_a_run_later, args=(tmp_path, then))
+    command.start()
+    while not read_queue(tmp_path):
+        time.sleep(0.01)
+    worker = FORKED.Process(target=work_slowly, args=(tmp_path, out))
+    worker.start()
+    worker.join(20)
+    command.join()
+    assert worker.exitcode == 0
+    assert states(tmp_path) == {"first": "finished", "second": "finished"}
 
 
 def test_an_interrupted_run_is_left_to_others(tmp_path: Path) -> None:
