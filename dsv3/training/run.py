@@ -28,7 +28,7 @@ from dsv3.training.callbacks.ema import EMA
 from dsv3.training.callbacks.interruption import Interruption
 from dsv3.training.callbacks.phases import ChecksModel, find, in_order
 from dsv3.training.callbacks.save import DirectIO
-from dsv3.training.callbacks.validate import held_out_prompts
+from dsv3.training.callbacks.validate import held_out_prompts, with_quick_validation
 from dsv3.training.launch import environment, is_first_of_node, join
 from dsv3.training.lightning_module import LanguageModel
 from dsv3.training.provenance import write_provenance
@@ -85,7 +85,7 @@ def build_run(config: DictConfig) -> Run:
         fit_of(shapes_only, start, partly=config.run.init_partly)
     freeze(shapes_only, config.run.freeze)
     with first(is_first_of_node()):
-        data = build_data(config, tokenizer=start.tokenizer() if start else None)
+        data = build_data(with_quick_validation(config), tokenizer=start.tokenizer() if start else None)
     if mesh is not None:
         share_data(data, mesh, config)
     if checkpoint is not None:
