@@ -24,7 +24,8 @@ def answered(study: Study, metric: Metric) -> tuple[str, bool]:
     for kind, arms in alike.items():
         effects = sorted(known[arm].detectable for arm in arms)
         about = " to ".join(dict.fromkeys(f"{effect:{number}}" for effect in (effects[0], effects[-1])))
-        said = kind.format(baseline=study.baseline, effect=f"{about} {unit}")
+        beyond = max(max(-known[arm].low, known[arm].high) for arm in arms)
+        said = kind.format(baseline=study.baseline, beyond=f"{beyond:{number}}", effect=f"{about} {unit}")
         clauses.append(f"{' and '.join(arm for arm in known if arm in arms)}: {said}")
     return (f"By {metric.name}, {'; '.join(clauses)}." if clauses else ""), bool(clear)
 
@@ -35,7 +36,9 @@ def kind_of(difference: Difference) -> str:
         return "one seed only, so the difference from {baseline} has no interval"
     if math.isnan(difference.detectable):
         return "equal to {baseline} with every seed"
-    return "no significant difference from {baseline} (minimum detectable effect {effect})"
+    return (
+        "no significant difference from {baseline}; more than {beyond} is excluded (minimum detectable effect {effect})"
+    )
 
 
 def direction(metric: Metric, difference: Difference) -> str:

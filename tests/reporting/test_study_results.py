@@ -16,6 +16,7 @@ from dsv3.config.study_metrics import Figure
 from dsv3.reporting.study_figures import curves as draw_curves
 from dsv3.reporting.study_figures import gaps as draw_gaps
 from dsv3.reporting.study_results import at_equal, common_budget, curve, metrics, read_study, specialisation
+from dsv3.reporting.study_verdict import answered
 from dsv3.study.report import sections
 
 LOADS = {"layers.1": [[4, 4], [4, 4]], "layers.2": [[4, 4], [4, 4]], "mtp.0": [[8, 0], [0, 8]]}  # domain x expert
@@ -138,6 +139,20 @@ def test_the_verdict_is_on_the_metric_that_is_asked_for(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "metric=held out"])
     assert "study.metric=held out: must be one of held-out all" in capsys.readouterr().err
+
+
+def test_the_verdict_says_which_differences_are_excluded(tmp_path: Path) -> None:
+    noise = {"a": (0.0, 0.0, 0.0), "b": (0.01, -0.02, 0.03), "c": (0.0, 0.002, -0.004)}
+    for arm, values in noise.items():
+        for seed, value in enumerate(values):
+            made(tmp_path, arm, seed, bpb=2.0 + value)
+    study = read_study(tmp_path)
+    (metric,) = (metric for metric in metrics(study) if metric.name == "held-out all")
+    intervals = [study.difference(metric, arm) for arm in "bc"]
+    widest = max(max(-interval.low, interval.high) for interval in intervals if interval is not None)
+    answer, clear = answered(study, metric)
+    assert not clear
+    assert f"b and c: no significant difference from a; more than {widest:.4f} is excluded" in answer
 
 
 def test_a_layer_that_no_token_came_to_has_no_violation(tmp_path: Path) -> None:
