@@ -11,7 +11,7 @@ from dsv3.reporting.experts import TOP, by_domain, last_interval, specialisation
 from dsv3.reporting.history import History
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.palette import COLOURS
-from dsv3.reporting.study_results import Curve, Study, at_equal, curve
+from dsv3.reporting.study_results import Curve, Study, at_equal, common_budget, curve
 from dsv3.reporting.style import INK, SHARES, X_AXES, framed, line
 
 
@@ -49,12 +49,16 @@ def curves(study: Study, budget: str) -> go.Figure:
 
 
 def gap(study: Study, arm: str, budget: str) -> tuple[np.ndarray, list[Difference]]:
-    """Points of a budget, and the arm's paired difference from the baseline there."""
+    """Points of a budget, and the arm's paired difference from the baseline there: by seeds alone, at the common budget
+    as in the verdict."""
     seeds = study.seeds(arm, study.baseline)
     ours, theirs = ([curve(study.runs[name][seed], budget) for seed in seeds] for name in (arm, study.baseline))
     points = shared_points(*ours, *theirs)
     values = [np.stack([np.interp(points, x, y) for x, y in curves], axis=1) for curves in (ours, theirs)]
-    return points, [paired(a.tolist(), b.tolist()) for a, b in zip(*values, strict=True)]
+    differences = [paired(a.tolist(), b.tolist()) for a, b in zip(*values, strict=True)]
+    if points[-1] == common_budget(study, budget):
+        differences[-1] = study.difference(at_equal(study, budget), arm) or differences[-1]
+    return points, differences
 
 
 def interval(differences: Sequence[Difference]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

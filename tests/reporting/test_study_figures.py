@@ -23,6 +23,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
         return np.array(x, dtype=float), np.array(y)
 
     monkeypatch.setattr(study_figures, "curve", curve)
+    monkeypatch.setattr(study_figures, "common_budget", lambda study, budget: np.nan)  # so that all are by seeds alone
     runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b")}
     return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 

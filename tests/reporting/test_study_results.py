@@ -14,6 +14,7 @@ from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
 from dsv3.config.study_metrics import Figure
 from dsv3.reporting.study_figures import curves as draw_curves
+from dsv3.reporting.study_figures import gap
 from dsv3.reporting.study_figures import gaps as draw_gaps
 from dsv3.reporting.study_results import at_equal, common_budget, curve, metrics, read_study, specialisation
 from dsv3.reporting.study_verdict import answered
@@ -153,6 +154,17 @@ def test_the_verdict_says_which_differences_are_excluded(tmp_path: Path) -> None
     answer, clear = answered(study, metric)
     assert not clear
     assert f"b and c: no significant difference from a; more than {widest:.4f} is excluded" in answer
+
+
+def test_the_plotted_interval_at_the_end_is_that_of_the_verdict(tmp_path: Path) -> None:
+    for arm, noise in (("a", 0.0), ("b", 0.01)):
+        for seed in range(5):
+            made(tmp_path, arm, seed, bpb=2.0 + noise * (seed - 1))
+    until = {"half_width": 0.001, "most_seeds": 8, "most_hours": None}
+    for study in (read_study(tmp_path), read_study(tmp_path)._replace(until=until)):
+        _, differences = gap(study, "b", "tokens")
+        assert differences[-1] == study.difference(at_equal(study, "tokens"), "b")
+    assert differences[-1].high - differences[-1].low > 2 * 0.0196, "wider than Student's, for repeated looks"
 
 
 def test_a_layer_that_no_token_came_to_has_no_violation(tmp_path: Path) -> None:
