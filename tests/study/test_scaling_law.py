@@ -144,7 +144,8 @@ def test_every_cell_of_the_shipped_grid_has_its_budget() -> None:
         found = cells(lambda overrides: compose("train", overrides=overrides), job, study)
         assert {cell.budget for cell in found} == {2.5e12, 5e12, 1e13, 2e13}
         assert all(abs(cell.flops / cell.budget - 1) < 0.01 for cell in found)
-        assert all(60 <= cell.steps <= 600 for cell in found)
+        assert {cell.width for cell in found} == set(study["grid"]["widths"])
+        assert all(120 <= cell.steps <= 1000 for cell in found)
         with pytest.raises(ValueError, match=r"model\.dim=8: study\.grid sets the widths and tokens"):
             cells(lambda overrides: compose("train", overrides=overrides), ["model.dim=8"], study)
         with pytest.raises(ValueError, match=r"study\.grid=.*must be lists of positive numbers"):
