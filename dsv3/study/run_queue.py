@@ -178,19 +178,25 @@ class Queue:
     def growing(self) -> Iterator[None]:
         """Workers stay until the end of the block though all runs have ended: this process may add more."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for claim in self._growing():
+            if not self._lives(claim):
+                claim.unlink(missing_ok=True)
         claim = self.folder / f"{MORE}-{uuid.uuid4().hex}.claim-1"
         file = _claim(claim)
+        assert file is not None, "no other process has this name"
         try:
             with _heartbeat(claim):
                 yield
         finally:
             claim.unlink(missing_ok=True)
-            if file is not None:
-                file.close()
+            file.close()
 
     def grows(self) -> bool:
         """Whether a process that lives may add runs."""
-        return any(self._lives(claim) for claim in self.folder.glob(f"{MORE}-*.claim-1"))
+        return any(self._lives(claim) for claim in self._growing())
+
+    def _growing(self) -> Iterator[Path]:
+        return self.folder.glob(f"{MORE}-*.claim-1")
 
     def fail(self, entry: Entry, why: str) -> None:
         write_text_atomically(self.folder / f"{entry.name}.failed", f"{why}\n")

@@ -232,6 +232,9 @@ def test_workers_stay_while_a_command_may_add_runs(
     command.join()
     assert worker.exitcode == 0
     assert states(tmp_path) == {"first": "finished", "second": "finished"}
+    with Queue(tmp_path).growing():
+        assert len(list((tmp_path / "queue").glob("more-*"))) == 1, "what a dead command left is removed"
+    assert not list((tmp_path / "queue").glob("more-*"))
 
 
 def test_an_interrupted_run_is_left_to_others(tmp_path: Path) -> None:
