@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,13 @@ class StudySweeper(BasicSweeper):
     def batches_of(self, jobs: Sequence[list[str]], size: int | None) -> Iterator[list[list[str]]]:
         """What the launcher is given: every job of a stage, then, again, those whose workers elsewhere died."""
         assert self.config is not None
-        with self.queue.growing():
+        with ExitStack() as held:
             for part in self.parts_of(jobs):
                 stages = [[settled(run, self.config) for run in runs] for runs in part]
                 entries = self.entries_of([run for runs in stages for run in runs])
                 self.queue.write(entries, retry=True)
+                if entries and not self.entries:
+                    held.enter_context(self.queue.growing())
                 self.entries += entries
                 yield from self.batches_of_part(stages, entries, size)
 

@@ -177,7 +177,6 @@ class Queue:
     @contextlib.contextmanager
     def growing(self) -> Iterator[None]:
         """Workers stay until the end of the block though all runs have ended: this process may add more."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for claim in self._growing():
             if not self._lives(claim):
                 claim.unlink(missing_ok=True)

@@ -206,9 +206,7 @@ def test_two_workers_share_a_study_and_one_finishes_it_when_the_other_is_killed(
 
 
 def add_a_run_later(study: Path, then: Callable[[], object]) -> None:
-    queue = Queue(study)
-    with queue.growing():
-        filled(study, entry("first", 0))
+    with filled(study, entry("first", 0)).growing():
         while states(study) != {"first": "finished"}:
             time.sleep(0.01)
         time.sleep(0.2)
@@ -224,7 +222,7 @@ def test_workers_stay_while_a_command_may_add_runs(
     (out := tmp_path / "out").mkdir()
     command = FORKED.Process(target=add_a_run_later, args=(tmp_path, then))
     command.start()
-    while not read_queue(tmp_path):
+    while not Queue(tmp_path).grows():
         time.sleep(0.01)
     worker = FORKED.Process(target=work_slowly, args=(tmp_path, out))
     worker.start()

@@ -19,6 +19,7 @@ from dsv3.training.callbacks.interruption import interrupted
 from dsv3.training.callbacks.intervals import crossed, ends_early
 from dsv3.training.callbacks.phases import Phase, find
 from dsv3.training.lightning_module import LanguageModel
+from dsv3.training.settle import with_choices
 from dsv3.training.step import held_out_figures
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,7 @@ def with_quick_validation(config: DictConfig) -> DictConfig:
     if tokens is None or tokens <= QUICK_TOKENS or not ends_early(config):
         return config
     log.info("validation on %s tokens per domain, not %s: a quick try", f"{QUICK_TOKENS:,}", f"{tokens:,}")
-    shorter = OmegaConf.merge(config, {"data": {"validation_tokens": QUICK_TOKENS}})
-    assert isinstance(shorter, DictConfig)
-    return shorter
+    return with_choices(config, {"data.validation_tokens": QUICK_TOKENS})
 
 
 class Validate(lightning.Callback):
