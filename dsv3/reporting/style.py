@@ -187,23 +187,19 @@ def stacked(
     gap = 46 / (height - 150)
     high = (1 - gap * (number - 1)) / number
     frame_ = frame(title, height=height, top=top, below=below, left=left)
-    layout: dict[str, Any] = frame_ | {"annotations": []} | more
     given = axes or {}
+    layout: dict[str, Any] = frame_ | {"annotations": []} | more
+    layout["xaxis"] = {"anchor": f"y{suffix(number - 1)}", "title": {"text": x}, **given.get("xaxis", {})}
     for place, panel in enumerate(panels):
         end = 1 - place * (high + gap)
-        last = place == number - 1
-        shared = {"title": {"text": x}} if last else {"matches": f"x{suffix(number - 1)}", "showticklabels": False}
         domain = [max(end - high, 0.0), end]
         unit = {"text": panel.unit, "font": {"size": 11}}
-        layout[f"xaxis{suffix(place)}"] = {"anchor": f"y{suffix(place)}", **shared, **given.get("xaxis", {})}
-        layout[f"yaxis{suffix(place)}"] = {
-            "anchor": f"x{suffix(place)}", "domain": domain, "title": unit, **given.get("yaxis", {})
-        }  # fmt: skip
+        layout[f"yaxis{suffix(place)}"] = {"anchor": "x", "domain": domain, "title": unit, **given.get("yaxis", {})}
         layout["annotations"].append(
             {"text": panel.title, "x": 0, "xanchor": "left", "xref": "paper", "y": end, "yanchor": "bottom",
              "yref": "paper", "showarrow": False, "font": {"size": 12}}
         )  # fmt: skip
-    placed = [{**trace, "xaxis": f"x{suffix(place)}", "yaxis": f"y{suffix(place)}"} for place, trace in traces]
+    placed = [{**trace, "yaxis": f"y{suffix(place)}"} for place, trace in traces]
     return drawn(placed, layout)
 
 

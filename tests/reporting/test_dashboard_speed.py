@@ -57,7 +57,7 @@ CLICKS = {
     "Runs: one picked": ("document.querySelector('.ag-row input').click()", f"{LINES} == 1"),
     "Runs: all picked": ("document.querySelector('.ag-header-select-all input').click()", f"{LINES} == {RUNS}"),
     "Runs: logarithmic": ("set('log', ['y'])", f"{OF_CURVES}.yaxis.type == 'log'"),
-    "Runs: seconds": ("set('x', 'seconds')", f"{OF_CURVES}.xaxis2.title.text.includes('seconds')"),
+    "Runs: seconds": ("set('x', 'seconds')", f"{OF_CURVES}.xaxis.title.text.includes('seconds')"),
     "Runs: smoothing": ("var before = plot('curves')._fullData[1].y; set('smooth', 0.5)",
                         "plot('curves')._fullData[1]?.y !== before"),
     "Runs: grouped": ("set('group', 'router.top_k')", f"{LINES} == {RUNS // 2}"),

@@ -1,5 +1,6 @@
 """The Dash application: what answers the page, and who is answered at all."""
 
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from flask import Response, request
 
 from dsv3.reporting.dashboard.answers_to_page import add_callbacks
 from dsv3.reporting.dashboard.page_layout import page
+from dsv3.reporting.dashboard.view_contents import make_early
 from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.page import CSS
 
@@ -28,9 +30,20 @@ def build_app(root: Path) -> Dash:
         "{%favicon%}", '<link rel="icon" href="data:,">'
     )
     app.layout = page(root)
-    add_callbacks(app, Watched(root))
+    watched = Watched(root)
+    add_callbacks(app, watched)
     protect(app)
+    read_early(app, watched)
     return app
+
+
+def read_early(app: Dash, watched: Watched) -> None:
+    """Read the tables of a page that is asked for while its browser still loads the scripts."""
+
+    @app.server.before_request
+    def begin() -> None:
+        if request.path == "/":
+            watched.ahead.begin(partial(make_early, watched, request.query_string.decode(errors="replace")))
 
 
 def protect(app: Dash) -> None:

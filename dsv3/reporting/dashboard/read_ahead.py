@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from dsv3.reporting.experts import coactivation, unchanged
 from dsv3.reporting.health import chosen_layer
@@ -35,7 +36,8 @@ READS: tuple[Callable[[History], object], ...] = (
 
 
 class ReadAhead:
-    """A thread that reads each table once, and ends; what is added to a table later is read when it is asked for."""
+    """A thread that ends when all is read. Of each run it reads a table once; what is added to it later is read when it
+    is asked for."""
 
     def __init__(self, lock: threading.RLock) -> None:
         """lock: by whom it is held, tables are read."""
@@ -47,11 +49,14 @@ class ReadAhead:
     def asked(self, runs: Mapping[str, History], shown: str) -> None:
         """Someone asked for something of a run just now, of all runs that there are."""
         self._asked = time.monotonic()
+        if jobs := list(self._left(runs, shown)):
+            self.begin(partial(self._work, jobs))
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Do this in the thread, unless that has something to do."""
         if self._thread is None or not self._thread.is_alive():
-            jobs = list(self._left(runs, shown))
-            if jobs:
-                self._thread = threading.Thread(target=self._work, args=(jobs,), daemon=True)
-                self._thread.start()
+            self._thread = threading.Thread(target=work, daemon=True)
+            self._thread.start()
 
     def _left(self, runs: Mapping[str, History], shown: str) -> Iterator[tuple[History, int]]:
         """What has not been read, of the run that is shown before all: numbers of `READS`."""
