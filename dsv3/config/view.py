@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dsv3.config.compose import choices
+from dsv3.config.declared import NODES
 from dsv3.config.moved import answer
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, shown
 
@@ -123,6 +124,8 @@ def check_defaults(view: View, reference: View, governed: set[str]) -> list[Prob
         if key in reference.mappings and not isinstance(view.leaves.get(key), dict | None):
             message = f"must be a mapping, with the keys {', '.join(reference.mappings[key])}"
             problems.append(Problem(key, view.leaves[key], message))
+        elif _is_entry(key) and not isinstance(view.leaves.get(key, {}), dict):
+            problems.append(Problem(key, view.leaves[key], "must be a mapping of settings, such as {}"))
         elif key in reference.leaves and key not in view.raw:
             default = reference.leaves[key]
             value = view.leaves[key] if key in view.leaves else view.value(key)
@@ -156,13 +159,23 @@ def _within(key: str, parent: str) -> bool:
 def _is_stray(key: str, view: View, reference: View) -> bool:
     """Whether a key is new in a mapping of the core's own, whose names are all known.
 
-    What lies below a `_target_` is judged by its signature; `trainer` is Lightning's; whole parts may be added.
+    What lies below a `_target_` is judged by its signature; `trainer` is Lightning's; whole parts may be added, and
+    entries of any name where `NODES` declares them.
     """
     if key in reference.keys or key.partition(".")[0] == "trainer":
         return False
     parent = key.rpartition(".")[0]
     known = not parent or parent in reference.mappings
-    return known and not any("_target_" in view.mappings.get(mapping, []) for mapping in _upwards(key))
+    return (
+        known
+        and not _is_entry(key)
+        and not any("_target_" in view.mappings.get(mapping, []) for mapping in _upwards(key))
+    )
+
+
+def _is_entry(key: str) -> bool:
+    """Whether the key's last name is free: `NODES` declares what any entry beside it holds."""
+    return f"{key.rpartition('.')[0]}.*" in NODES
 
 
 def _upwards(key: str) -> Iterator[str]:

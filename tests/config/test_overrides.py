@@ -235,5 +235,16 @@ def test_evaluation_does_not_choose_the_parts_of_a_run() -> None:
     assert check("evaluate", ["checkpoint=conf", "hydra/launcher=joblib"]) == []
 
 
+def test_a_benchmark_is_added_by_its_name() -> None:
+    added = "+benchmarks.tasks.capitals"
+    assert check("train", [*BASE, f"{added}={{limit: 4}}"]) == []
+    assert check("train", [*BASE, f"{added}={{}}"]) == []
+    assert only(check("train", [*BASE, f"{added}={{limti: 4}}"])).key == "benchmarks.tasks.capitals.limti"
+    assert "must be a mapping" in only(check("train", [*BASE, f"{added}=4"])).message
+    assert f"write {added}=" in only(check("train", [*BASE, f"{added[1:]}={{limit: 4}}"])).message
+    whole = "benchmarks.tasks={capitals: {limit: 4}}"
+    assert "+benchmarks.tasks.NAME" in only(check("train", [*BASE, whole])).message
+
+
 def test_unknown_keys_may_mean_a_tools_option() -> None:
     assert "Did you mean 'context'?" in only(check("train", ["contxt=3"], also=["context"])).message
