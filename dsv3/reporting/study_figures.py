@@ -56,7 +56,7 @@ def gap(study: Study, arm: str, budget: str) -> tuple[np.ndarray, list[Differenc
     points = shared_points(*ours, *theirs)
     values = [np.stack([np.interp(points, x, y) for x, y in curves], axis=1) for curves in (ours, theirs)]
     differences = [paired(a.tolist(), b.tolist()) for a, b in zip(*values, strict=True)]
-    if points[-1] == common_budget(study, budget):
+    if len(points) and points[-1] == common_budget(study, budget):
         differences[-1] = study.difference(at_equal(study, budget), arm) or differences[-1]
     return points, differences
 

@@ -13,6 +13,8 @@ CURVES = {  # (arm, seed) -> points of a budget, bits per byte
     ("a", 2): ([0, 10, 20, 30], [8.0, 5.0, 4.0, 3.0]),
     ("b", 1): ([0, 12, 24], [8.0, 3.0, 2.0]),
     ("b", 2): ([0, 12, 24], [8.0, 4.5, 3.0]),
+    ("slow", 1): ([0, 40, 50], [8.0, 3.0, 2.0]),
+    ("slow", 2): ([0, 40, 50], [8.0, 3.0, 2.0]),
 }
 
 
@@ -24,12 +26,12 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
 
     monkeypatch.setattr(study_figures, "curve", curve)
     monkeypatch.setattr(study_figures, "common_budget", lambda study, budget: np.nan)  # so that all are by seeds alone
-    runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b")}
+    runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b", "slow")}
     return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 
 
 def test_points_lie_on_every_curve_and_leave_out_the_untrained() -> None:
-    curves = [(np.array(x, dtype=float), np.array(y)) for x, y in CURVES.values()]
+    curves = [(np.array(x, dtype=float), np.array(y)) for (arm, _), (x, y) in CURVES.items() if arm != "slow"]
     assert shared_points(*curves).tolist() == [12, 20, 24]
 
 
@@ -46,7 +48,13 @@ def test_differences_are_paired_by_seed_and_read_straight_between_validations(st
 
 
 def test_arms_are_compared_with_the_baseline_and_keep_their_colours(study: Study) -> None:
-    assert study.compared() == [(1, "b")]
+    assert study.compared() == [(1, "b"), (2, "slow")]
+
+
+def test_runs_whose_validations_share_no_point_have_no_differences_to_draw(study: Study) -> None:
+    points, differences = gap(study, "slow", "seconds")
+    assert (points.size, differences) == (0, [])
+    assert [ends.size for ends in interval(differences)] == [0, 0, 0]
 
 
 def test_backquotes_are_code_stars_are_bold_and_the_rest_is_no_markup() -> None:

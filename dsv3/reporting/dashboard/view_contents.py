@@ -1,5 +1,6 @@
 """Contents of the views, drawn where and when they are seen."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,12 +56,17 @@ def skeleton(
 
 
 def make_early(watched: Watched, search: str) -> None:
-    """Read all that the view of an address shows, to be found read when its page asks."""
+    """Read all that the view of an address shows, to be found read when its page asks: first what it asks for first."""
     choice = from_search(search)
     run = choice.run if choice.run in watched.look() else watched.newest()
     scene = scene_of(watched, run, choice) if run else None
     if scene is not None:
-        redrawn(watched, scene, PARTS, list(VIEWS[choice.view].drawn), {})
+        view = VIEWS[choice.view]
+        with watched.lock:
+            first = view.first(scene.run)
+        for name in dict.fromkeys([*first, *view.drawn]):
+            redrawn(watched, scene, PARTS, [name], {})
+            time.sleep(0.002)  # the lock goes to a request that waits for it
 
 
 def places_in(content: html.Div) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ class Watched:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock = threading.RLock()  # requests come in threads; tables are read by one of them at a time
+        self._search = threading.Lock()  # which runs there are can be asked meanwhile
         self.ahead = ReadAhead(self.lock)
         self._known: dict[str, History] = {}
         self._rows: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -32,7 +33,7 @@ class Watched:
 
     def look(self) -> dict[str, History]:
         """Every run that is there, by name."""
-        with self.lock:
+        with self._search:
             if (started := time.monotonic()) >= self._next:
                 found = {run.name: run for run in find_runs(self.root)}
                 self._known = {name: self._known.get(name, run) for name, run in found.items()}
@@ -46,9 +47,8 @@ class Watched:
 
     def study(self, run: History) -> list[History]:
         """Every run of the study that this one belongs to; none where it belongs to no study."""
-        with self.lock:
-            folder, runs = study_folder(run), self.look().values()
-            return [] if folder is None else [other for other in runs if folder in other.folder.path.parents]
+        folder, runs = study_folder(run), self.look().values()
+        return [] if folder is None else [other for other in runs if folder in other.folder.path.parents]
 
     def routing(self, run: History) -> RoutingHistory:
         """Its routing; none where it cannot be read, which the parts that show it say."""
