@@ -93,7 +93,7 @@ def draw(study: Study, out: Path) -> None:
     for i, arm in with_the_same_text(study, study.compared()):
         x, differences = gap(study, arm, "tokens")
         means, lows, highs = interval(differences)
-        width = 0.004 * i * x[-1] / 1e6  # beside each other, so that intervals are told apart
+        width = 0.004 * i * x.max(initial=0) / 1e6  # beside each other, so that intervals are told apart
         errors = np.stack((means - lows, highs - means))
         right.errorbar(x / 1e6 + width, means, errors, fmt="o-", color=COLOURS[i % len(COLOURS)], capsize=3, label=arm)
     right.axhline(0, color=INK, linewidth=1)

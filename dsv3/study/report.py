@@ -131,8 +131,10 @@ def write_study_report(study: Study, content: Sequence[Section], folder: Path) -
     """Write the pages (`html`: the first), report.md and their plots; returns the paths. `content`: the `sections`."""
     from plotly.offline import get_plotlyjs
 
-    paths = {kind: folder / f"report.{kind}" for kind in ("png", "md", "html")}
-    draw(study, paths["png"])
+    paths = {kind: folder / f"report.{kind}" for kind in ("md", "html")}
+    if any(section.title == "Held-out text" for section in content):
+        paths["png"] = folder / "report.png"
+        draw(study, paths["png"])
     if first_runs(study):
         paths["domains"] = folder / "report_domains.png"
         draw_domains(study, paths["domains"])
