@@ -23,6 +23,9 @@ def take(runs: Path, study: Path) -> None:
         with served(build_app(runs)) as url, opened(browser, width=1400, height=900) as tab:
             tab.page.goto(url)
             tab.until("document.querySelectorAll('.heatmaplayer image, .scatterlayer .js-line').length >= 6", PATIENCE)
+            tab.until("document.querySelector('#content h2 + div table, #content p')", PATIENCE)
+            tab.until("!document.querySelector('.dash-graph--pending')", PATIENCE)
+            tab.page.wait_for_timeout(1000)  # plots fade in
             tab.page.screenshot(path=IMAGES / "dashboard.png")
         with opened(browser, width=1240, height=1180) as tab:
             tab.page.goto(report)

@@ -26,7 +26,8 @@ def answered(study: Study, metric: Metric) -> tuple[str, bool]:
         about = " to ".join(dict.fromkeys(f"{effect:{number}}" for effect in (effects[0], effects[-1])))
         beyond = max(max(-known[arm].low, known[arm].high) for arm in arms)
         said = kind.format(baseline=study.baseline, beyond=f"{beyond:{number}}", effect=f"{about} {unit}")
-        clauses.append(f"{' and '.join(arm for arm in known if arm in arms)}: {said}")
+        *others, last = [arm for arm in known if arm in arms]
+        clauses.append(f"{', '.join(others)}{' and ' if others else ''}{last}: {said}")
     return (f"By {metric.name}, {'; '.join(clauses)}." if clauses else ""), bool(clear)
 
 

@@ -86,7 +86,7 @@ def result(study: Study, metric: Metric, arm: str) -> str:
     values = study.values(metric, arm, study.seeds(arm))
     if not values:
         return ""
-    text = f"{np.mean(values):#.5g}"
+    text = f"{np.mean(values):#.5g}".removesuffix(".")
     difference = study.difference(metric, arm) if arm != study.baseline else None
     if difference is None:
         return text
