@@ -1,8 +1,7 @@
 """Load of every expert over all intervals of a run as arrays, read part by part as training writes them."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +17,8 @@ SCALARS = (
 )  # fmt: skip
 """Figures of a layer in an interval."""
 COLUMNS = ("tokens", "layer", "load", "domain_load", "bias", *SCALARS)
-PARTS_AT_ONCE = 16
+PARTS_AT_ONCE = 32
 """More would be read into more memory, whose pages cost as much as reading does."""
-READERS = 2
-"""Threads that read so many parts each, at once."""
 
 
 class LayerLoad(NamedTuple):
@@ -60,12 +57,9 @@ class RoutingHistory:
         if known.domains and known.domains != domains:  # arrays of one shape: the newest domains count
             known, new = RoutingHistory(), parts
         layers: dict[str, list[LayerLoad]] = {name: [load] for name, load in known.layers.items()}
-        blocks = [new[i : i + PARTS_AT_ONCE] for i in range(0, len(new), PARTS_AT_ONCE)]
-        with ThreadPoolExecutor(READERS) as readers:  # Arrow reads without the interpreter's lock
-            for i in range(0, len(blocks), READERS):
-                for rows in readers.map(partial(arrow_rows, columns=COLUMNS), blocks[i : i + READERS]):
-                    for name, load in by_layer(rows, domains).items():
-                        layers.setdefault(name, []).append(load)
+        for i in range(0, len(new), PARTS_AT_ONCE):
+            for name, load in by_layer(arrow_rows(new[i : i + PARTS_AT_ONCE], COLUMNS), domains).items():
+                layers.setdefault(name, []).append(load)
         return RoutingHistory(parts, {name: joined(loads) for name, loads in layers.items()}, domains)
 
     @property

@@ -11,7 +11,6 @@ import pytest
 from dsv3.reporting.dashboard.application import build_app
 from dsv3.reporting.dashboard.elements import graph
 from dsv3.reporting.dashboard.read_ahead import ReadAhead
-from dsv3.reporting.dashboard.view_contents import make_early
 from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.history import find_runs
 from dsv3.reporting.style import NO_UPLOAD
@@ -42,20 +41,26 @@ def test_a_foreign_host_name_is_refused_and_no_page_may_frame_it(root: Path) -> 
 def test_a_page_of_our_own_has_its_tables_read_before_its_scripts_have_loaded(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: dict[str, set[str]] = {}
-
-    def noted(watched: Watched, search: str) -> None:
-        make_early(watched, search)
-        read[search] = {*watched.look()["study/seed1"]._kept}
-
-    monkeypatch.setattr("dsv3.reporting.dashboard.application.make_early", noted)
+    read: list[str] = []
+    monkeypatch.setattr(Watched, "read", lambda self, name: read.append(name))
     monkeypatch.setattr(ReadAhead, "begin", lambda self, work: work())
     client = build_app(root).server.test_client()
     client.get("/?run=study/seed1", headers={"Host": "attacker.example"})
     client.get("/_dash-layout", headers={"Host": "localhost"})
-    assert not read
+    assert read == []
     client.get("/?run=study/seed1", headers={"Host": "localhost"})
-    assert {"train", "validation of live"} <= read["run=study/seed1"]
+    client.get("/", headers={"Host": "localhost"})
+    assert read == ["study/seed1", ""]
+
+
+def test_of_a_run_and_else_of_the_newest_the_large_tables_are_read(root: Path) -> None:
+    for name in ("study/seed1", "", "no such run"):
+        watched = Watched(root)
+        watched.read(name)
+        run = watched.look()["study/seed1"]
+        assert {"train", "validation of live"} <= run._kept.keys()
+        assert len(run._routing.layers) == 2
+    Watched(root / "nothing here").read("")
 
 
 def test_links_that_lead_back_are_followed_once(root: Path, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 from dash import Dash
 from flask import Response, request
 
+from dsv3.reporting.dashboard.address import from_search
 from dsv3.reporting.dashboard.answers_to_page import add_callbacks
 from dsv3.reporting.dashboard.page_layout import page
-from dsv3.reporting.dashboard.view_contents import make_early
 from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.page import CSS
 
@@ -43,7 +43,8 @@ def read_early(app: Dash, watched: Watched) -> None:
     @app.server.before_request
     def begin() -> None:
         if request.path == "/":
-            watched.ahead.begin(partial(make_early, watched, request.query_string.decode(errors="replace")))
+            asked = from_search(request.query_string.decode(errors="replace"))
+            watched.ahead.begin(partial(watched.read, asked.run))
 
 
 def protect(app: Dash) -> None:

@@ -1,6 +1,5 @@
 """Contents of the views, drawn where and when they are seen."""
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +7,6 @@ from dash import ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
-from dsv3.reporting.dashboard.address import from_search
 from dsv3.reporting.dashboard.drawing import View, redrawn, scene_of, text_of
 from dsv3.reporting.dashboard.elements import graph
 from dsv3.reporting.dashboard.held_choices import chosen
@@ -53,20 +51,6 @@ def skeleton(
         for name, figure in made.items():
             places[name].children = graph(name, run, figure)
     return [dcc.Store(id={"drawn": run}, data=known), *content.children], f"view-{view}"
-
-
-def make_early(watched: Watched, search: str) -> None:
-    """Read all that the view of an address shows, to be found read when its page asks: first what it asks for first."""
-    choice = from_search(search)
-    run = choice.run if choice.run in watched.look() else watched.newest()
-    scene = scene_of(watched, run, choice) if run else None
-    if scene is not None:
-        view = VIEWS[choice.view]
-        with watched.lock:
-            first = view.first(scene.run)
-        for name in dict.fromkeys([*first, *view.drawn]):
-            redrawn(watched, scene, PARTS, [name], {})
-            time.sleep(0.002)  # the lock goes to a request that waits for it
 
 
 def places_in(content: html.Div) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Runs of a folder as the dashboard watches them: found again as they come and go, read only when they have changed."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -57,6 +58,13 @@ class Watched:
                 return run.routing()
             except (ValueError, KeyError):  # no Parquet, or without the columns
                 return RoutingHistory()
+
+    def read(self, name: str) -> None:
+        """Read the large tables of a run, of the newest where there is none of this name."""
+        run = self.look().get(name) or self.look().get(self.newest() or "")
+        for table in (self.routing, History.train, History.validation) if run is not None else ():
+            with self.lock, contextlib.suppress(Exception):  # the part that shows the table says what is wrong
+                table(run)
 
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
         """See `overview`, for each run; made anew where it has changed."""
