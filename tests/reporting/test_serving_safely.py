@@ -60,7 +60,8 @@ def test_of_a_run_and_else_of_the_newest_the_large_tables_are_read(root: Path) -
         run = watched.look()["study/seed1"]
         assert {"train", "validation of live"} <= run._kept.keys()
         assert len(run._routing.layers) == 2
-    Watched(root / "nothing here").read("")
+    (root / "empty").mkdir()
+    Watched(root / "empty").read("")
 
 
 def test_links_that_lead_back_are_followed_once(root: Path, tmp_path: Path) -> None:

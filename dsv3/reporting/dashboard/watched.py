@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,12 @@ class Watched:
     def read(self, name: str) -> None:
         """Read the large tables of a run, of the newest where there is none of this name."""
         run = self.look().get(name) or self.look().get(self.newest() or "")
-        for table in (self.routing, History.train, History.validation) if run is not None else ():
+        if run is None:
+            return
+        reads: tuple[Callable[[History], object], ...] = (self.routing, History.train, History.validation)
+        for read in reads:
             with self.lock, contextlib.suppress(Exception):  # the part that shows the table says what is wrong
-                table(run)
+                read(run)
 
     def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
         """See `overview`, for each run; made anew where it has changed."""
