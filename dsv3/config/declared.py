@@ -148,6 +148,17 @@ NODES = {
 }
 """Which class declares the keys under a node; `*` stands for any name."""
 
+
+def is_entry(key: str) -> bool:
+    """Whether the key's last name is free: its node ends in `*`."""
+    return f"{key.rpartition('.')[0]}.*" in NODES
+
+
+def class_of(key: str) -> str | None:
+    """Which class declares the keys under `key`."""
+    return NODES.get(key) or NODES.get(f"{key.rpartition('.')[0]}.*")
+
+
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 """What the keys under `trainer` are passed to."""
 

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from dsv3.config.compose import COMPOSITION_ERRORS, Composer, choices
-from dsv3.config.declared import NODES
+from dsv3.config.declared import is_entry
 from dsv3.config.moved import answer
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, nearest, one_of
 from dsv3.config.view import View
@@ -118,7 +118,7 @@ class _Trial:
             message = _explain_group(override, value, error, self.composer.options(name), view)
         elif name in view.keys:
             exists = f"there is already such a key: write {name}={value}"
-            free = f"entries are added one by one: +{name}.NAME=..." if f"{name}.*" in NODES else error
+            free = f"entries are added one by one: +{name}.NAME=..." if is_entry(f"{name}.NAME") else error
             message = exists if override.type == OverrideType.ADD else free
         elif self._may_follow(name):
             return None
@@ -135,7 +135,7 @@ class _Trial:
     def _explain_key(self, name: str, value: str, view: View) -> str:
         if message := answer(name, value, view.keys):
             return message
-        if f"{name.rpartition('.')[0]}.*" in NODES:
+        if is_entry(name):
             return f"there is no such entry yet. To add it, write +{name}={value}"
         groups = self.composer.groups()
         best = nearest(name, [*view.keys, *groups, *self.also])

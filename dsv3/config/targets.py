@@ -51,7 +51,8 @@ def _nodes(view: View, config_name: str) -> Iterator[_Node | Problem]:
     if config_name in declared.PRIMARY:
         yield _declared("", sorted({key.partition(".")[0] for key in view.keys}), declared.PRIMARY[config_name])
     for key, names in view.mappings.items():
-        yield from (_declared(key, names, name) for node, name in declared.NODES.items() if _is(key, node))
+        if name := declared.class_of(key):
+            yield _declared(key, names, name)
         target = view.leaves.get(f"{key}._target_")
         if key == "trainer" and "_target_" not in names:
             accepted = signature(declared.TRAINER)
@@ -69,12 +70,6 @@ def _nodes(view: View, config_name: str) -> Iterator[_Node | Problem]:
 def _declared(key: str, names: list[str], name: str) -> _Node:
     target = f"{declared.__name__}.{name}" if "." not in name else name
     return _Node(key, names, target, signature(target), closed="." in name)
-
-
-def _is(key: str, node: str) -> bool:
-    """Whether a key is one of those that `node` stands for."""
-    head, star, _ = node.partition("*")
-    return key == node or bool(star and key.startswith(head) and "." not in key.removeprefix(head))
 
 
 def _without(accepted: Signature, names: dict[str, str]) -> Signature:

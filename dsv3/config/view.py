@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dsv3.config.compose import choices
-from dsv3.config.declared import NODES
+from dsv3.config.declared import is_entry
 from dsv3.config.moved import answer
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, shown
 
@@ -124,7 +124,7 @@ def check_defaults(view: View, reference: View, governed: set[str]) -> list[Prob
         if key in reference.mappings and not isinstance(view.leaves.get(key), dict | None):
             message = f"must be a mapping, with the keys {', '.join(reference.mappings[key])}"
             problems.append(Problem(key, view.leaves[key], message))
-        elif _is_entry(key) and not isinstance(view.leaves.get(key, {}), dict):
+        elif is_entry(key) and not isinstance(view.leaves.get(key, {}), dict):
             problems.append(Problem(key, view.leaves[key], "must be a mapping of settings, such as {}"))
         elif key in reference.leaves and key not in view.raw:
             default = reference.leaves[key]
@@ -165,17 +165,8 @@ def _is_stray(key: str, view: View, reference: View) -> bool:
     if key in reference.keys or key.partition(".")[0] == "trainer":
         return False
     parent = key.rpartition(".")[0]
-    known = not parent or parent in reference.mappings
-    return (
-        known
-        and not _is_entry(key)
-        and not any("_target_" in view.mappings.get(mapping, []) for mapping in _upwards(key))
-    )
-
-
-def _is_entry(key: str) -> bool:
-    """Whether the key's last name is free: `NODES` declares what any entry beside it holds."""
-    return f"{key.rpartition('.')[0]}.*" in NODES
+    known = (not parent or parent in reference.mappings) and not is_entry(key)
+    return known and not any("_target_" in view.mappings.get(mapping, []) for mapping in _upwards(key))
 
 
 def _upwards(key: str) -> Iterator[str]:

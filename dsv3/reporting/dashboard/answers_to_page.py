@@ -140,8 +140,7 @@ def follow(watched: Watched, search: str | None, followed: str | None) -> list[A
     if (search or "") == followed:
         raise PreventUpdate
     choice = from_search(search or "")
-    run = choice.run if choice.run in watched.look() else watched.newest()
-    now = held(choice._replace(run=run or ""))
+    now = held(choice._replace(run=watched.named(choice.run) or ""))
     # A picker forgets a value that is no option; `offer` comes after this with all of them.
     return [search or "", *now.values(), *(options_of(now[name]) for name in PICKERS)]
 

@@ -49,12 +49,16 @@ class ReadAhead:
     def asked(self, runs: Mapping[str, History], shown: str) -> None:
         """Someone asked for something of a run just now, of all runs that there are."""
         self._asked = time.monotonic()
-        if jobs := list(self._left(runs, shown)):
+        if not self._works and (jobs := list(self._left(runs, shown))):
             self.begin(partial(self._work, jobs))
+
+    @property
+    def _works(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def begin(self, work: Callable[[], None]) -> None:
         """Do this in the thread, unless that has something to do."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self._works:
             self._thread = threading.Thread(target=work, daemon=True)
             self._thread.start()
 

@@ -41,6 +41,10 @@ class Watched:
                 self._next = time.monotonic() + SHARE * (time.monotonic() - started)
             return {name: run for name, run in self._known.items() if run.folder.config_path.exists()}
 
+    def named(self, name: str) -> str | None:
+        """The run of this name; where there is none, the one that began last."""
+        return name if name in self.look() else self.newest()
+
     def newest(self) -> str | None:
         """The run that began last."""
         runs = self.look()
@@ -60,8 +64,8 @@ class Watched:
                 return RoutingHistory()
 
     def read(self, name: str) -> None:
-        """Read the large tables of a run, of the newest where there is none of this name."""
-        run = self.look().get(name) or self.look().get(self.newest() or "")
+        """Read the large tables of the run that `named` gives."""
+        run = self.look().get(self.named(name) or "")
         if run is None:
             return
         reads: tuple[Callable[[History], object], ...] = (self.routing, History.train, History.validation)
