@@ -83,10 +83,14 @@ docs: $(READY) ## build the documentation site in site/; a broken link or refere
 bench: $(READY) ## measure speed and memory against transformers (a quiet machine, half an hour)
 	$(BIN)/python -m dsv3 bench
 
+gpu-check: $(READY) ## what works on a GPU, and how fast (ten minutes); figures also in gpu_check.json
+	$(BIN)/python -m dsv3 bench only=gpu_check device=cuda out=gpu_check.json
+	$(BIN)/python -m pytest -m gpu
+
 check: $(READY) ## lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup train chat serve vllm test test-all coverage docs bench check
+.PHONY: help setup train chat serve vllm test test-all coverage docs bench gpu-check check

@@ -182,6 +182,15 @@ class Attention(Protocol):
         """Multiply-adds times two, forward, of one token that sees `context` positions; projections included."""
 
 
+@runtime_checkable
+class HasStaticCache(Protocol):
+    """What an Attention may offer beside its contract: decoding over rows of fixed places, for CUDA graphs."""
+
+    def new_static_cache(self, lengths_B: Tensor, positions: int) -> Any:
+        """A `dsv3.model.layers.StaticCache`, which is given as `cache` with one token of each row; None where this
+        attention's settings leave it no way to read one. What it computes must not need numbers on the host."""
+
+
 class Head(NamedTuple):
     """The output head as losses use it: logits = states copy_VD^T, the gradient arrives at weight_VD."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dsv3.bench.compared import LENGTH, ROWS, configured, ours
+from dsv3.bench.compared import STANDARD, configured, ours
 from dsv3.bench.measuring import Figure, interleaved
 from dsv3.bench.training_step import our_step
 from dsv3.build import build_data
@@ -14,10 +14,10 @@ STEPS = 2048
 
 def data(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Tokens per second that the datamodule gives from its start, and that training takes."""
-    config, model = ours("mtp=none", device=device)
-    training = our_step(model, config)
-    tokens = ROWS * LENGTH
-    loader = build_data(configured(f"run.tokens={STEPS * tokens}")).train_dataloader()
+    config, model = ours(STANDARD, "mtp=none", device=device)
+    training = our_step(STANDARD, model, config)
+    tokens = STANDARD.tokens
+    loader = build_data(configured(STANDARD, f"run.tokens={STEPS * tokens}")).train_dataloader()
 
     def pipeline() -> None:
         for _ in loader:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dsv3.bench.compared import EXPERTS, ours, theirs
+from dsv3.bench.compared import EXPERTS, STANDARD, ours, theirs
 from dsv3.bench.measuring import Figure, fastest, interleaved
 from dsv3.bench.training_step import DTYPES
 from dsv3.model.layers import cached_weight_casts
@@ -16,7 +16,7 @@ CONTEXT, TOKENS = 4096, 16
 def decode(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Greedy decoding at a context of 4096: the time of 16 further tokens, without that of the prompt."""
     for precision, goal in (("bf16", 8.0), ("fp32", None)):
-        config, model = ours(f"precision={precision}", "mtp=none", device=device)
+        config, model = ours(STANDARD, f"precision={precision}", "mtp=none", device=device)
         generator = torch.Generator().manual_seed(0)
         prompt = torch.randint(0, config.model.vocab_size, (1, CONTEXT), generator=generator).to(device)
         twins = {e: theirs(config, model, dtype=DTYPES[precision], experts=e).eval() for e in EXPERTS}

@@ -27,7 +27,7 @@ from dsv3.inference.kept_rows import KeptRow, KeptRows
 from dsv3.inference.prefixes import SHORTEST_SHARED, common_prefix
 from dsv3.inference.recorded_experts import RecordedExperts
 from dsv3.inference.row import Event, Finish, Row, Watch
-from dsv3.inference.sampling import Choice, Settings, choice_of
+from dsv3.inference.sampling import Choice, Settings, choice_of, likeliest
 from dsv3.inference.speculation import Speculation
 from dsv3.inference.text import Decode, TextStream, cut_at
 from dsv3.planning.draft_costs import usually_pay
@@ -201,6 +201,7 @@ class Engine:
             for row, chosen in zip(rows, self.backend.chosen_experts(), strict=True):
                 if row.experts is not None:
                     row.experts.put(row.read, chosen)
+        best = self._likeliest([(row, logits_SV) for row, end, logits_SV in zip(rows, ends, logits) if end])
         events = []
         for row, piece, end, logits_SV in zip(rows, pieces, ends, logits, strict=True):
             if row.watch is not None and row.read < row.prompt:
@@ -208,14 +209,21 @@ class Engine:
                 logits_SV = logits_SV[len(piece) - 1 :]
             row.read += len(piece)
             if end:
-                events.append(self._write(row, logits_SV))
+                events.append(self._write(row, logits_SV, best.get(row.number)))
         drafting = [row for row in rows if row.number in self.rows and row.unread == 1]
         for began in (True, False):  # MTP reads the whole prompt of a text that begins
             self._draft([row for row in drafting if (row.written == 1) is began])
         return events
 
-    def _write(self, row: Row, logits_SV: Tensor) -> Event:
-        kept, chosen = row.choose(logits_SV)
+    def _likeliest(self, ending: Sequence[tuple[Row, Tensor]]) -> dict[int, int]:
+        """The tokens of rows that take the likeliest one of the model's own, all at once: a GPU is waited for once."""
+        plain = [(row.number, logits_SV[-1]) for row, logits_SV in ending if row.takes_likeliest]
+        if len(plain) < 2:
+            return {}
+        return dict(zip((row for row, _ in plain), likeliest(torch.stack([logits_V for _, logits_V in plain]))))
+
+    def _write(self, row: Row, logits_SV: Tensor, best: int | None) -> Event:
+        kept, chosen = row.choose(logits_SV) if best is None else (0, [best])
         self.speculation.passes += 1
         self.speculation.made += len(row.drafts)
         self.speculation.kept += kept

@@ -1,6 +1,6 @@
 """The choice of a backend: `engine=auto|eager|onnx`.
 
-    eager   the model as PyTorch computes it, in its own precision, on any device
+    eager   the model as PyTorch computes it, in its own precision, on any device; on a GPU by recorded CUDA graphs
     onnx    its weights of now in an ONNX graph, in FP32, on the CPU
     auto    onnx for a model on the CPU all of whose parts the graph can express, else eager
 
@@ -9,7 +9,7 @@ The rule reads the configuration and the device, no clock, so that a seed gives 
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,7 +75,17 @@ def source_of(model: Decoder, config: DictConfig, engine: str, *, drafts: bool |
 
 
 def backend_of(source: Source) -> Backend:
-    return DecoderBackend(source) if isinstance(source, Decoder) else source
+    return decoder_backend(source) if isinstance(source, Decoder) else source
+
+
+def decoder_backend(model: Decoder) -> DecoderBackend:
+    """A backend of the model: on a GPU one that records its steps, where all of its parts can decode like that."""
+    if model.device.type == "cuda":
+        from dsv3.inference.static_backend import StaticBackend
+
+        with suppress(ValueError):
+            return StaticBackend(model)
+    return DecoderBackend(model)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv3.inference.recorded_experts import RecordedExperts
-from dsv3.inference.sampling import Choice, Settings, penalised
+from dsv3.inference.sampling import Choice, Greedy, Settings, penalised
 from dsv3.inference.text import TextStream
 
 Watch = Callable[[Tensor], None]
@@ -52,6 +52,11 @@ class Row:
     @property
     def unread(self) -> int:
         return len(self.tokens) - self.read
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether what it writes next is the likeliest token of the model, and no more."""
+        return type(self.choice) is Greedy and not self.settings.penalises and not self.drafts
 
     def penalised(self, logits_V: Tensor, drafts: Sequence[int]) -> Tensor:
         if not self.settings.penalises:

@@ -52,7 +52,7 @@ class Absent(nn.Module):
 class Caches(NamedTuple):
     """What decoding keeps: of each layer, and of the memory where it reads earlier tokens. Rows are those of all."""
 
-    layers: list[Cache]
+    layers: list[Any]  # a `Cache` of each
     memory: Cache | None
 
     def parts(self) -> list[Cache]:
@@ -158,9 +158,15 @@ class Decoder(nn.Module):
         """Next-token logits float32 [B, T, V] of tokens that continue the rows of the caches."""
         return self.logits(self.norm(self.decode_states(tokens_BT, caches)[0]))
 
-    def decode_states(self, tokens_BT: Tensor, caches: Caches) -> tuple[Tensor, dict[str, Routing]]:
-        """States [B, T, D], before the final norm, and routings of tokens that continue the rows of the caches."""
-        positions_BT = next_positions(caches.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
+    def decode_states(
+        self, tokens_BT: Tensor, caches: Caches, positions_BT: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Routing]]:
+        """States [B, T, D], before the final norm, and routings of tokens that continue the rows of the caches.
+
+        `positions_BT`: of the tokens, where the caches do not tell on the host.
+        """
+        if positions_BT is None:
+            positions_BT = next_positions(caches.lengths.values(), tokens_BT.shape[1], tokens_BT.device)
         return self._blocks(tokens_BT, positions_BT, None, caches)
 
     def logits(self, hidden_D: Tensor) -> Tensor:

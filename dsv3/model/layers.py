@@ -237,6 +237,33 @@ class PositionCache:
         return together
 
 
+class StaticCache:
+    """[B, ..., S, width]: what a `PositionCache` keeps of each position, of B rows with room for S positions each.
+
+    Its shape never changes, and how long the rows are stands on the device alone, so that a step over one token of each
+    row can be recorded as a CUDA graph. Of a row shorter than others the rest is read and masked.
+    """
+
+    def __init__(self, held: Tensor, lengths_B: Tensor) -> None:
+        """`lengths_B`: int64, before the token that a step reads; the caches of all layers share it."""
+        self.held, self.lengths_B = held, lengths_B
+
+    @classmethod
+    def like(cls, cache: PositionCache, lengths_B: Tensor, positions: int) -> Self:
+        """With room for so many positions, all zeros."""
+        *leading, _, width = cache.empty.shape
+        return cls(cache.empty.new_zeros(len(lengths_B), *leading, positions, width), lengths_B)
+
+    def append(self, new: Tensor) -> None:
+        """Put the numbers of each row's next position in their place, [B, ..., 1, width]."""
+        place = self.lengths_B.view(-1, *[1] * (new.ndim - 1)).expand_as(new)
+        self.held.scatter_(-2, place, new)
+
+    def later_BS(self) -> Tensor:
+        """True at positions after the token that a step reads."""
+        return torch.arange(self.held.shape[-2], device=self.held.device) > self.lengths_B.unsqueeze(1)
+
+
 def next_positions(lengths: Iterable[int], count: int, device: torch.device) -> Tensor:
     """int64 [B, T]: the T = `count` positions that follow the `lengths` of B rows."""
     starts = list(lengths)

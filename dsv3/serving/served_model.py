@@ -11,9 +11,9 @@ from dsv3.checkpoint.loading import is_hf_checkpoint
 from dsv3.contracts import Tokenizer
 from dsv3.evaluation.benchmarks.infill import BEGIN, END, HOLE
 from dsv3.evaluation.benchmarks.models import HFModel, TextModel
-from dsv3.inference.backend import Backend, DecoderBackend
+from dsv3.inference.backend import Backend
 from dsv3.inference.engine import Engine
-from dsv3.inference.engines import Writer, weights_stay, writer_of
+from dsv3.inference.engines import Writer, decoder_backend, weights_stay, writer_of
 from dsv3.inference.hf_backend import HFBackend
 from dsv3.inference.onnx_backend import OnnxBackend
 from dsv3.inference.speculation import Speculation
@@ -189,7 +189,7 @@ def routed(writer: Writer) -> RoutedBackend:
     if isinstance(source, Decoder):
         moes = {name: moe for name, moe in source.moe_layers() if name.startswith("layers.")}
         experts = max((len(moe.balancing.bias) for moe in moes.values()), default=0)
-        return RoutedBackend(DecoderBackend(source), list(moes), experts)
+        return RoutedBackend(decoder_backend(source), list(moes), experts)
     assert isinstance(source, OnnxBackend)
     return RoutedBackend(source, source.routed, source.experts)
 

@@ -6,7 +6,8 @@
 Queries from i to i + BLOCK see keys up to i + BLOCK, so that of the square only a little more than the half below the
 diagonal is computed. On a CPU this is three times as fast as the flash kernel of
 `torch.nn.functional.scaled_dot_product_attention`, in both directions, and needs no equal widths of q, k and v; P is
-kept for the backward pass, so it is for rows of up to `LONGEST` positions. Elsewhere that function is used.
+kept for the backward pass, so it is for rows of up to `LONGEST` positions. Elsewhere that function is used, and on
+a GPU FlexAttention within documents.
 
 S is rounded to the dtype of q before the softmax; sums inside the products and the softmax are FP32 (FP64 stays).
 """
@@ -36,6 +37,10 @@ def causal_attention(
     if q.device.type == "cpu" and queries == keys <= LONGEST:
         flat = (t.flatten(0, 1) for t in (q, k, v))
         return _Blocks.apply(*flat, document_ids_BT).unflatten(0, q.shape[:2])
+    if document_ids_BT is not None and q.device.type == "cuda" and q.dtype != torch.float64:
+        from plugins.attention.documents import document_attention  # imports the compiler
+
+        return document_attention(q, k, v, document_ids_BT)
     mask = attention_mask(queries, keys, document_ids_BT, q.device, lengths)
     # Equal widths of q, k and v take the flash kernel; zeros change no product.
     width = max(q.shape[-1], v.shape[-1])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Precision
-from dsv3.model.layers import PositionCache
+from dsv3.model.layers import PositionCache, StaticCache
 from dsv3.model.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
@@ -62,19 +62,30 @@ class GroupedQueryAttention(nn.Module):
         x_BTD: Tensor,
         positions_BT: Tensor,
         document_ids_BT: Tensor | None = None,
-        cache: PositionCache | None = None,
+        cache: PositionCache | StaticCache | None = None,
     ) -> Tensor:
         cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         q, k, v = recomputed("attention_up", self._projected, x_BTD, cos, sin)
         lengths = None
         if cache is not None:
             cache.append(torch.stack((k, v), dim=1))
+        if isinstance(cache, StaticCache):
+            return self.o_proj(self._over_all(q, cache))
+        if cache is not None:
             k, v = cache.read().unbind(1)
             lengths = list(cache.lengths.values())
         if self.n_heads != self.n_kv_heads:
             k, v = (t.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1) for t in (k, v))
         out = causal_attention(q, k, v, document_ids_BT=document_ids_BT, lengths=lengths)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def _over_all(self, q_BH1R: Tensor, cache: StaticCache) -> Tensor:
+        """Attention of one token of each row, over all places of the cache: products whose shapes never change."""
+        k_BKSR, v_BKSR = cache.held.unbind(1)
+        dtype = torch.promote_types(self.cache_dtype, torch.float32)
+        scores_BKGS = (q_BH1R.squeeze(2).unflatten(1, (self.n_kv_heads, -1)) @ k_BKSR.mT).to(dtype)
+        scores_BKGS.masked_fill_(cache.later_BS()[:, None, None], float("-inf"))
+        return (scores_BKGS.softmax(-1).to(self.cache_dtype) @ v_BKSR).flatten(1).unsqueeze(1)
 
     def _projected(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries, keys and values, [B, heads, T, d_h] each."""
@@ -88,6 +99,9 @@ class GroupedQueryAttention(nn.Module):
     def new_cache(self, rows: Iterable[int] = ()) -> PositionCache:
         shape = (2, self.n_kv_heads, self.head_dim)  # k (after RoPE) and v
         return PositionCache(*shape, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
+
+    def new_static_cache(self, lengths_B: Tensor, positions: int) -> StaticCache:
+        return StaticCache.like(self.new_cache(), lengths_B, positions)
 
     def kv_cache_elements_per_token(self) -> int:
         """A key and a value of every KV head."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dsv3.bounds import PositiveFloat, PositiveInt
 from dsv3.contracts import Precision
-from dsv3.model.layers import CACHE_BLOCK, PositionCache, RMSNorm
+from dsv3.model.layers import CACHE_BLOCK, PositionCache, RMSNorm, StaticCache
 from dsv3.model.recompute import recomputed
 from plugins.attention import rope
 from plugins.attention.causal import causal_attention
@@ -102,13 +102,16 @@ class MultiHeadLatentAttention(nn.Module):
         x_BTD: Tensor,
         positions_BT: Tensor,
         document_ids_BT: Tensor | None = None,
-        cache: LatentCache | None = None,
+        cache: LatentCache | StaticCache | None = None,
     ) -> Tensor:
         cos, sin = rope.cos_sin(positions_BT, self.frequencies.on(x_BTD.device))
         c_Q_BTC = self.q_a_layernorm(self.q_a_proj(x_BTD)) if self.q_lora_rank else x_BTD
         c_BTC, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.rank, self.rope], dim=-1)
         c_BTC, k_rope = self.kv_a_layernorm(c_BTC), rope.rotate(k_rope.unsqueeze(2), cos, sin).squeeze(2)
         lengths = None
+        if isinstance(cache, StaticCache):
+            cache.append(torch.cat((c_BTC, k_rope), -1))
+            return self.o_proj(self._absorbed_static(*self._query(c_Q_BTC, cos, sin), cache))
         if cache is not None:
             began_empty = not any(cache.lengths.values())
             cache.append(torch.cat((c_BTC, k_rope), -1))
@@ -170,6 +173,17 @@ class MultiHeadLatentAttention(nn.Module):
         o_HXV = torch.bmm(o_HXC, w_uv_HCV)
         return o_HXV.transpose(0, 1).unflatten(0, (rows, queries)).flatten(-2)
 
+    def _absorbed_static(self, q_nope: Tensor, q_rope: Tensor, cache: StaticCache) -> Tensor:
+        """The same of one token of each row, over all places of the cache: products whose shapes never change."""
+        w_uk_HNC, w_uv_HCV = self._absorbed_weights()
+        q_BHC = torch.bmm(q_nope.squeeze(1).transpose(0, 1), w_uk_HNC).transpose(0, 1)
+        q_BHL = torch.cat((q_BHC, q_rope.squeeze(1)), -1)  # L = d_c + d_R
+        dtype = torch.promote_types(self.cache_dtype, torch.float32)
+        scores_BHS = (q_BHL @ cache.held.mT).to(dtype).mul_(self.scale)
+        scores_BHS.masked_fill_(cache.later_BS().unsqueeze(1), float("-inf"))
+        o_BHC = scores_BHS.softmax(-1).to(self.cache_dtype) @ cache.held[..., : self.rank]
+        return torch.bmm(o_BHC.transpose(0, 1), w_uv_HCV).transpose(0, 1).flatten(1).unsqueeze(1)
+
     def hold_weights(self, hold: bool) -> bool:
         """Whether that changed anything: between True and False W_UKV stays, and so does what is made from it."""
         changed = hold != self.holds_weights
@@ -189,6 +203,9 @@ class MultiHeadLatentAttention(nn.Module):
     def new_cache(self, rows: Iterable[int] = ()) -> LatentCache:
         width = self.kv_cache_elements_per_token()
         return LatentCache(width, dtype=self.cache_dtype, device=next(self.parameters()).device, rows=rows)
+
+    def new_static_cache(self, lengths_B: Tensor, positions: int) -> StaticCache | None:
+        return StaticCache.like(self.new_cache(), lengths_B, positions) if self.decode == "absorb" else None
 
     def kv_cache_elements_per_token(self) -> int:
         """d_c + d_R: 576 at 671B."""

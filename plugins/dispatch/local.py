@@ -66,11 +66,11 @@ def counts(expert_M: Tensor, n_experts: int) -> Tensor:
 class LocalDispatch:
     """Tokens to experts and back on one device; no token is dropped.
 
-    pad_multiple: pads each expert's tokens to a multiple of it with copies of the last one at gate 0. They change no
-        result and no gradient, nor the scales that an expert's tokens share in FP8. On a CPU the BF16 GEMM (oneDNN)
-        compiles a kernel for every new number of rows, at about a third of a millisecond: with loads that change at
-        every step that takes as long as the step. The number of rows is then needed on the host, so that each layer
-        waits for the device: on a GPU, 1 (no padding, no waiting).
+    pad_multiple: on a CPU, pads each expert's tokens to a multiple of it with copies of the last one at gate 0. They
+        change no result and no gradient, nor the scales that an expert's tokens share in FP8. There the BF16 GEMM
+        (oneDNN) compiles a kernel for every new number of rows, at about a third of a millisecond: with loads that
+        change at every step that takes as long as the step. A GPU's needs no padding, and the number of rows would have
+        to be known on the host: each layer would wait for the device.
     """
 
     def __init__(self, *, pad_multiple: PositiveInt) -> None:
@@ -92,7 +92,7 @@ class LocalDispatch:
         """Each row's experts applied to it, times their gates, and summed, [N, D]."""
         counts_E, places_M, rows = self.layout(pairs.expert_M, n_experts)
         row_R = places_M.new_zeros(rows).scatter_(0, places_M, pairs.row_M)
-        if self.pad_multiple > 1:
+        if rows > len(pairs.row_M):
             row_R = row_R[places_M.new_zeros(rows).scatter_(0, places_M, places_M).cummax(0).values]
         gates_R = pairs.gate_M.new_zeros(rows).scatter(0, places_M, pairs.gate_M)
         rows_RD = CopyRows.apply(x_ND, row_R, places_M, pairs.firsts_N)
@@ -112,11 +112,12 @@ class LocalDispatch:
 
     def layout(self, expert_M: Tensor, n_experts: int) -> tuple[Tensor, Tensor, int]:
         """Rows of each expert, int64 [E], filled up; the place of each pair among them, int64 [M]; their sum."""
+        multiple = self.pad_multiple if expert_M.device.type == "cpu" else 1
         order_M = expert_M.argsort(stable=True)
         load_E = counts(expert_M, n_experts)
-        counts_E = (load_E + self.pad_multiple - 1).div(self.pad_multiple, rounding_mode="floor") * self.pad_multiple
+        counts_E = (load_E + multiple - 1).div(multiple, rounding_mode="floor") * multiple
         filling_before_E = (counts_E - load_E).cumsum(0) - (counts_E - load_E)
         places_M = torch.empty_like(order_M)
         places_M[order_M] = torch.arange(len(order_M), device=order_M.device) + filling_before_E[expert_M[order_M]]
-        rows = len(order_M) if self.pad_multiple == 1 else on_host(counts_E.sum())
+        rows = len(order_M) if multiple == 1 else on_host(counts_E.sum())
         return counts_E, places_M, rows

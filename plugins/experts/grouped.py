@@ -13,7 +13,7 @@ GROUPED_MM_ALIGNMENT = 16  # bytes; of every row that torch's kernel reads
 
 def grouped_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
     """torch's grouped product; falls back on a loop for FP64, which the kernel lacks (oracles use it)."""
-    if len(x_MK) <= len(weight_ENK) and not torch.is_grad_enabled():
+    if len(x_MK) <= len(weight_ENK) and not torch.is_grad_enabled() and x_MK.device.type == "cpu":
         return few_rows_mm(x_MK, weight_ENK, counts_E)
     if x_MK.dtype == torch.float64:
         return loop_mm(x_MK, weight_ENK, counts_E)
@@ -22,7 +22,7 @@ def grouped_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
 
 
 def few_rows_mm(x_MK: Tensor, weight_ENK: Tensor, counts_E: Tensor) -> Tensor:
-    """For decoding: each row times a copy of its expert's matrix, where the kernel would visit idle experts too."""
+    """For decoding: each row times a copy of its expert's matrix, where a CPU's kernel visits idle ones too."""
     experts_M = torch.arange(len(counts_E), device=counts_E.device).repeat_interleave(counts_E, output_size=len(x_MK))
     return torch.bmm(x_MK.unsqueeze(1), weight_ENK.index_select(0, experts_M).mT).squeeze(1)
 

@@ -1,7 +1,7 @@
 """The benchmark program at a size of seconds: what it compares is the same model, and every case gives its figures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +9,25 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from dsv3.bench import compared, data_pipeline, decoding, drafts, head_loss, onnx_decoding, scoring, training_step
+from dsv3.bench import (
+    compared,
+    decoding,
+    drafts,
+    gpu_check,
+    head_loss,
+    on_device,
+    onnx_decoding,
+    scoring,
+    training_step,
+)
+from dsv3.bench.compared import Size
+from dsv3.bench.gpu_check import COMBINATIONS
 from dsv3.bench.measuring import Figure, interleaved
+from dsv3.build import build_model
 from dsv3.checkpoint.loading import Loaded, load_run
 from dsv3.cli import main
 from dsv3.runtime import resident
+from dsv3.tools.bench import GPU_CHECK
 from dsv3.training.run import build_run
 from tests.parity.runs import write_run
 from tests.parity.test_export import SMALL
@@ -21,16 +35,13 @@ from tests.parity.twins import configured, random_model
 from tests.synthetic import TARGETS
 
 CPU = torch.device("cpu")
+TINY = Size(("model=tiny", "tokenizer.vocab_size=512", "router.group_score_top=2"), rows=2, length=32)
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = ("model=tiny", "tokenizer.vocab_size=512", "logger=none", "router.group_score_top=2")
-    monkeypatch.setattr(compared, "SHAPES", shapes)
-    for module in (compared, training_step, data_pipeline):
-        monkeypatch.setattr(module, "ROWS", 2)
-        monkeypatch.setattr(module, "LENGTH", 32)
-    monkeypatch.setattr(training_step, "TOKENS", 64)
+    monkeypatch.setattr(compared, "STANDARD", TINY)
+    monkeypatch.setattr(decoding, "STANDARD", TINY)
     monkeypatch.setattr(training_step, "PEAK_SIZE", 64)
     monkeypatch.setattr(decoding, "CONTEXT", 24)
     monkeypatch.setattr(decoding, "TOKENS", 3)
@@ -39,9 +50,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("experts", compared.EXPERTS)
 def test_both_sides_are_the_same_function(experts: str) -> None:
-    config, model = compared.ours("precision=fp32", "mtp=none", device=CPU)
+    config, model = compared.ours(TINY, "precision=fp32", "mtp=none", device=CPU)
     twin = compared.theirs(config, model, dtype=torch.float32, experts=experts)
-    batch = next(compared.batches(config.model.vocab_size, device=CPU))
+    batch = next(compared.batches(TINY, config.model.vocab_size, device=CPU))
     with torch.no_grad():
         mine = model.lm_head(model(batch, with_mtp=False).hidden_BTD)
         other = twin(input_ids=batch.tokens_BT).logits
@@ -156,6 +167,63 @@ def test_what_a_case_lacks_is_said_before_the_first_one(
     errors = capsys.readouterr().err
     assert "run `make train`" in errors
     assert "train ..." not in errors
+
+
+@pytest.mark.slow
+def test_gpu_check_comes_through_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    assert main(["bench", "only=gpu_check", "repeats=1", "device=cpu", f"out={out}", "format=json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(out.read_text())
+    figures = printed["figures"]
+    assert {figure["case"]: figure["value"] for figure in figures if figure["case"] in GPU_CHECK} == dict.fromkeys(
+        GPU_CHECK, 1
+    )
+    assert {figure["goal"] for figure in figures if figure["case"] not in GPU_CHECK} == {None}
+    differences = [figure["value"] for figure in figures if figure["case"] == "works"]
+    assert differences == [0] * len(COMBINATIONS), "the CPU against itself"
+    reasons = [figure["note"] for figure in figures if figure["what"].startswith(("fp8_te", "fp8_gpu"))]
+    assert len(reasons) == 4
+    assert all("GPU" in reason for reason in reasons)
+
+
+def test_a_part_that_fails_is_a_line_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(repeats: int, device: torch.device) -> Iterator[Figure]:
+        yield Figure("works", "one part", 0.5, "", 2.0)
+        raise RuntimeError("no kernel image\nis available")
+
+    def passes(repeats: int, device: torch.device) -> Iterator[Figure]:
+        yield Figure("waits", "another", 3.0, "", 2.0, at_most=True)
+
+    monkeypatch.setattr(gpu_check, "works", fails)
+    monkeypatch.setattr(gpu_check, "waits", passes)
+    monkeypatch.setattr(training_step, "PEAK_SIZE", 64)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "only=gpu_works,gpu_waits", "device=cpu"])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert "RuntimeError: no kernel image is available" in printed.out
+    assert "another" in printed.out
+    assert "Traceback" in printed.err
+
+
+def test_predictable_tokens_follow_from_those_before() -> None:
+    batch = gpu_check.predictable(next(compared.batches(TINY, gpu_check.PREDICTABLE, device=CPU)))
+    assert torch.equal(batch.tokens_BT[:, 1:], batch.targets_BT[:, :-1])
+    assert torch.equal(batch.tokens_BT[:, 1::2], (batch.tokens_BT[:, ::2] * 7 + 3) % gpu_check.PREDICTABLE)
+    assert batch.document_ids_BT.unique().tolist() == [1, 2, 3, 4]
+    parts = gpu_check.cut(batch, 1)
+    assert torch.equal(torch.cat([part.tokens_BT for part in parts]), batch.tokens_BT)
+
+
+@pytest.mark.parametrize("size", [on_device.ON_GPU, on_device.ON_CPU])
+def test_the_sizes_are_of_models_that_there_are(size: Size) -> None:
+    with torch.device("meta"):
+        model = build_model(compared.configured(size, "precision=bf16"), init=False)
+    assert model.device.type == "meta"
+    assert all(buffer.device.type == "meta" for buffer in model.buffers()), "made on the device that is asked for"
 
 
 @pytest.mark.slow
