@@ -27,8 +27,8 @@ def begin(folder: Path, *more: str) -> Command:
     return start(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}", *more)
 
 
-def finish(folder: Path) -> None:
-    call(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}")
+def finish(folder: Path, *more: str) -> None:
+    call(folder.parent, "train.py", *SETTINGS, f"run.dir={folder}", *more)
 
 
 def wait_for_tokens(process: Command, folder: Path, tokens: int) -> None:
@@ -144,3 +144,18 @@ def test_same_seed_twice_gives_the_same_files(uninterrupted: Path, tmp_path: Pat
     for part in parts[0]:
         assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
     assert len(RunFolder(folders[0]).read("metrics/train")) == 36
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_killed_run_continues_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    """With deterministic algorithms: attention's gradients come in any order otherwise."""
+    more = ("trainer.accelerator=cuda", "+trainer.deterministic=true", f"precision={precision}")
+    finish(tmp_path / "whole", *more)
+    process = begin(tmp_path / "killed", *more)
+    wait_for_tokens(process, tmp_path / "killed", 3072)
+    process.kill()
+    process.wait()
+    finish(tmp_path / "killed", *more)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")

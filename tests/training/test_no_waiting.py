@@ -5,7 +5,7 @@ where its result's size, or a value, would have to be known on the host.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,23 @@ def no_waiting() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_waiting_on_a_gpu() -> Iterator[None]:
+    """What CUDA itself says: an operation that waits raises RuntimeError."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class Watch(lightning.Callback):
     """Forbids waiting during one step, callbacks included; `let` wraps a function that may."""
 
     phase = "interrupt"
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, forbidden: Callable[[], AbstractContextManager[None]] = no_waiting) -> None:
+        self.step, self.forbidden = step, forbidden
         self.stack: ExitStack | None = None
         self.watched = 0
         self.allowed = 0
@@ -78,7 +88,7 @@ class Watch(lightning.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == self.step:
             self.stack = ExitStack()
-            self.stack.enter_context(no_waiting())
+            self.stack.enter_context(self.forbidden())
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.close()
@@ -91,6 +101,13 @@ class Watch(lightning.Callback):
     def let(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def allowed(*args: Any, **kwargs: Any) -> Any:
             self.allowed += self.stack is not None
+            if self.forbidden is no_waiting_on_a_gpu:
+                mode = torch.cuda.get_sync_debug_mode()
+                torch.cuda.set_sync_debug_mode("default")
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    torch.cuda.set_sync_debug_mode(mode)
             with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
                 return function(*args, **kwargs)
 
@@ -110,9 +127,15 @@ class Unwatch(lightning.Callback):
         self.watch.close()
 
 
-def watched_run(config: DictConfig, monkeypatch: pytest.MonkeyPatch, *, step: int) -> Watch:
+def watched_run(
+    config: DictConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    step: int,
+    forbidden: Callable[[], AbstractContextManager[None]] = no_waiting,
+) -> Watch:
     run = build_run(config)
-    watch = Watch(step)
+    watch = Watch(step, forbidden)
     run.trainer.callbacks = [watch, *run.trainer.callbacks, Unwatch(watch)]  # type: ignore[attr-defined]
     monkeypatch.setattr(dsv3.training.lightning_module, "read", watch.let(dsv3.training.lightning_module.read))
     for module in (plugins.dispatch.local, plugins.experts.grouped, plugins.precision.quantised_linear):
@@ -149,6 +172,18 @@ def test_a_step_and_its_callbacks_wait_only_to_be_recorded(
     rows = layers * config.data.micro_batches if config.dispatch.pad_multiple > 1 and "experts=loop" not in parts else 0
     if "experts=loop" not in parts and "precision=fp8_blockwise" not in parts:
         assert watch.allowed == 1 + rows, "one record, and a number of rows for each layer that pads"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_on_a_gpu_a_step_waits_to_be_recorded_and_no_more(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    overrides = ("trainer.max_steps=5", "precision=bf16", "trainer.accelerator=cuda", f"optimizer={optimizer}")
+    config = composed(f"run.dir={tmp_path}/run", *overrides)
+    watch = watched_run(config, monkeypatch, step=3, forbidden=no_waiting_on_a_gpu)
+    assert (watch.watched, watch.allowed) == (1, 1)
 
 
 @pytest.mark.parametrize("planted", ["tolist", "item", "bool", "mask", "cpu", "bincount"])

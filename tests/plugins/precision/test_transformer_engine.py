@@ -16,7 +16,9 @@ from dsv3.testing import check_precision
 from dsv3.testing.requirement import require_uncast
 from plugins.experts.grouped import loop_mm
 from plugins.precision import transformer_engine
+from plugins.precision.formats import E4M3
 from plugins.precision.plain import CastLinear
+from plugins.precision.quantiser import Quantiser, matrix_of
 from plugins.precision.transformer_engine import FP8TransformerEngine, TEGroupedLinear, TELinear, te_recipe
 
 FILE = Path(__file__).parents[3] / "conf" / "precision" / "fp8_te.yaml"
@@ -207,3 +209,28 @@ def test_on_a_gpu():
     x = torch.randn(512, 256, device="cuda", dtype=torch.bfloat16)
     one, other = (layer(x).float() for layer in layers)
     assert (one - other).norm() <= 0.01 * other.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_codes_and_scales_are_those_of_the_emulation(power_of_two):
+    """Bit for bit, of 1 x 128 tiles and 128 x 128 blocks. TE holds scales of tiles turned, and fills them up."""
+    problems = made().check(torch.device("cuda"))
+    assert not problems, problems
+    tex = pytest.importorskip("transformer_engine_torch")
+    quantizers = pytest.importorskip("transformer_engine.pytorch.tensor.float8_blockwise_tensor")
+    x = torch.randn(256, 384, device="cuda", dtype=torch.bfloat16) * torch.rand(256, 1, device="cuda").bfloat16()
+    for rows, dimension in ((1, 1), (128, 2)):
+        quantizer = quantizers.Float8BlockQuantizer(
+            fp8_dtype=tex.DType.kFloat8E4M3, rowwise=True, columnwise=False, amax_epsilon=1e-4,
+            force_pow_2_scales=power_of_two, block_scaling_dim=dimension,
+        )  # fmt: skip
+        theirs = quantizer(x)
+        ours = Quantiser(E4M3, rows, 128, power_of_two, 1e-4, False).held(x)
+        codes = matrix_of(ours.codes, (256, 384))
+        assert torch.equal(theirs._rowwise_data.view(torch.float8_e4m3fn).float(), codes.float())
+        scales = ours.scales.reshape(256 // rows, 3)
+        held = theirs._rowwise_scale_inv
+        held = held[:3, : len(scales)].T if dimension == 1 else held[: len(scales), :3]
+        assert torch.equal(held, scales)
