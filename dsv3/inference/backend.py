@@ -186,7 +186,10 @@ class DecoderBackend(DraftingBackend):
         return last_BTD.flatten(0, 1)
 
     def chosen_experts(self) -> list[dict[str, Tensor]]:
-        by_layer = {name: routing.experts_NK.cpu() for name, routing in self._routings.items()}
+        if not self._routings:
+            return [{} for _ in self.places]
+        experts_LNK = torch.stack([routing.experts_NK for routing in self._routings.values()]).cpu()  # one transfer
+        by_layer = dict(zip(self._routings, experts_LNK, strict=True))
         return [{name: experts_NK[place] for name, experts_NK in by_layer.items()} for place in self.places]
 
     def used_experts(self) -> dict[str, Tensor]:
