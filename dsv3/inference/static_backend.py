@@ -6,6 +6,7 @@ Prompts, and rows that draft, are read as `DecoderBackend` reads them. The opera
 where nothing is recorded: tests compare them there.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from dsv3.contracts import HasStaticCache, Routing
 from dsv3.inference.backend import DecoderBackend
 from dsv3.model.decoder import Caches, Decoder
 from dsv3.model.layers import PositionCache, StaticCache
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024
 """Positions by which the room of all rows grows."""
@@ -32,6 +35,7 @@ class Step(NamedTuple):
 class StaticRows:
     """The places of rows, B of them with room for S positions, and the steps over them."""
 
+    @torch.inference_mode()
     def __init__(self, model: Decoder, rows: int, positions: int) -> None:
         """Raises ValueError where a part of the model cannot decode over fixed places."""
         self.model, self.rows, self.positions = model, rows, positions
@@ -44,14 +48,18 @@ class StaticRows:
         if any(layer is None for layer in self.layers):
             raise ValueError("an attention of this model cannot read a static cache")
         self.steps: dict[int, Step] = {}
+        self.records = model.device.type == "cuda"
 
+    @torch.inference_mode()
     def grown(self, rows: int, positions: int) -> "StaticRows":
         """As many rows or more, with as much room or more, which hold the same."""
         other = StaticRows(self.model, rows, positions)
+        other.records = self.records
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             theirs.held[: self.rows, ..., : self.positions, :] = mine.held
         return other
 
+    @torch.inference_mode()
     def step(self, tokens: Sequence[int], lengths: Sequence[int]) -> Step:
         """Read the next token of the rows in the first places."""
         n = 1 << (len(tokens) - 1).bit_length()
@@ -59,10 +67,10 @@ class StaticRows:
         given[:, : len(tokens)] = torch.tensor([tokens, lengths])
         for target_B, values_B in zip((self.tokens_B, self.lengths_B), given, strict=True):
             target_B[:n].copy_(values_B)
-        if self.model.device.type != "cuda":
+        if self.records and n not in self.steps:
+            self._record(n)
+        if not self.records:
             return self._computed(n)
-        if n not in self.steps:
-            self.steps[n] = self._recorded(n)
         self.steps[n].graph.replay()
         return self.steps[n]
 
@@ -72,18 +80,29 @@ class StaticRows:
         last_B1D, routings = self.model.decode_states(self.tokens_B[:n].unsqueeze(1), caches, lengths_B.unsqueeze(1))
         return Step(self.model.logits(self.model.norm(last_B1D)).squeeze(1), routings, None)
 
-    def _recorded(self, n: int) -> Step:
-        """Computing it first, on a stream of its own, lets libraries allocate what a recording must not."""
+    def _record(self, n: int) -> None:
+        """Record a step, unless an operation of it waits for the device: then no step is recorded from now on.
+
+        Computing it first, on a stream of its own, lets libraries allocate what a recording must not.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):
+            self._computed(n)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
                 self._computed(n)
+            except RuntimeError as error:
+                log.info("decoding is not recorded as a CUDA graph: %s", str(error).partition("\n")[0])
+                self.records = False
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            computed = self._computed(n)
-        return computed._replace(graph=graph)
+        if self.records:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                computed = self._computed(n)
+            self.steps[n] = computed._replace(graph=graph)
 
 
 class StaticBackend(DecoderBackend):
@@ -102,6 +121,7 @@ class StaticBackend(DecoderBackend):
         self.seated: list[int] = []  # the row in each place
         self.lengths: dict[int, int] = {}  # of those rows
 
+    @torch.inference_mode()
     def read(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[Tensor]:
         if any(len(ids) != 1 for ids in tokens) or any(self.drafter.holds(row) for row in rows):
             for row in rows:
@@ -119,16 +139,19 @@ class StaticBackend(DecoderBackend):
         logits_BV = step.logits_BV.clone()  # the next step writes over it
         return [logits_BV[place : place + min(n, 1)] for place, n in zip(places, wanted, strict=True)]
 
+    @torch.inference_mode()
     def copy(self, source: int, row: int, length: int) -> None:
         self._put_back(source)
         super().copy(source, row, length)
 
+    @torch.inference_mode()
     def drop(self, row: int) -> None:
         self._leave(row, forget=True)
         super().drop(row)
         if not self.caches.lengths:
             self.static.steps.clear()  # from now on the weights may change, and what is cached of them
 
+    @torch.inference_mode()
     def rewind(self, row: int, length: int) -> None:
         self._leave(row)
         super().rewind(row, length)

@@ -95,6 +95,52 @@ def test_a_row_is_copied_rewound_and_dropped_with_what_it_read_in_its_place() ->
     torch.testing.assert_close(logits[1], logits[0])
 
 
+def test_rows_are_cancelled_between_steps_and_leave_nothing() -> None:
+    """An engine drops them outside of its step."""
+    model, draw, backend = model_of(), random.Random(1), StaticBackend(model_of())
+    engine, added, kept = Engine(backend), 0, {}
+    prompts, settings = prompts_of(40, 20), Settings(max_tokens=12)
+    with cached_weight_casts(backend.model):
+        while added < len(prompts) or engine.rows:
+            while added < len(prompts) and len(engine.rows) < 6:
+                engine.add(prompts[added], settings)
+                added += 1
+            for row in draw.sample(sorted(engine.rows), len(engine.rows) // 5):
+                engine.cancel(row)
+                kept.pop(row, None)
+            for event in engine.step():
+                if event.finished != "cancelled":
+                    kept.setdefault(event.row, []).extend(event.ids)
+    assert not backend.seated
+    assert not backend.caches.lengths
+    assert len(kept) > 5
+    for row, ids in kept.items():
+        with cached_weight_casts(model):
+            alone = complete(DecoderBackend(model), [prompts[row]], [settings], decode=str, at_once=1)[0].ids
+        assert_equal_text(model, prompts[row], ids, alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_a_recorded_step_computes_what_it_was_recorded_of(attention: str) -> None:
+    """Also after the weights have changed between two uses."""
+    model = model_of(f"attention={attention}", "precision=bf16").to("cuda")
+    recorded, computed = StaticRows(model, 4, 64), StaticRows(model, 4, 64)
+    computed.records = False
+    for turn in range(2):
+        with cached_weight_casts(model):
+            for place in range(40):
+                given = [place, place + 1, 5], [place, place + 2, 2 * (place // 2)]
+                torch.testing.assert_close(recorded.step(*given).logits_BV, computed.step(*given).logits_BV)
+        assert recorded.records
+        assert [step.graph is not None for step in recorded.steps.values()] == [True]
+        recorded.steps.clear()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01 + turn)
+
+
 def test_finished_rows_are_kept_for_prompts_that_begin_alike() -> None:
     model, prompts = model_of(), prompts_of(9, 40)
     texts = []
