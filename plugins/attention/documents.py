@@ -18,6 +18,7 @@ BLOCK = 128  # positions
 _masks = WeakTensorKeyDictionary()  # of the ids that live: all layers of a pass are given the same tensor
 
 
+@torch.compiler.disable(recursive=False)  # an attention may be compiled as a whole; this is a part that is already
 def document_attention(q: Tensor, k: Tensor, v: Tensor, document_ids_BT: Tensor) -> Tensor:
     """softmax(q k^T) v, causal and within documents; shapes as in `causal_attention`, on a GPU."""
     if document_ids_BT not in _masks:
