@@ -53,9 +53,10 @@ def guarded(name: str, run: Callable[[int, torch.device], Iterator[Figure]]) -> 
 
 
 def release() -> None:
-    """Give back the memory of models that nothing refers to."""
+    """Give back the memory of models that nothing refers to, but for what was compiled of them."""
     gc.collect()
     if torch.cuda.is_available():
+        torch.compiler.reset()
         torch.cuda.empty_cache()
 
 

@@ -34,7 +34,7 @@ def decode(repeats: int, device: torch.device) -> Iterator[Figure]:
         for compiled in (False, *[True] * (device.type == "cuda")):
             name = "static cache, compiled" if compiled else "static cache"
             try:
-                with torch.inference_mode():
+                with torch.no_grad():
                     seconds[name] = timed(their_decoding(twin, rows, context, tokens, compiled=compiled), repeats)
             except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
                 print(f"transformers, {name}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
