@@ -38,10 +38,7 @@ def memory(repeats: int, device: torch.device) -> Iterator[Figure]:
 
 
 def in_a_process(size: Size, side: str, precision: str, device: torch.device) -> int:
-    """Bytes that the training of one side (ours, the same recomputed, theirs, theirs mixed) adds to a fresh process.
-
-    Mixed: with FP32 weights under torch's autocast, as ours are.
-    """
+    """Bytes that the training of one side (ours, the same recomputed, theirs) adds to a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measured, args=(size, side, precision, device, sender))
@@ -65,17 +62,15 @@ def measured(size: Size, side: str, precision: str, device: torch.device, sender
 
     set_up_process()
     before = resident("VmRSS")
-    mixed = side == "theirs mixed"
-    if not side.startswith("theirs"):
+    if side != "theirs":
         config, model = ours(size, f"precision={precision}", "mtp=none", device=device)
         step = our_step(size, model, config, recompute=get_args(Part) if side == "recomputed" else ())
     else:
         config = configured(size, f"precision={precision}", "mtp=none")
         with torch.device(device):
-            twin = drawn_anew(config, dtype=DTYPES["fp32" if mixed else precision], experts=EXPERTS[-1])
+            twin = drawn_anew(config, dtype=DTYPES[precision], experts=EXPERTS[-1])
         step = their_step(size, twin, config.model.vocab_size)
     for _ in range(STEPS):
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            step()
+        step()
     on_gpu = device.type == "cuda"
     sender.send(torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before)

@@ -92,6 +92,8 @@ class StaticRows:
             torch.cuda.set_sync_debug_mode("error")
             try:
                 self._computed(n)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 log.info("decoding is not recorded as a CUDA graph: %s", str(error).partition("\n")[0])
                 self.records = False
@@ -100,7 +102,7 @@ class StaticRows:
         torch.cuda.current_stream().wait_stream(stream)
         if self.records:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 computed = self._computed(n)
             self.steps[n] = computed._replace(graph=graph)
 

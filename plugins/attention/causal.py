@@ -37,7 +37,9 @@ def causal_attention(
     if q.device.type == "cpu" and queries == keys <= LONGEST:
         flat = (t.flatten(0, 1) for t in (q, k, v))
         return _Blocks.apply(*flat, document_ids_BT).unflatten(0, q.shape[:2])
-    if document_ids_BT is not None and q.device.type == "cuda" and q.dtype != torch.float64:
+    # Wider rows of FP32 do not fit into the memory that a block of FlexAttention's kernel has.
+    flexible = q.element_size() == 2 or (q.dtype == torch.float32 and q.shape[-1] <= 128)
+    if document_ids_BT is not None and q.device.type == "cuda" and flexible:
         from plugins.attention.documents import document_attention  # imports the compiler
 
         return document_attention(q, k, v, document_ids_BT)

@@ -42,7 +42,8 @@ class Frequencies:
     def on(self, device: torch.device) -> Tensor:
         """Float32 [dim / 2]."""
         if device not in self._by_device:
-            self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
+            with torch.inference_mode(False):  # text may come first, and training save them for its backward pass
+                self._by_device[device] = self._by_device[torch.device("cpu")].to(device)
         return self._by_device[device]
 
 

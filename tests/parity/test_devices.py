@@ -66,7 +66,7 @@ def test_a_step_in_fp32_has_the_gradients_of_the_cpu(composed: Compose, device: 
     assert loss == pytest.approx(expected, rel=1e-5)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+        assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -99,3 +99,10 @@ def test_yarn_is_off_without_a_factor():
 def test_keys_of_yarn(yarn):
     with pytest.raises(ValueError, match=r"model\.yarn="):
         rope.inverse_frequencies(8, 1e4, yarn)
+
+
+def test_frequencies_first_asked_for_by_decoding_are_good_for_training() -> None:
+    frequencies = rope.Frequencies(8, 100.0, None)
+    with torch.inference_mode():
+        frequencies.on(torch.device("meta"))
+    assert not frequencies.on(torch.device("meta")).is_inference()
