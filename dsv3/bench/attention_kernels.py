@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsv3.bench.compared import ours
 from dsv3.bench.measuring import Figure
-from dsv3.bench.on_device import size_on, timed
+from dsv3.bench.on_device import reason, size_on, timed
 
 KERNELS = {
     "flash, v padded": (SDPBackend.FLASH_ATTENTION, True),
@@ -54,5 +54,5 @@ def attention(repeats: int, device: torch.device) -> Iterator[Figure]:
         try:
             value, note = 1000 * timed(program, repeats), f"{shape} of {wide} and {narrow}, bf16"
         except RuntimeError as error:  # a kernel that has no such shapes, or none on this device
-            value, note = float("nan"), " ".join(str(error).split())[:120]
+            value, note = float("nan"), reason(error)
         yield Figure("attention", what, value, " ms", note=note)

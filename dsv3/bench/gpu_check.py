@@ -1,4 +1,4 @@
-"""What works on a device, and how fast a training step is: parts of `python -m dsv3 bench only=gpu_check`."""
+"""Checks of what works on a device, and of how fast a training step is: parts of `bench only=gpu_check`."""
 
 import itertools
 import statistics
@@ -11,15 +11,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from dsv3.bench.compared import EXPERTS, Size, batches, configured, drawn_anew, ours
 from dsv3.bench.measuring import Figure
-from dsv3.bench.on_device import LEAST_LAYERS, ON_CPU, release, size_on, timed
+from dsv3.bench.on_device import LEAST_LAYERS, ON_CPU, reason, release, size_on, timed
 from dsv3.bench.peak_memory import in_a_process
-from dsv3.bench.training_step import gemm_peak, our_step, step_flops, their_step
+from dsv3.bench.training_step import gemm_peak, losses_of_tokens, our_step, step_flops, their_step
 from dsv3.build import build_model
 from dsv3.config.part import part
 from dsv3.contracts import MicroBatch, Step
 from dsv3.model.compile import compile_parts
 from dsv3.model.decoder import Decoder
-from dsv3.training.step import Losses, balance, gradients, norm_of, read, take_gradients
+from dsv3.training.step import balance, gradients, norm_of, read, take_gradients
 from dsv3.training.trained_parameters import trained_parameters
 
 RECOMPUTED = "recompute=[norm,attention_up,swiglu]"
@@ -59,8 +59,7 @@ def works(repeats: int, device: torch.device) -> Iterator[Figure]:
 def losses_of(model: Decoder, config: DictConfig, size: Size, *, steps: int, at_once: int | None = None) -> list[float]:
     """The loss of each step of a training on predictable tokens. `at_once`: rows of a micro-batch; None: all."""
     device = model.device
-    objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64)).to(device)
-    losses, optimizer = Losses(model, objective), part(config.optimizer)(trained_parameters(model))
+    losses, optimizer = losses_of_tokens(model, config), part(config.optimizer)(trained_parameters(model))
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     found = []
@@ -105,7 +104,7 @@ def step(repeats: int, device: torch.device) -> Iterator[Figure]:
         try:
             seconds[experts] = their_seconds(config, size, experts, repeats, device)
         except (RuntimeError, ValueError) as error:  # too little memory, or no such way on this device
-            print(f"transformers, {experts}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            print(f"transformers, {experts}: {reason(error)}", file=sys.stderr)
         release()
     rivals = {name: value for name, value in seconds.items() if name in EXPERTS}
     best = min(seconds.keys() - rivals.keys(), key=lambda name: seconds[name])
@@ -131,8 +130,7 @@ def waits(repeats: int, device: torch.device) -> Iterator[Figure]:
     """How often a step waits for the device, its record included, by the profiler; the longest operations to stderr."""
     size = size_on(device)
     config, model = ours(size, "precision=bf16", device=device)
-    objective = part(config.objective)(token_bytes_V=torch.ones(config.model.vocab_size, dtype=torch.int64)).to(device)
-    losses = Losses(model, objective)
+    losses = losses_of_tokens(model, config)
     micros = list(itertools.islice(batches(size, config.model.vocab_size, device=device), 3))  # their copies wait
     optimizer = part(config.optimizer)(trained_parameters(model))
 
@@ -172,15 +170,15 @@ def fp8(repeats: int, device: torch.device) -> Iterator[Figure]:
     """Speed of a step in FP8 against BF16."""
     size, seconds = size_on(device), {}
     for name, goal in (("bf16", None), ("fp8_te", 1.25), ("fp8_gpu", None), ("fp8_blockwise", None)):
-        what, reason = f"{name}: speed against bf16", unusable(name, device)
-        if not reason:
+        what, problem = f"{name}: speed against bf16", unusable(name, device)
+        if not problem:
             try:
                 seconds[name] = our_seconds(size, name, repeats, device)
             except RuntimeError as error:  # too little memory for it, or a product that the device lacks
-                reason = " ".join(str(error).split())[:200]
+                problem = reason(error)
             release()
-        if reason:
-            yield Figure("fp8", what, float("nan"), "x", note=reason)
+        if problem:
+            yield Figure("fp8", what, float("nan"), "x", note=problem)
         elif name != "bf16":
             note = f"{seconds[name]:.4f} s against {seconds['bf16']:.4f} s"
             yield Figure("fp8", what, seconds["bf16"] / seconds[name], "x", goal, note=note)
@@ -216,8 +214,8 @@ def losses(repeats: int, device: torch.device) -> Iterator[Figure]:
     plain, other = end("bf16"), end("bf16", at_once=size.rows // 2)
     for name in ("fp8_te", "fp8_gpu", *["fp8_blockwise"] * (device.type == "cpu")):
         what = f"{name}: difference to bf16 over the spread of bf16"
-        if reason := unusable(name, device):
-            yield Figure("losses", what, float("nan"), "x", note=reason)
+        if problem := unusable(name, device):
+            yield Figure("losses", what, float("nan"), "x", note=problem)
             continue
         loss = end(name)
         note = f"{name} {loss:.5f}, bf16 {plain:.5f} and in smaller micro-batches {other:.5f}, after {STEPS} steps"

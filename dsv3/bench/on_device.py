@@ -1,4 +1,4 @@
-"""What the parts of `gpu_check` share: sizes that fit the device, and programs timed one after the other.
+"""Sizes that fit a device, and programs timed one after the other: shared by the parts of `gpu_check`.
 
 On a GPU the width of DeepSeek-V2-Lite (2048, 64 experts of 1408, top-6, 2 shared, vocabulary 102,400), with a sigmoid
 router and loss-free balancing as in DeepSeek-V3, micro-batches of 4 x 4096 random tokens, and as many layers as fit; on
@@ -43,13 +43,17 @@ def guarded(name: str, run: Callable[[int, torch.device], Iterator[Figure]]) -> 
                 yield figure if device.type == "cuda" else figure._replace(goal=None)
         except Exception as error:  # whatever a device may raise
             traceback.print_exc(file=sys.stderr)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            yield Figure(name, "came through", 0.0, "", 1.0, note=reason[:200])
+            yield Figure(name, "came through", 0.0, "", 1.0, note=f"{type(error).__name__}: {reason(error)}")
         else:
             yield Figure(name, "came through", 1.0, "", 1.0)
         release()
 
     return figures
+
+
+def reason(error: BaseException) -> str:
+    """Its message in one line, as a table has room for."""
+    return " ".join(str(error).split())[:200]
 
 
 def release() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from dsv3.bench.compared import EXPERTS, drawn_anew, ours
 from dsv3.bench.measuring import Figure
-from dsv3.bench.on_device import release, size_on, timed
+from dsv3.bench.on_device import reason, release, size_on, timed
 from dsv3.inference.sampling import likeliest
 from dsv3.inference.static_backend import BLOCK, StaticRows
 from dsv3.model.decoder import Decoder
@@ -37,7 +37,7 @@ def decode(repeats: int, device: torch.device) -> Iterator[Figure]:
                 with torch.no_grad():
                     seconds[name] = timed(their_decoding(twin, rows, context, tokens, compiled=compiled), repeats)
             except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-                print(f"transformers, {name}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+                print(f"transformers, {name}: {reason(error)}", file=sys.stderr)
             release()
         del twin
         release()

@@ -94,8 +94,7 @@ def our_step(size: Size, model: Decoder, config: DictConfig, *, recompute: Colle
     """The training step of `dsv3.training.step`, with one micro-batch and AdamW."""
     vocab_size = config.model.vocab_size
     stream, optimizer = batches(size, vocab_size, device=model.device), adamw(model)
-    objective = part(config.objective)(token_bytes_V=torch.ones(vocab_size, dtype=torch.int64)).to(model.device)
-    losses = Losses(model, objective)
+    losses = losses_of_tokens(model, config)
 
     def step() -> None:
         sums = take_gradients(losses, Step([next(stream)], 0, {}), recompute=recompute)
@@ -104,6 +103,12 @@ def our_step(size: Size, model: Decoder, config: DictConfig, *, recompute: Colle
         balance(model, sums.loads, 0)
 
     return step
+
+
+def losses_of_tokens(model: Decoder, config: DictConfig) -> Losses:
+    """The configured objective, of tokens of one byte each."""
+    token_bytes_V = torch.ones(config.model.vocab_size, dtype=torch.int64)
+    return Losses(model, part(config.objective)(token_bytes_V=token_bytes_V).to(model.device))
 
 
 def their_step(size: Size, model: Any, vocab_size: int) -> Callable[[], None]:

@@ -159,9 +159,10 @@ def test_a_step_needs_nothing_on_the_host() -> None:
     model = model_of()
     with cached_weight_casts(model), torch.inference_mode():
         rows = StaticRows(model, 4, 16)
-        rows.step([1, 2, 3], [0, 5, 9])
+        expected = rows.step([1, 2, 3], [0, 5, 9]).logits_BV
         with no_waiting():
-            rows._computed(4)
+            found = rows._computed(4).logits_BV
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("chosen", [("memory=ngram", "memory.rows=97"), ("attention.decode=naive",)], ids=" ".join)
