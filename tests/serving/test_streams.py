@@ -116,9 +116,11 @@ def test_who_goes_away_leaves_nothing(server: Running) -> None:
     assert server.service.engine.alive
 
 
-def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
+def test_who_reads_slowly_holds_up_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that reads nothing of a long answer until all else is done, and one that sends half a request."""
-    body = json.dumps({"model": server.model, "prompt": "x", "max_tokens": 70, "stream": True, "logprobs": 16, "n": 8})
+    write_always(server, "always as long, whatever is drawn. " * 2, monkeypatch)
+    asked = {"model": server.model, "prompt": "x", "max_tokens": 70, "stream": True, "logprobs": 16, "n": 8}
+    body = json.dumps(asked | {"drafts": 0})
     port = int(server.url.rpartition(":")[2])
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {server.keys['bob']}\r\n"
@@ -132,8 +134,8 @@ def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
         half.sendall(head[:60].encode())
         with server.client() as client:
             for _ in range(3):
-                asked = {"model": server.model, "prompt": "y", "max_tokens": 5}
-                assert client.post("/v1/completions", json=asked).status_code == 200
+                short = {"model": server.model, "prompt": "y", "max_tokens": 5, "drafts": 0}
+                assert client.post("/v1/completions", json=short).status_code == 200
         wait_until_idle(server)  # what the deaf one asked for is written, and waits for it alone
         with server.client() as client:
             assert client.get("/v1/models").status_code == 200
