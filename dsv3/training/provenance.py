@@ -113,7 +113,8 @@ def git(*arguments: str) -> bytes:
 @cache
 def packages() -> dict[str, str]:
     """Every installed package with its version."""
-    found = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"]}
+    all_metadata = [each.metadata for each in distributions()]  # parsed anew each time it is asked for
+    found = {metadata["Name"]: metadata["Version"] for metadata in all_metadata if metadata["Name"]}
     return dict(sorted(found.items(), key=lambda each: each[0].lower()))
 
 
