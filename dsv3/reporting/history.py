@@ -85,9 +85,10 @@ class History:
         made: Made = before[1]
         return made
 
-    def routing(self) -> RoutingHistory:
-        """The load of every expert over all intervals."""
-        self._routing = self._routing.grown(self.parts("metrics/routing"))
+    def routing(self, *, most_new: int | None = None) -> RoutingHistory:
+        """The load of every expert over all intervals. most_new: read no more than so many further parts."""
+        parts = self.parts("metrics/routing")
+        self._routing = self._routing.grown(parts if most_new is None else parts[: len(self._routing.parts) + most_new])
         return self._routing
 
     @property

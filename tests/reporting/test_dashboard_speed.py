@@ -20,6 +20,8 @@ from tests.reporting.many_runs import BIG, RUNS, write_many_runs
 
 MOST_SECONDS = 0.3
 """The server's processor time for what a click asks for."""
+MOST_SECONDS_MEANWHILE = 1.0
+"""By the clock, while the server reads something else."""
 FIRST_SECONDS = 2.0
 """The same for the first picture."""
 MOST_IDLE = 0.02
@@ -93,11 +95,16 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    known = os.environ.get("DSV3_MANY_RUNS")  # as `python -m tests.reporting.many_runs` wrote them
-    folder = Path(known) if known else tmp_path_factory.mktemp("many")
-    if not known:
-        write_many_runs(folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if known := os.environ.get("DSV3_MANY_RUNS"):  # as `python -m tests.reporting.many_runs` wrote them
+        return Path(known)
+    written = tmp_path_factory.mktemp("many")
+    write_many_runs(written)
+    return written
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
     server = Server(folder)
     yield server
     server.process.terminate()
@@ -132,3 +139,20 @@ def test_eight_long_runs(server: Server, browser: Any) -> None:
     assert slow.pop("first picture", 0) < FIRST_SECONDS
     assert slow == {}
     assert idle < MOST_IDLE
+
+
+@pytest.mark.slow
+def test_clicks_while_tables_are_read_ahead(server: Server, browser: Any) -> None:
+    """The server reads other runs' tables as soon as nobody asks: who asks then does not wait for more than one."""
+    seconds = []
+    with opened(browser, width=1600, height=1000) as tab:
+        tab.page.goto(f"{server.url}/?run=arm2/seed0")
+        tab.until("document.querySelectorAll('.heatmaplayer image').length")
+        for i in range(8):
+            tab.page.wait_for_timeout(1000)
+            trigger, drawn = CLICKS[("Training", "Health again")[i % 2]]
+            seconds.append(tab.page.evaluate(CLICK.replace("TRIGGER", trigger).replace("DRAWN", drawn)) / 1000)
+        assert tab.wrong == []
+    print("while tables are read ahead:", *(f"{each:.2f}" for each in seconds), "s")
+    assert server.seconds() > 4, "all was read before the first click"
+    assert max(seconds) < MOST_SECONDS_MEANWHILE

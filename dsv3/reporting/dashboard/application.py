@@ -38,13 +38,19 @@ def build_app(root: Path) -> Dash:
 
 
 def read_early(app: Dash, watched: Watched) -> None:
-    """Read the tables of a page that is asked for while its browser still loads the scripts."""
+    """Read the tables of a page that is asked for while its browser still loads the scripts. What nobody has asked for
+    yet is read when nobody waits."""
 
     @app.server.before_request
     def begin() -> None:
+        watched.ahead.pause()
         if request.path == "/":
             asked = from_search(request.query_string.decode(errors="replace"))
             watched.ahead.begin(partial(watched.read, asked.run))
+
+    @app.server.teardown_request
+    def answered(error: BaseException | None) -> None:
+        watched.ahead.pause()
 
 
 def protect(app: Dash) -> None:

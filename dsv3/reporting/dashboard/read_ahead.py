@@ -19,9 +19,9 @@ MOST_BYTES = 32e6
 """Of a run's routing on disk, which takes several times as much memory."""
 
 
-def small_routing(run: History) -> object:
+def small_routing(run: History, *, most_new: int | None = None) -> object:
     parts = run.parts("metrics/routing")
-    return run.routing() if parts and len(parts) * parts[-1].stat().st_size < MOST_BYTES else None
+    return run.routing(most_new=most_new) if parts and len(parts) * parts[-1].stat().st_size < MOST_BYTES else None
 
 
 def small_coactivation(run: History) -> object:
@@ -30,9 +30,9 @@ def small_coactivation(run: History) -> object:
 
 READS: tuple[Callable[[History], object], ...] = (
     lambda run: run.table("timing/train"), History.train, History.validation, History.tables_by_role, unchanged,
-    worst_violation, small_routing, small_coactivation,
+    worst_violation, *[partial(small_routing, most_new=128)] * 3, small_routing, small_coactivation,
 )  # fmt: skip
-"""What the views show of a run, a table each."""
+"""What the views show of a run, each a tenth of a second for a long one: who asks meanwhile waits for one of them."""
 
 
 class ReadAhead:
@@ -46,9 +46,12 @@ class ReadAhead:
         self._thread: threading.Thread | None = None
         self._asked = 0.0
 
-    def asked(self, runs: Mapping[str, History], shown: str) -> None:
-        """Someone asked for something of a run just now, of all runs that there are."""
+    def pause(self) -> None:
+        """Someone asks for something: no table is begun before they have their answer and the screen is drawn."""
         self._asked = time.monotonic()
+
+    def asked(self, runs: Mapping[str, History], shown: str) -> None:
+        """Someone has been answered about a run, of all runs that there are."""
         if not self._works and (jobs := list(self._left(runs, shown))):
             self.begin(partial(self._work, jobs))
 
