@@ -45,7 +45,7 @@ from dsv3.config.moved import answer, moved
 from dsv3.config.preflight import check
 from dsv3.config.problems import NO_VALUE, Problem, did_you_mean, one_of, print_page, report, shown
 from dsv3.paths import ROOT
-from dsv3.runtime import interruptible, launched_rank
+from dsv3.runtime import imports_uncollected, interruptible, launched_rank
 from dsv3.strict_json import text_of
 
 REQUIRED: Any = MISSING
@@ -141,7 +141,7 @@ def user_errors(folder: Path | None = None) -> Iterator[None]:
     folder: the run folder of this process, for the traceback of a defect; without one it goes to $XDG_STATE_HOME/dsv3.
     """
     try:
-        with interruptible():
+        with interruptible(), imports_uncollected():
             yield
     except Exception as error:
         if os.environ.get("DSV3_TRACEBACK") == "1":

@@ -26,6 +26,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 OUT_OF_TIME = 75
 """Exit status that asks for the same command again: sysexits.h calls it EX_TEMPFAIL."""
 
+OBJECTS_WHILE_IMPORTING = 50_000
+"""New ones, before Python looks for garbage among them: with its own 700, a fifth of `import lightning` is such looks."""
+USUAL_THRESHOLDS = gc.get_threshold()
+
 _sigint_came = threading.Event()  # within `interruptible`
 
 
@@ -69,12 +73,24 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def imports_uncollected() -> Iterator[None]:
+    """Look for garbage seldom, within this block or until `set_up_process`."""
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS_WHILE_IMPORTING, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def set_up_process() -> None:
     """Plain log lines, memory that is kept when tensors are freed, and no garbage collection of what imports made."""
     quieten_libraries()
     keep_freed_memory()
     gc.collect()
     gc.freeze()  # a full collection looks at a million objects of imported modules; there is nothing to find
+    gc.set_threshold(*USUAL_THRESHOLDS)
 
 
 def device_named(choice: str, *, key: str = "device") -> "torch.device":

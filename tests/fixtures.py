@@ -60,7 +60,8 @@ def imports_are_frozen() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dsv3.runtime.gc", SimpleNamespace(collect=lambda: 0, freeze=lambda: None))
+        rest = {"get_threshold": gc.get_threshold, "set_threshold": gc.set_threshold}
+        patch.setattr("dsv3.runtime.gc", SimpleNamespace(collect=lambda: 0, freeze=lambda: None, **rest))
         yield
     gc.unfreeze()
 

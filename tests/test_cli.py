@@ -1,5 +1,6 @@
 """The command line of the tools, on tools of the tests' own and on the shipped ones."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hydra.utils import instantiate
 
 from dsv3.cli import main, user_errors
 from dsv3.paths import CONF
+from dsv3.runtime import set_up_process
 from dsv3.strict_json import text_of
 
 ROOT = CONF.parent
@@ -301,3 +303,14 @@ def test_the_module_lists_the_shipped_tools_and_imports_nothing_slow() -> None:
     shipped = {path.stem.rstrip("_") for path in (ROOT / "dsv3" / "tools").glob("[!_]*.py")}
     assert listed == shipped
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_garbage_is_looked_for_seldom_until_the_process_is_set_up() -> None:
+    usual = gc.get_threshold()
+    with user_errors():
+        assert gc.get_threshold()[0] > 10 * usual[0]
+        set_up_process()
+        assert gc.get_threshold() == usual
+    with pytest.raises(SystemExit), user_errors():
+        raise ValueError("a mistake")
+    assert gc.get_threshold() == usual

@@ -26,7 +26,7 @@ SETTINGS = [
     "data.held_out_fraction=0.2", "trainer.max_steps=20", "run.checkpoint_every_tokens=2560",
     "run.validate_every_tokens=2560", "benchmarks=none",
     "data.sequence_length=128", "data.micro_batch_size=2", "data.global_batch_size.peak=2",
-    "precision=bf16",
+    "precision=bf16", "schedule.total_tokens=5120",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_run_folder_holds_what_the_readme_says(trained: Path) -> None:
     }
     train = folder.read("metrics/train")
     assert train.tokens.tolist() == [256 * i for i in range(1, 21)]
-    assert train.loss.iloc[-1] < train.loss.iloc[0]
+    assert train.loss[-5:].mean() < train.loss[:5].mean() - 0.5
     assert {"bpb", "grad_norm", "lr", "mtp1_loss", "mtp1_accuracy", "mtp_weight", "max_violation/mtp.0"} <= set(train)
     experts = folder.read("metrics/experts")
     assert set(experts.layer) == {"layers.1", "layers.2", "mtp.0"}
