@@ -27,7 +27,7 @@ OUT_OF_TIME = 75
 """Exit status that asks for the same command again: sysexits.h calls it EX_TEMPFAIL."""
 
 OBJECTS_WHILE_IMPORTING = 50_000
-"""New ones, before Python looks for garbage among them: at its own 700, looking takes a seventh of `import lightning`."""
+"""New ones, before Python looks for garbage among them: at its own 700, that is a seventh of `import lightning`."""
 USUAL_THRESHOLDS = gc.get_threshold()
 
 _sigint_came = threading.Event()  # within `interruptible`
