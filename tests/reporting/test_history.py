@@ -124,6 +124,23 @@ def test_tables_are_read_ahead_once_and_then_nothing_is_done(made: MadeUpRun, mo
     assert len(read) == count
 
 
+def test_nothing_is_read_ahead_while_someone_asks(made: MadeUpRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3.reporting.dashboard.read_ahead.QUIET_SECONDS", 0.5)
+    read: list[float] = []
+    monkeypatch.setattr("dsv3.reporting.dashboard.read_ahead.READS", [lambda run: read.append(time.monotonic())] * 3)
+    ahead = ReadAhead(threading.RLock())
+    ahead.pause()
+    ahead.asked({"x": History(made.path, "x")}, "x")
+    for _ in range(10):
+        ahead.pause()
+        last = time.monotonic()
+        time.sleep(0.1)
+    assert ahead._thread is not None
+    ahead._thread.join(30)
+    assert len(read) == 3
+    assert read[0] >= last + 0.4
+
+
 def test_stability_of_many_layers_is_a_map(tmp_path: Path) -> None:
     run = MadeUpRun(tmp_path / "seed1", layers=experts.MOST_LEGENDS + 1, experts=4)
     for _ in range(3):

@@ -53,6 +53,15 @@ def test_a_page_of_our_own_has_its_tables_read_before_its_scripts_have_loaded(
     assert read == ["study/seed1", ""]
 
 
+def test_a_question_pauses_reading_ahead_when_it_comes_and_when_it_is_answered(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[None] = []
+    monkeypatch.setattr(ReadAhead, "pause", lambda self: paused.append(None))
+    build_app(root).server.test_client().get("/_dash-layout", headers={"Host": "localhost"})
+    assert len(paused) == 2
+
+
 def test_of_a_run_and_else_of_the_newest_the_large_tables_are_read(root: Path) -> None:
     for name in ("study/seed1", "", "no such run"):
         watched = Watched(root)
