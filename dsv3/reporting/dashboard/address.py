@@ -27,6 +27,9 @@ class Choice(NamedTuple):
     filters: str = "{}"  # the table's filters, JSON
     sort: str = ""  # a column, `-` before it: falling
 
+MOST_LETTERS = 60_000
+"""Of an address: servers and browsers take no more."""
+
 
 def to_search(choice: Choice) -> str:
     """The query of an address: what differs from the defaults."""
@@ -36,7 +39,7 @@ def to_search(choice: Choice) -> str:
 
 def from_search(search: str) -> Choice:
     """What is unknown or cannot be is left at its default: anyone may write an address."""
-    given = parse_qs(search.removeprefix("?"), max_num_fields=200) if len(search) < 20_000 else {}
+    given = parse_qs(search.removeprefix("?")) if len(search) < MOST_LETTERS else {}
     values: dict[str, Any] = {}
     for name, default in Choice._field_defaults.items():
         if name in given:

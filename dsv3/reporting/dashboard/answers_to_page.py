@@ -90,6 +90,8 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
     app.clientside_callback(ClientsideFunction("page", "placed"), Output("placed", "data"), Input(PLACE, "id"))
     app.callback(
         Output(PLACE, "children"),
+        Output(PLOT, "figure"),
+        Output(PLOT, "style"),
         Output(PART, "children"),
         Output(DRAWN, "data"),
         Input("stamp", "data"),

@@ -23,15 +23,24 @@ def plot(name: str, run: str, height: int = 300) -> html.Div:
     return html.Div(id={"place": name, "run": run}, className="card place", style={"--height": f"{height}px"})
 
 
-def graph(name: str, run: str, figure: go.Figure, moved: dict[str, Any] | None = None) -> dcc.Graph:
-    """A plot in its place, in the ranges that its reader last moved its axes to (`relayoutData`)."""
+def graph(name: str, run: str, figure: go.Figure) -> dcc.Graph:
+    """A plot in its place."""
+    return dcc.Graph(
+        id={"plot": name, "run": run}, figure=figure, responsive=True, config=SAVED, style=height_of(figure)
+    )
+
+
+def zoomed(figure: go.Figure, moved: dict[str, Any] | None) -> go.Figure:
+    """In the ranges that its reader last moved its axes to (`relayoutData`)."""
     for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
         low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
         if None not in (low, high):
             figure.update_layout({axis: {"range": [low, high]}})
-    style = {"height": f"{figure.layout.height}px"}
-    place = {"plot": name, "run": run}
-    return dcc.Graph(id=place, figure=figure, relayoutData=moved, responsive=True, config=SAVED, style=style)
+    return figure
+
+
+def height_of(figure: go.Figure) -> dict[str, str]:
+    return {"height": f"{figure.layout.height}px"}
 
 
 def part(name: str, run: str, kind: str = "") -> html.Div:

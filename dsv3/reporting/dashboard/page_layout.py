@@ -119,7 +119,7 @@ def grid_options(pinned: list[Any]) -> dict[str, Any]:
     since would be lost: that is switched off, since AG Grid itself keeps what is selected by the rows' ids."""
     return {
         "onRowDataUpdated": None,
-        "rowSelection": {"mode": "multiRow"},
+        "rowSelection": {"mode": "multiRow", "selectAll": "filtered"},
         "suppressFieldDotNotation": True,  # settings have dots in their names
         "pinnedTopRowData": pinned,
         "suppressColumnVirtualisation": True,

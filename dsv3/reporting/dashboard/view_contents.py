@@ -8,7 +8,7 @@ from dash.exceptions import PreventUpdate
 
 from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
 from dsv3.reporting.dashboard.drawing import View, redrawn, scene_of, text_of
-from dsv3.reporting.dashboard.elements import graph
+from dsv3.reporting.dashboard.elements import graph, height_of, zoomed
 from dsv3.reporting.dashboard.held_choices import chosen
 from dsv3.reporting.dashboard.spreadsheet import figures_csv
 from dsv3.reporting.dashboard.watched import Watched
@@ -71,8 +71,9 @@ def draw(
     moved: list[Any],
     *values: Any,
 ) -> list[list[Any]]:
-    """All parts of the view, and its plots on the screen, that are not up to date. A plot keeps its zoom while its run
-    goes on."""
+    """All parts of the view, and its plots on the screen, that are not up to date. A plot that is there gets another
+    figure, in the ranges it was moved to while its run goes on: a new plot in its place would report a move of its own.
+    """
     ids = [*places, *parts]
     scene = scene_of(watched, ids[0]["run"], chosen(values)) if ids else None
     if scene is None:
@@ -82,15 +83,20 @@ def draw(
     made, now = redrawn(watched, scene, PARTS, names, known)
     if not made:
         raise PreventUpdate
-    run, goes_on = scene.run.name, ctx.triggered_id == "stamp"
-    zooms = {each["plot"]: zoom for each, zoom in zip(plots, moved, strict=True)} if goes_on else {}
-    figures = [
-        graph(name, run, made[name], zooms.get(name)) if name in made else no_update
+    run, there = scene.run.name, {each["plot"] for each in plots}
+    new = [
+        graph(name, run, made[name]) if name in made and name not in there else no_update
         for name in (each["place"] for each in places)
     ]
+    goes_on = ctx.triggered_id == "stamp"
+    figures = [
+        zoomed(made[each["plot"]], zoom if goes_on else None) if each["plot"] in made else no_update
+        for each, zoom in zip(plots, moved, strict=True)
+    ]
+    styles = [no_update if figure is no_update else height_of(figure) for figure in figures]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
     watched.ahead.asked(watched.look(), run)
-    return [figures, texts, [{**known, **now}]]
+    return [new, figures, styles, texts, [{**known, **now}]]
 
 
 def save_view(watched: Watched, clicks: int, places: list[Any], *values: Any) -> dict[str, str]:
