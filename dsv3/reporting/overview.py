@@ -23,7 +23,7 @@ def overview(run: History) -> Mapping[str, Any]:
         "run": run.name,
         "state": state,
         "tokens": tokens or 0,
-        "planned": planned,
+        "planned": tokens if state == "finished" else planned,
         "seconds_left": seconds_left(run, tokens, planned) if state == "training" else None,
         "bpb": held_out(run),
         **worst_layer(run),

@@ -38,7 +38,8 @@ def add(key: str, value: Any, flat: dict[str, Any]) -> None:
 def settings_of(run: History) -> dict[str, Any]:
     """None of a run whose config.yaml cannot be read."""
     try:
-        return flat_settings(run.config)
+        config = run.config
+        return run.kept("settings", (config,), lambda: flat_settings(config))
     except Exception as error:  # a run folder may hold anything
         log.warning("%s: %s", run.folder.config_path, error)
         return {}

@@ -15,6 +15,7 @@ from dsv3.planning.flops import training_flops
 from dsv3.planning.kv_cache import cache_bytes
 from dsv3.planning.skeleton import read_skeleton
 from dsv3.strict_json import text_of
+from dsv3.training.callbacks.intervals import most_tokens
 
 BYTES_OF_BF16 = 2
 
@@ -29,7 +30,7 @@ def write_run_info(config: DictConfig, model: Any, statistics: Sequence[Statisti
         "cache_bytes_per_token": cache_bytes(skeleton.attention, skeleton.layers, BYTES_OF_BF16)["bytes"],
         "experts": skeleton.n_experts,
         "top_k": skeleton.top_k,
-        "tokens": config.run.tokens,
+        "tokens": most_tokens(config),
         "seed": config.seed,
         "statistics": [{"name": figure.name, "unit": figure.unit} for figure in statistics],
     }

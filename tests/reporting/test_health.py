@@ -84,6 +84,10 @@ def test_an_address_holds_every_choice_and_nothing_else() -> None:
                    "router.top_k", '{"run": 1}', "-bpb")  # fmt: skip
     assert from_search(to_search(asked)) == asked
     assert to_search(Choice()) == ""
+    many = Choice(picked=tuple(f"study/seed{i}" for i in range(900)))
+    assert from_search(to_search(many)) == many
+    more = Choice(view="runs", picked=tuple(f"study/seed{i}" for i in range(9000)))
+    assert from_search(to_search(more)) == Choice(view="runs")
     for bad in ("?view=none&x=__proto__&smooth=nan&moment=1e99&log=z&filters=[", "?smooth=2&moment=3", "?%ff=%00"):
         assert from_search(bad) == Choice()
 

@@ -57,6 +57,7 @@ def test_run_folder_holds_what_the_readme_says(trained: Path) -> None:
     timing = folder.read("timing/train")
     assert timing.tokens.tolist() == train.tokens.tolist()
     assert not any("second" in column for table in ("train", "experts") for column in folder.read(f"metrics/{table}"))
+    assert json.loads((trained / "run_info.json").read_text())["tokens"] == 20 * 256
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["tokens"] == 5120
     assert summary["steps"] == 20

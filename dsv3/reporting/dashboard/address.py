@@ -27,12 +27,15 @@ class Choice(NamedTuple):
     filters: str = "{}"  # the table's filters, JSON
     sort: str = ""  # a column, `-` before it: falling
 
+
 MOST_LETTERS = 60_000
 """Of an address: servers and browsers take no more."""
 
 
 def to_search(choice: Choice) -> str:
-    """The query of an address: what differs from the defaults."""
+    """The query of an address: what differs from the defaults; without picked runs where these are too many."""
+    if sum(map(len, choice.picked)) > MOST_LETTERS // 4:  # `&picked=` and escapes come on top
+        choice = choice._replace(picked=())
     differs = {name: value for name, value in choice._asdict().items() if value != Choice._field_defaults[name]}
     return "?" + urlencode(differs, doseq=True) if differs else ""
 
