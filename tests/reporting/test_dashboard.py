@@ -207,6 +207,7 @@ def test_runs_are_filtered_picked_grouped_and_saved_and_the_address_keeps_it(
         choices = ("view=runs", "group=router.top_k", "log=y", "picked=wide%2Fseed2", "pinned=wide%2Fseed1", "filters=")
         for part in (*choices, "sort=setting+router.top_k"):
             assert part in address
+        tab.page.wait_for_load_state("networkidle")  # a request under way would count as a failed one
         tab.page.goto("about:blank")
         tab.page.goto(address)
         wait_for(tab, "curves", "plot._fullData.some(t => t.name == 'router.top_k=8 (mean and range of 2)')")
@@ -254,6 +255,26 @@ def test_page_follows_a_running_job_keeps_the_zoom_and_sees_it_killed(browser: A
         holder.kill()
         holder.wait()
         text_of(tab, "headline", "stopped")
+        assert tab.wrong == []
+
+
+def test_a_zoom_is_forgotten_once_the_plot_shows_something_else(browser: Any, tmp_path: Path) -> None:
+    run = MadeUpRun(tmp_path / "runs" / "seed1", layers=2, experts=8)
+    run.interval()
+    with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
+        tab.page.goto(f"{url}/?view=runs&picked=seed1&smooth=0")
+        wait_for(tab, "curves", "plot._fullData[0].y.length == 12")
+        tab.page.wait_for_timeout(1000)  # a new plot is fitted to its place, which counts as its last move
+        data_of(tab, "curves", "void Plotly.relayout(plot, {'xaxis.range[0]': 5000, 'xaxis.range[1]': 9000})")
+        wait_for(tab, "curves", "plot._fullLayout.xaxis.range[1] == 9000")
+        run.interval()
+        wait_for(tab, "curves", "plot._fullData[0].y.length == 24")
+        assert data_of(tab, "curves", "plot._fullLayout.xaxis.range") == [5000, 9000]
+        tab.page.evaluate("() => dash_clientside.set_props('x', {value: 'steps'})")
+        wait_for(tab, "curves", "plot._fullLayout.xaxis.range[1] < 5000")
+        run.interval()
+        wait_for(tab, "curves", "plot._fullData[0].y.length == 36")
+        assert data_of(tab, "curves", "plot._fullLayout.xaxis.range[1] < 5000")
         assert tab.wrong == []
 
 

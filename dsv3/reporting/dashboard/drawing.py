@@ -53,10 +53,12 @@ def scene_of(watched: Watched, run: str, choice: Choice) -> Scene | None:
 
 
 def key(scene: Scene, part: Drawn, stamps: Mapping[str, str]) -> str:
-    """Differs once the part would be drawn differently."""
+    """Differs once the part would be drawn differently; its first word once it would show something else: other runs,
+    or these by other choices."""
     runs = scene.picked if "picked" in part.uses else scene.study if "study" in part.uses else [scene.run]
     choices = [getattr(scene.choice, name) for name in part.uses if name != "study"]
-    return f"{hash(json.dumps([[run.name, stamps[run.name]] for run in runs] + choices)):x}"
+    of_what = json.dumps([[run.name for run in runs], choices])
+    return f"{hash(of_what):x} {hash(tuple(stamps[run.name] for run in runs)):x}"
 
 
 def redrawn(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dash import ctx, dcc, html, no_update
+from dash import dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from dsv3.reporting.dashboard import experts_view, health_view, runs_view, study_view, training_view
@@ -71,9 +71,9 @@ def draw(
     moved: list[Any],
     *values: Any,
 ) -> list[list[Any]]:
-    """All parts of the view, and its plots on the screen, that are not up to date. A plot that is there gets another
-    figure, in the ranges it was moved to while its run goes on: a new plot in its place would report a move of its own.
-    """
+    """All parts of the view, and its plots on the screen, that are not up to date. A plot that shows the same gets
+    another figure, and stays where it was moved to: a new plot would count fitting itself to its place as its last
+    move. One that shows something else is a new plot."""
     ids = [*places, *parts]
     scene = scene_of(watched, ids[0]["run"], chosen(values)) if ids else None
     if scene is None:
@@ -84,14 +84,14 @@ def draw(
     if not made:
         raise PreventUpdate
     run, there = scene.run.name, {each["plot"] for each in plots}
+    same = {name for name in there & made.keys() if known.get(name, "").split()[:1] == now[name].split()[:1]}
     new = [
-        graph(name, run, made[name]) if name in made and name not in there else no_update
+        graph(name, run, made[name]) if name in made and name not in same else no_update
         for name in (each["place"] for each in places)
     ]
-    goes_on = ctx.triggered_id == "stamp"
     figures = [
-        zoomed(made[each["plot"]], zoom if goes_on else None) if each["plot"] in made else no_update
-        for each, zoom in zip(plots, moved, strict=True)
+        zoomed(made[each["plot"]], move) if each["plot"] in same else no_update
+        for each, move in zip(plots, moved, strict=True)
     ]
     styles = [no_update if figure is no_update else height_of(figure) for figure in figures]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
