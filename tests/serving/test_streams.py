@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+import threading
 import time
 from typing import Any
 
@@ -33,17 +34,21 @@ def wait_until_idle(server: Running) -> None:
         time.sleep(0.02)
 
 
-def write_always(server: Running, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every text be this one, byte by byte, whatever the model says."""
+def write_always(
+    server: Running, text: str, monkeypatch: pytest.MonkeyPatch, end: threading.Event | None = None
+) -> None:
+    """Let every text be this one, byte by byte, whatever the model says. Its last byte waits for `end`."""
     tokenizer = server.service.models[server.model].model.tokenizer
     script = [tokenizer.encode_bytes(bytes([byte]))[0] for byte in text.encode()] + [tokenizer.eos]
 
     class Scripted(Greedy):
         def __init__(self) -> None:
-            self.left = iter(script)
+            self.left = list(script)
 
         def verify(self, logits_SV: Any, drafts: Any) -> tuple[int, int]:
-            return 0, next(self.left)
+            if end is not None and len(self.left) == 2:
+                end.wait(60)
+            return 0, self.left.pop(0)
 
     monkeypatch.setattr("dsv3.serving.answers_stream.choice_of", lambda settings: Scripted())
 

@@ -55,7 +55,7 @@ export function expertsPanel(tokens, model) {
   const panel = make("details", { class: "experts" }, make("summary", {}, "Experts"), strip, canvas, words);
   panel.addEventListener("toggle", () => {
     if (!panel.open) return;
-    choose(-1);
+    choose(chosen);
     panel.scrollIntoView({ block: "nearest" });
   });
   return panel;
