@@ -29,8 +29,8 @@ from omegaconf import DictConfig
 from dsv3.checkpoint.holding import hold
 from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
 from dsv3.checkpoint.parts import is_run, numbered, tokens_of
-from dsv3.checkpoint.run_config import read_config
-from dsv3.config.moved import upgraded
+from dsv3.checkpoint.run_config import read_config, read_settings
+from dsv3.config.moved import Settings
 from dsv3.strict_json import text_of
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class RunFolder:
 
     def config(self) -> DictConfig:
         """The run's config.yaml; keys and values of older versions under their names of today. See `read_config`."""
-        return upgraded(read_config(self.config_path))
+        return read_config(self.config_path)
+
+    def settings(self) -> Settings:
+        """The same as plain mappings and lists. See `read_settings`."""
+        return read_settings(self.config_path)
 
     def table(self, name: str) -> Table:
         """The table that rows are added to, e.g. `metrics/train`."""

@@ -1,12 +1,14 @@
 """Names of older versions: the command line answers them with today's, and older runs are read by them."""
 
-import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dsv3.config.problems import shown
+
+Settings = dict[str, Any]
+"""A configuration as plain mappings and lists."""
 
 MOVED = {
     "guard": "callbacks.guard",
@@ -80,50 +82,70 @@ def todays_value(key: str, value: Any) -> Any:
     return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
-def upgraded(old: DictConfig, current: DictConfig | None = None) -> DictConfig:
-    """The config of an older run with today's keys and values.
+def upgrade(settings: Settings, current: DictConfig | None = None) -> None:
+    """Give the settings of an older run, as they were read, today's keys and values.
 
     current: where it is given, a part that older versions had none of is as it is there.
     """
-    config = copy.deepcopy(old)
     for part in ("reward", "objective", "callbacks", "callbacks.rollouts"):
         todays = OmegaConf.select(current, part) if current is not None else None
-        if todays is not None and OmegaConf.select(config, part) is None:
-            OmegaConf.update(config, part, OmegaConf.to_container(todays, resolve=True))
-    _upgrade_logger(config)
-    if isinstance(config.get("run"), DictConfig):
-        config.run = OmegaConf.merge({"init_partly": False, "freeze": []}, config.run)
+        if todays is not None and value_of(settings, part) is None:
+            put(settings, part, OmegaConf.to_container(todays, resolve=True))
+    _upgrade_logger(settings)
+    if isinstance(run := settings.get("run"), dict):
+        settings["run"] = {"init_partly": False, "freeze": []} | run
     for key, now in MOVED.items():
-        _move(config, key, now)
-    _upgrade_data(config)
+        _move(settings, key, now)
+    _upgrade_data(settings)
     for key in VALUES:
-        if (value := OmegaConf.select(config, key)) is not None:
-            OmegaConf.update(config, key, todays_value(key, value))
-    return config
+        if (value := value_of(settings, key)) is not None:
+            put(settings, key, todays_value(key, value))
 
 
-def _upgrade_logger(config: DictConfig) -> None:
+def _upgrade_logger(settings: Settings) -> None:
     """There was one logger without a name, or a function that made none."""
-    logger = config.get("logger")
-    if isinstance(logger, DictConfig) and (target := logger.get("_target_")) is not None:
-        name = "wandb" if target.endswith(".wandb_logger") else "own"
-        config.logger = {} if target == "plugins.logger.none.no_logger" else {name: logger}
+    logger = settings.get("logger")
+    if isinstance(logger, dict) and (target := logger.get("_target_")) is not None:
+        name = "wandb" if str(target).endswith(".wandb_logger") else "own"
+        settings["logger"] = {} if target == "plugins.logger.none.no_logger" else {name: logger}
 
 
-def _upgrade_data(config: DictConfig) -> None:
+def _upgrade_data(settings: Settings) -> None:
     """Settings of data whose rows were shuffled within windows: they are scored on what they held out, by that rule."""
-    data = config.get("data")
-    if isinstance(data, DictConfig) and data.pop("shuffle_window", None) is not None:
+    data = settings.get("data")
+    if isinstance(data, dict) and data.pop("shuffle_window", None) is not None:
         limits = {"held_out_bytes": 32_000_000, "max_document_bytes": 256_000_000, "processes": None}
-        config.data = OmegaConf.merge(limits, data, {"packing": OLDER_PACKING})
+        settings["data"] = limits | data | {"packing": OLDER_PACKING}
 
 
-def _move(config: DictConfig, key: str, now: str) -> None:
+def _move(settings: Settings, key: str, now: str) -> None:
     parent, _, name = key.rpartition(".")
-    holder = OmegaConf.select(config, parent) if parent else config
-    if not isinstance(holder, DictConfig) or name not in holder:
+    holder = value_of(settings, parent) if parent else settings
+    if not isinstance(holder, dict) or name not in holder:
         return
     value = holder.pop(name)
-    if not holder:
-        del config[parent]
-    OmegaConf.update(config, now, value, merge=True)
+    if not holder and parent in settings:  # nothing but old keys stood there
+        del settings[parent]
+    put(settings, now, value)
+
+
+def value_of(settings: Mapping[str, Any], key: str) -> Any:
+    """What stands under a dotted key; None where nothing does."""
+    node: Any = settings
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def put(settings: Settings, key: str, value: Any) -> None:
+    """Set a dotted key; a mapping is added to the one that stands there."""
+    *parents, last = key.split(".")
+    for name in parents:
+        if not isinstance(settings.get(name), dict):
+            settings[name] = {}
+        settings = settings[name]
+    if isinstance(value, dict) and isinstance(settings.get(last), dict):
+        for name, inner in value.items():
+            put(settings[last], str(name), inner)
+    else:
+        settings[last] = value

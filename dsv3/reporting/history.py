@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
 from dsv3.checkpoint.holding import is_held
 from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_names, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
+from dsv3.config.moved import Settings, value_of
 from dsv3.reporting.routing_history import RoutingHistory
 from dsv3.strict_json import read_json
 
@@ -35,7 +35,7 @@ class History:
         self._newest: dict[tuple[str, tuple[str, ...]], tuple[Path, int, pd.DataFrame]] = {}
         self._info: tuple[int, dict[str, Any]] = (0, {})
         self._summary: tuple[int | None, dict[str, Any] | None] = (None, None)
-        self._config: tuple[int, DictConfig] = (0, OmegaConf.create())
+        self._settings: tuple[int, Settings] = (0, {})
         self._routing = RoutingHistory()
         self._kept: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
@@ -101,11 +101,15 @@ class History:
         return self._summary[1]
 
     @property
-    def config(self) -> DictConfig:
-        """See `RunFolder.config`."""
-        if (changed := self.folder.config_path.stat().st_mtime_ns) != self._config[0]:
-            self._config = (changed, self.folder.config())
-        return self._config[1]
+    def settings(self) -> Settings:
+        """See `RunFolder.settings`."""
+        if (changed := self.folder.config_path.stat().st_mtime_ns) != self._settings[0]:
+            self._settings = (changed, self.folder.settings())
+        return self._settings[1]
+
+    def setting(self, key: str) -> Any:
+        """What stands under a dotted key of its settings; None where nothing does."""
+        return value_of(self.settings, key)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -182,20 +186,20 @@ class History:
 
     def before(self, budget: str) -> float:
         """What the earlier stages of this run's arm took of a budget: tokens, flops or seconds; 0 where it has none."""
-        config = self.config
-        if (OmegaConf.select(config, "study.stage") or 1) == 1:
+        if (self.setting("study.stage") or 1) == 1:
             return 0.0
-        earlier = History(self._of_study(Path(config.run.init_from)), config.run.init_from)
+        source = self.setting("run.init_from")
+        earlier = History(self._of_study(Path(source)), source)
         scores = earlier.validation()
         if scores.empty:
-            raise FileNotFoundError(f"{config.run.init_from}: the stage before {self.name} is not there any more")
+            raise FileNotFoundError(f"{source}: the stage before {self.name} is not there any more")
         return float(scores[budget].iloc[-1]) + earlier.before(budget)
 
     def _of_study(self, path: Path) -> Path:
         """Another run of this run's study, wherever the study has been moved to, or is looked at from."""
-        run, depth = self.config.run, len(Path(self.config.run.name).parts) - 1
+        depth = len(Path(self.setting("run.name")).parts) - 1
         try:
-            inside = path.relative_to(Path(run.dir).parents[depth])
+            inside = path.relative_to(Path(self.setting("run.dir")).parents[depth])
         except (ValueError, IndexError):  # it lies elsewhere, or this run's folder was named by hand
             return path
         return self.folder.path.absolute().parents[depth] / inside

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dsv3.config.moved import value_of
 from dsv3.config.problems import did_you_mean
 from dsv3.paths import CONF
 from dsv3.reporting.history import History
@@ -39,11 +40,12 @@ class Condition(NamedTuple):
     sign: str
     text: str
 
-    def holds(self, values: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
-        """Of a run's settings and figures, and its configuration. A run without the setting only fails to equal."""
+    def holds(self, values: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+        """values: a run's figures and flat settings. settings: the same, nested. A run without the key only fails to
+        equal."""
         value, asked = values.get(self.key), read(self.text)
         if self.sign in ("=", "!="):
-            equal = value == asked or str(value) == self.text or is_option(self.key, self.text, parts)
+            equal = value == asked or str(value) == self.text or is_option(self.key, self.text, settings)
             return equal == (self.sign == "=")
         numbers = all(isinstance(each, int | float) for each in (value, asked))
         return numbers and SIGNS[self.sign](value, asked)
@@ -69,11 +71,11 @@ def conditions(text: str) -> list[Condition]:
     return [Condition(*match.groups()) for match in found if match]
 
 
-def is_option(group: str, option: str, config: Mapping[str, Any]) -> bool:
+def is_option(group: str, option: str, settings: Mapping[str, Any]) -> bool:
     """Whether a run has the classes that conf/<group>/<option>.yaml names, or where it names none, its values."""
     if not re.fullmatch(r"\w+", option) or not (CONF / group / f"{option}.yaml").is_file():
         return False
-    given = leaves(OmegaConf.select(OmegaConf.create(dict(config)), group.replace("/", ".")))
+    given = leaves(value_of(settings, group.replace("/", ".")))
     asked = option_leaves(group, option)
     return bool(asked) and all(given.get(key) == value for key, value in asked.items())
 
@@ -112,19 +114,19 @@ def picked(runs: Sequence[History], where: str | None) -> list[History]:
     found = [
         run
         for run, values in zip(runs, known, strict=True)
-        if all(condition.holds(values, run.config) for condition in asked)  # type: ignore[arg-type]
+        if all(condition.holds(values, run.settings) for condition in asked)
     ]
     if not found:
-        named = [values | options_of(run.config, asked) for run, values in zip(runs, known, strict=True)]
+        named = [values | options_of(run.settings, asked) for run, values in zip(runs, known, strict=True)]
         raise ValueError(f"where={where}: holds for none of the {len(runs)} runs; {values_of(asked, named)}")
     return found
 
 
-def options_of(config: Mapping[str, Any], asked: Sequence[Condition]) -> dict[str, str]:
+def options_of(settings: Mapping[str, Any], asked: Sequence[Condition]) -> dict[str, str]:
     """By group that a condition names: the option of conf/ that a run has, where it is one."""
     groups = {condition.key for condition in asked if (CONF / condition.key).is_dir()}
     options = {group: [file.stem for file in sorted((CONF / group).glob("*.yaml"))] for group in groups}
-    found = {group: [name for name in options[group] if is_option(group, name, config)] for group in groups}
+    found = {group: [name for name in options[group] if is_option(group, name, settings)] for group in groups}
     return {group: " or ".join(names) for group, names in found.items() if names}
 
 
@@ -151,7 +153,7 @@ def by_settings(runs: Sequence[History]) -> Arms:
         settings = {key: values[i] for key, values in rows.items()}
         text = " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         name = names.setdefault(text, short(settings, run, names.values()))
-        seeds, seed = arms.runs.setdefault(name, {}), int(run.config.get("seed") or 0)
+        seeds, seed = arms.runs.setdefault(name, {}), int(run.setting("seed") or 0)
         arms.overrides[name] = text
         if seed in seeds:
             arms.repeated.append(run.name)

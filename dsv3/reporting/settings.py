@@ -4,8 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from dsv3.reporting.history import History
 
 log = logging.getLogger(__name__)
@@ -15,10 +13,10 @@ LEFT_OUT = ("run.dir", "run.name", "run.experiment", "hydra")
 MOST_LETTERS = 200
 
 
-def flat_settings(config: DictConfig) -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Key -> value: `router.top_k`; the class of a part under the part's own key: `router` -> `SigmoidRouter`."""
     flat: dict[str, Any] = {}
-    add("", OmegaConf.to_container(config, resolve=False), flat)
+    add("", settings, flat)
     return {key: value for key, value in flat.items() if not key.startswith(LEFT_OUT)}
 
 
@@ -38,8 +36,8 @@ def add(key: str, value: Any, flat: dict[str, Any]) -> None:
 def settings_of(run: History) -> dict[str, Any]:
     """None of a run whose config.yaml cannot be read."""
     try:
-        config = run.config
-        return run.kept("settings", (config,), lambda: flat_settings(config))
+        settings = run.settings
+        return run.kept("settings", (settings,), lambda: flat_settings(settings))
     except Exception as error:  # a run folder may hold anything
         log.warning("%s: %s", run.folder.config_path, error)
         return {}

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from dsv3.reporting.history import History
 from dsv3.reporting.overview import overview
 
@@ -25,10 +23,9 @@ class Job(NamedTuple):
 
 def study_folder(run: History) -> Path | None:
     """The folder of the study that a run belongs to: above the parts of its name. None: it belongs to no study."""
-    config, path = run.config, run.folder.path
-    if not OmegaConf.select(config, "study.arms"):
+    if not run.setting("study.arms"):
         return None
-    name = Path(str(OmegaConf.select(config, "run.name")))
+    path, name = run.folder.path, Path(str(run.setting("run.name")))
     depth = len(name.parts) if path.parts[-len(name.parts) :] == name.parts else 1
     return path.parents[depth - 1]
 
@@ -38,8 +35,7 @@ def jobs_of(runs: Sequence[History]) -> list[Job]:
     planned: dict[tuple[str, int], None] = {}
     begun: dict[tuple[str, int], History] = {}
     for run in runs:
-        study, seed = OmegaConf.to_container(run.config.study), int(run.config.seed)
-        assert isinstance(study, dict)
+        study, seed = run.settings["study"], int(run.settings["seed"])
         seeds = [int(each) for each in study.get("seeds") or []]
         arms = study.get("only") or study["arms"]
         planned |= {(str(arm), each): None for each in (seeds if seed in seeds else [seed]) for arm in arms}

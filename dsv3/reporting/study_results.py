@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from dsv3.config.arms import stages_of
 from dsv3.config.problems import one_of
@@ -138,16 +137,16 @@ def study_of(
         ValueError: two runs are the same arm with the same seed, or there is no such baseline.
     """
     if where is None:
-        found = [run for run in found if OmegaConf.select(run.config, "study.tuned") == tuned]
-    of_studies = [run for run in found if OmegaConf.select(run.config, "study.arms")]
-    of_studies = [run for run in of_studies if OmegaConf.select(run.config, "study.grid") is None]
-    names = {run.config.run.experiment for run in of_studies}
+        found = [run for run in found if run.setting("study.tuned") == tuned]
+    of_studies = [run for run in found if run.setting("study.arms")]
+    of_studies = [run for run in of_studies if run.setting("study.grid") is None]
+    names = {run.setting("run.experiment") for run in of_studies}
     settings: Mapping[str, Any]
     if len(names) == 1 and (where is None or len(of_studies) == len(found)):
-        found = [run for run in of_studies if run.config.study.arm is not None]  # others only lead to these
+        found = [run for run in of_studies if run.setting("study.arm") is not None]  # others only lead to these
         overrides = arms_of(of_studies)
         arms = Arms(by_arm(root, ended(found), overrides), overrides, [])
-        settings = of_studies[0].config.study if current is None else current
+        settings = of_studies[0].settings["study"] if current is None else current
         name, command = names.pop(), "`experiment={}`"
     else:
         arms = by_settings(ended(found))
@@ -181,9 +180,9 @@ def arms_of(runs: Sequence[History]) -> dict[str, str]:
     """Arm -> its overrides, of all configs: one may have been added later."""
     found: dict[str, str] = {}
     for run in runs:
-        arms: Any = OmegaConf.to_container(run.config.study.arms, resolve=False)
-        found |= {str(arm): overrides_text(overrides) for arm, overrides in arms.items()}
-        if (arm := run.config.study.arm) is not None:
+        study = run.settings["study"]
+        found |= {str(arm): overrides_text(overrides) for arm, overrides in study["arms"].items()}
+        if (arm := study.get("arm")) is not None:
             found.setdefault(arm, "")
     return found
 
@@ -202,7 +201,7 @@ def ended(runs: Iterable[History]) -> list[History]:
 def by_arm(root: Path, finished: Sequence[History], order: Iterable[str]) -> dict[str, dict[int, History]]:
     runs: dict[str, dict[int, History]] = {arm: {} for arm in order}
     for run in finished:
-        arm, seed = run.config.study.arm, int(run.config.seed)
+        arm, seed = run.setting("study.arm"), int(run.setting("seed"))
         if seed in runs[arm]:
             raise ValueError(f"{root}: {runs[arm][seed].name} and {run.name} are both {arm} with seed {seed}")
         runs[arm][seed] = run
@@ -286,7 +285,7 @@ def metrics(study: Study) -> Iterator[Metric]:
 
 def kind_of_data(run: History) -> Any:
     """Held-out conversations, pairs and prompts are not the same text, whatever their domain is called."""
-    return OmegaConf.select(run.config, "data._target_")
+    return run.setting("data._target_")
 
 
 def all_held_out(run: History) -> Any:
@@ -294,7 +293,7 @@ def all_held_out(run: History) -> Any:
 
 
 def objective(run: History) -> Any:
-    return OmegaConf.select(run.config, "objective._target_")
+    return run.setting("objective._target_")
 
 
 def _after(domain: str, when: str) -> Callable[[History], float | None]:

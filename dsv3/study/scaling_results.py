@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from dsv3.reporting.history import History, find_runs
 from dsv3.study.compute_gain import Gain, Sizes, compute_gain
@@ -52,7 +51,7 @@ class Grid(NamedTuple):
 def is_grid(root: Path) -> bool:
     """Whether the runs in this folder belong to a grid."""
     runs = find_runs(root)
-    return bool(runs) and all(OmegaConf.select(run.config, "study.grid") is not None for run in runs)
+    return bool(runs) and all(run.setting("study.grid") is not None for run in runs)
 
 
 def read_grid(root: Path, *, predict: Path | None = None, current: Mapping[str, Any] | None = None) -> Grid:
@@ -68,22 +67,22 @@ def read_grid(root: Path, *, predict: Path | None = None, current: Mapping[str, 
     finished: dict[str, list[History]] = {}
     unfinished, about = [], None
     for run in find_runs(root):
-        config = run.config
-        if OmegaConf.select(config, "study.grid") is None or config.study.arm is None:
+        arm = run.setting("study.arm")
+        if run.setting("study.grid") is None or arm is None:
             continue
-        about = config
+        about = run
         if run.summary is None:
             unfinished.append(run.name)
         else:
-            finished.setdefault(config.study.arm, []).append(run)
+            finished.setdefault(arm, []).append(run)
     if about is None or not finished:
         raise FileNotFoundError(f"{root}: there is no finished run of a grid")
-    settings = about.study if current is None else current
+    settings = about.settings["study"] if current is None else current
     arms = {arm: of_arm(arm, runs) for arm, runs in finished.items()}
     baseline = settings["baseline"] if settings["baseline"] in arms else next(iter(arms))
     gains = {arm: gains_of(found, arms[baseline]) for arm, found in arms.items() if arm != baseline}
     predictions = [prediction(arms[baseline], predict)] if predict is not None else []
-    about_it = (about.run.experiment, settings["question"] or "", settings["finding"] or "")
+    about_it = (about.setting("run.experiment"), settings["question"] or "", settings["finding"] or "")
     return Grid(*about_it, baseline, arms, gains, predictions, unfinished)
 
 
@@ -108,7 +107,7 @@ def run_of(history: History, count: Count) -> Run:
     """Held-out bits per byte of the current weights at the end; along the way, smoothed ones of the training text."""
     info, summary = history.info, history.summary or {}
     flops = summary["tokens"] * info["flops_per_token"]
-    budget = min(history.config.study.grid.flops, key=lambda budget: abs(np.log(budget / flops)))
+    budget = min(history.setting("study.grid.flops"), key=lambda budget: abs(np.log(budget / flops)))
     train = history.train()
     train = train[train.tokens >= SKIPPED * summary["tokens"]]
     curve = train.flops.to_numpy(float), train.bpb_mean.to_numpy(float)

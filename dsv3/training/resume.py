@@ -17,7 +17,7 @@ from dsv3.checkpoint.older_runs import refuse_damaged_parts
 from dsv3.checkpoint.parts import tokens_of
 from dsv3.checkpoint.run_config import read_config
 from dsv3.checkpoint.run_folder import RunFolder, is_valid, load_checkpoint, write_atomically
-from dsv3.config.moved import OLDER_PACKING, upgraded
+from dsv3.config.moved import OLDER_PACKING
 from dsv3.contracts import is_precision_state
 from dsv3.training.settle import kept_choices
 
@@ -143,7 +143,7 @@ def is_finished(config: DictConfig, folder: RunFolder) -> bool:
 
 
 def refuse_other_settings(config: DictConfig, folder: RunFolder) -> None:
-    before = upgraded(read_config(folder.config_path), config)
+    before = read_config(folder.config_path, config)
     if OmegaConf.select(before, "data.packing") == OLDER_PACKING != OmegaConf.select(config, "data.packing"):
         raise ValueError(
             f"{folder.path} holds a run of an older version, which shuffled rows within windows (data.shuffle_window); "

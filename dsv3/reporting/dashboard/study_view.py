@@ -44,8 +44,8 @@ def title(scene: Scene) -> Any:
     root = study_folder(scene.run)
     if root is None:
         return html.P(f"{scene.run.name} belongs to no study: choose a run of one.")
-    settings = scene.run.config.study
-    asked = [html.P(str(settings.question))] if settings.question else []
+    question = scene.run.setting("study.question")
+    asked = [html.P(str(question))] if question else []
     return [html.H1(f"Study {root.name}"), *asked]
 
 
