@@ -137,6 +137,24 @@ def test_only_plots_on_the_screen_are_drawn_also_of_another_run(url: str, browse
         assert tab.wrong == []
 
 
+def test_a_table_of_many_runs_fills_while_it_is_shown(
+    folder: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here no answer may take time to read a run; a thread reads them when nothing is asked."""
+    monkeypatch.setattr("dsv3.reporting.dashboard.answers_to_page.MOST_SECONDS", -1.0)
+    with served(build_app(folder)) as url, opened(browser) as tab:
+        tab.page.goto(f"{url}/?view=runs")
+        tab.page.wait_for_selector("#reading:has-text('of 4.')")
+        tab.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length == 4")
+        tab.until("document.querySelector('#reading').textContent == ''")
+        tab.page.wait_for_selector(".ag-header-cell-text:has-text('router.top_k')")
+        assert tab.wrong == []
+    with served(build_app(folder)) as url, opened(browser) as tab:
+        tab.page.goto(f"{url}/?view=runs&picked=sick%2Fseed1&picked=wide%2Fseed1")
+        wait_for(tab, "curves", "plot._fullData.length == 6")  # what the address picks is waited for
+        assert tab.page.locator(".ag-pinned-left-cols-container .ag-row-selected").count() == 2
+
+
 def choose_run(tab: Tab, run: str) -> None:
     tab.page.evaluate(f"dash_clientside.set_props('run', {{value: '{run}'}})")
 

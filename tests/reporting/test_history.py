@@ -13,6 +13,7 @@ import pytest
 from dsv3.checkpoint.older_runs import columns_of, read_parts
 from dsv3.reporting import experts, history
 from dsv3.reporting.dashboard.read_ahead import READS, ReadAhead
+from dsv3.reporting.dashboard.watched import SHARE, Watched
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.routing_history import SCALARS, by_layer
 from dsv3.reporting.style import numbers, strided
@@ -110,14 +111,16 @@ def test_tables_are_read_ahead_once_and_then_nothing_is_done(made: MadeUpRun, mo
     read: list[str] = []
     table = run.table
     run.table = lambda name, columns=(): read.append(name) or table(name, columns)  # type: ignore[method-assign]
-    ahead = ReadAhead(threading.RLock())
+    rows: list[History] = []
+    ahead = ReadAhead(threading.RLock(), rows.append)
     ahead.asked({"x": run}, "x")
     assert ahead._thread is not None
     ahead._thread.join(30)
+    assert rows == [run]
     assert not ahead._thread.is_alive()
     assert {"metrics/train", "timing/train", "metrics/validation", "metrics/quantisation", "metrics/routing"} <= {*read}
     assert len(run._routing.layers) == 3
-    assert len(ahead._done) == len(READS)
+    assert len(ahead._done) == len(READS) + 1
     count, thread = len(read), ahead._thread
     ahead.asked({"x": run}, "x")
     assert ahead._thread is thread, "there is nothing left to read"
@@ -128,7 +131,7 @@ def test_nothing_is_read_ahead_while_someone_asks(made: MadeUpRun, monkeypatch: 
     monkeypatch.setattr("dsv3.reporting.dashboard.read_ahead.QUIET_SECONDS", 0.5)
     read: list[float] = []
     monkeypatch.setattr("dsv3.reporting.dashboard.read_ahead.READS", [lambda run: read.append(time.monotonic())] * 3)
-    ahead = ReadAhead(threading.RLock())
+    ahead = ReadAhead(threading.RLock(), lambda run: None)
     ahead.pause()
     ahead.asked({"x": History(made.path, "x")}, "x")
     for _ in range(10):
@@ -139,6 +142,38 @@ def test_nothing_is_read_ahead_while_someone_asks(made: MadeUpRun, monkeypatch: 
     ahead._thread.join(30)
     assert len(read) == 3
     assert read[0] >= last + 0.4
+
+
+def test_rows_are_read_for_as_long_as_someone_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        MadeUpRun(tmp_path / f"seed{seed}", layers=1, experts=2, seed=seed).interval()
+    watched = Watched(tmp_path)
+    runs = [*watched.look().values()]
+    before = watched.stamp(runs)
+    assert watched.rows(runs, seconds=-1) == {}
+    (one,) = watched.rows(runs[:1])
+    assert list(watched.rows(runs, seconds=-1)) == [one]
+    assert watched.stamp(runs) != before, "a row has come"
+    assert list(watched.rows(runs)) == ["seed0", "seed1", "seed2"]
+
+
+def test_looking_for_changes_takes_little_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MadeUpRun(tmp_path / "seed0", layers=1, experts=2).interval()
+    watched = Watched(tmp_path)
+    (run,) = watched.look().values()
+    clock, looked = [100.0], []
+    monkeypatch.setattr("dsv3.reporting.dashboard.watched.time.monotonic", lambda: clock[0])
+
+    def slow(run: History) -> str:
+        looked.append(clock[0])
+        clock[0] += 0.1
+        return "same"
+
+    monkeypatch.setattr("dsv3.reporting.dashboard.watched.stamp", slow)
+    for _ in range(100):
+        watched.stamp([run])
+        clock[0] += 1.0
+    assert len(looked) == pytest.approx(100 / (0.1 * SHARE), abs=3)
 
 
 def test_stability_of_many_layers_is_a_map(tmp_path: Path) -> None:

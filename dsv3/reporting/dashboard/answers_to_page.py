@@ -1,6 +1,7 @@
 """Answers to the page: its address, the choices that it offers, and the contents of the view."""
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -22,10 +23,12 @@ from dsv3.reporting.dashboard.held_choices import (
 from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
 from dsv3.reporting.dashboard.spreadsheet import table_csv
 from dsv3.reporting.dashboard.view_contents import draw, save_view, skeleton
-from dsv3.reporting.dashboard.watched import Watched, stamp
+from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.overlay import metrics
 
 PICKERS = ("run", "layer", "domain", "metrics", "group")
+MOST_SECONDS = 1.0
+"""Of reading rows for the table at once: other questions wait. The rest follows with the next ticks."""
 PLACE, PLOT, PART = ({kind: ALL, "run": ALL} for kind in ("place", "plot", "part"))
 """A plot is in its place once it was drawn there."""
 DRAWN = {"drawn": ALL}
@@ -68,6 +71,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         Output("grid", "columnDefs"),
         Output("grid", "filterModel"),
         Output("grid", "selectedRows", allow_duplicate=True),
+        Output("reading", "children"),
         Output("run", "value", allow_duplicate=True),
         Input("stamp", "data"),
         Input("view", "value"),
@@ -171,7 +175,7 @@ def pulse(watched: Watched, tick: Any, before: str | None, view: str, run: str |
     runs = list(found.values()) if view == "runs" else [found[run]] if run in found else []
     if view == "study" and run in found:
         runs += watched.study(found[run])
-    now = f"{hash((*found, *map(stamp, runs))):x}"
+    now = f"{hash((*found, watched.stamp(runs))):x}"
     if now == before:
         raise PreventUpdate
     return now
@@ -193,17 +197,22 @@ def offer(
         layers, domains = list(routing.layers), routing.domains
         if times := routing.moments:
             slider = [-max(len(times) - 1, 1), {0: f"{times[-1]:,}", 1 - len(times): f"{times[0]:,}"}]
-    table: list[Any] = [no_update] * 6
+    table: list[Any] = [no_update] * 7
     if view == "runs":
-        with watched.lock:
-            rows, names = runs_view.grid_rows(watched), metrics(list(found.values()))
         asked = from_search(search or "")
+        # Rows that the address selects or filters must be there when it is followed.
+        waits = not columns and (asked.picked or json.loads(asked.filters))
+        known = watched.rows(list(found.values()), math.inf if waits else MOST_SECONDS)
+        with watched.lock:
+            runs = [found[name] for name in known]
+            rows, names = runs_view.grid_rows(list(known.values()), runs), metrics(runs)
         now = runs_view.grid_columns(rows, asked.sort)
+        left = f"Reading runs: {len(rows):,} of {len(found):,}." if len(rows) < len(found) else ""
         settings = [c["headerName"] for c in now if c["field"].startswith("setting ")]
         same = [c["field"] for c in now] == [c["field"] for c in columns]
         # The first rows come with what the address says of them.
         first_time = [no_update, no_update] if columns else [json.loads(asked.filters), selection(asked)]
-        table = [names, settings, rows, no_update if same else now, *first_time]
+        table = [names, settings, rows, no_update if same else now, *first_time, left]
     options = [list(found), layers, domains, *table[:2]]
     changed_options = [no_update if now == then else now for now, then in zip(options, before, strict=True)]
     return [*changed_options, *slider, *table[2:], first]

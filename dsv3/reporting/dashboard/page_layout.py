@@ -95,6 +95,7 @@ def runs_panel() -> html.Div:
                     html.Button("Pin or unpin selected", id="pin"),
                     html.Button("CSV of the table", id="save-table"),
                     html.Span("Select runs to draw them; pinned runs are always drawn.", className="label"),
+                    html.Span(id="reading", className="label", role="status"),
                 ],
                 className="top",
             ),

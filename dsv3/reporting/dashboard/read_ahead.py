@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 
 from dsv3.reporting.experts import coactivation, unchanged
 from dsv3.reporting.health import chosen_layer
@@ -14,7 +15,7 @@ from dsv3.reporting.overlay import worst_violation
 QUIET_SECONDS = 0.5
 """Without a question, before a table is read."""
 MOST_RUNS = 16
-"""That are read ahead, those that began last: a folder may hold thousands."""
+"""Whose tables are read ahead, those that began last: a folder may hold thousands."""
 MOST_BYTES = 32e6
 """Of a run's routing on disk, which takes several times as much memory."""
 
@@ -39,9 +40,10 @@ class ReadAhead:
     """A thread that ends when all is read. Of each run it reads a table once; what is added to it later is read when it
     is asked for."""
 
-    def __init__(self, lock: threading.RLock) -> None:
-        """lock: by whom it is held, tables are read."""
+    def __init__(self, lock: threading.RLock, row: Callable[[History], object]) -> None:
+        """lock: by whom it is held, tables are read. row: reads what the table of all runs shows of one."""
         self.lock = lock
+        self._reads = (row, *READS)
         self._done: set[tuple[str, int]] = set()
         self._thread: threading.Thread | None = None
         self._asked = 0.0
@@ -66,9 +68,11 @@ class ReadAhead:
             self._thread.start()
 
     def _left(self, runs: Mapping[str, History], shown: str) -> Iterator[tuple[History, int]]:
-        """What has not been read, of the run that is shown before all: numbers of `READS`."""
-        latest = sorted(runs, key=lambda name: (name != shown, -runs[name].began))[:MOST_RUNS]
-        jobs = ((name, number) for name in latest for number in range(len(READS)))
+        """What has not been read, as numbers of `_reads`: first all of the run that is shown, then a row of each."""
+        latest = sorted(runs, key=lambda name: (name != shown, -runs[name].began))
+        first, *others = latest[:MOST_RUNS] or [""]
+        tables = range(1, len(self._reads))
+        jobs = [*product([first], tables), *product(latest, [0]), *product(others, tables)]
         yield from ((runs[name], number) for name, number in jobs if (name, number) not in self._done)
 
     def _work(self, jobs: list[tuple[History, int]]) -> None:
@@ -76,5 +80,5 @@ class ReadAhead:
             while (left := self._asked + QUIET_SECONDS - time.monotonic()) > 0:
                 time.sleep(left)
             with self.lock, contextlib.suppress(Exception):  # the plot that shows the table says what is wrong
-                READS[number](run)
+                self._reads[number](run)
             self._done.add((run.name, number))

@@ -8,7 +8,6 @@ from dash import html
 from dsv3.reporting import curves
 from dsv3.reporting.dashboard.drawing import Drawn, Scene, View
 from dsv3.reporting.dashboard.elements import part, plot, table
-from dsv3.reporting.dashboard.watched import Watched
 from dsv3.reporting.history import History
 from dsv3.reporting.overlay import overlay
 from dsv3.reporting.settings import differing, settings_of
@@ -39,10 +38,9 @@ def skeleton(run: str) -> list[Any]:
     ]
 
 
-def grid_rows(watched: Watched) -> list[dict[str, Any]]:
-    """A row for each run: its figures, and the settings in which runs differ."""
-    runs = list(watched.look().values())
-    rows = [dict(row) for row in watched.rows(runs)]
+def grid_rows(known: Sequence[Mapping[str, Any]], runs: Sequence[History]) -> list[dict[str, Any]]:
+    """Rows of runs with the settings in which they differ."""
+    rows = [dict(row) for row in known]
     for key, values in list(differing(runs).items())[:MOST_SETTINGS]:
         for row, value in zip(rows, values, strict=True):
             row[f"setting {key}"] = value

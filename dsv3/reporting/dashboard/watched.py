@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,14 @@ from dsv3.reporting.dashboard.read_ahead import ReadAhead
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.overview import overview
 from dsv3.reporting.routing_history import RoutingHistory
+from dsv3.reporting.settings import settings_of
 from dsv3.reporting.study_progress import study_folder
 
 log = logging.getLogger(__name__)
 
 SHARE = 50
-"""A search for runs is not repeated before so many times the time that it took: at most 2% of a core."""
+"""Neither a search for runs nor one for what has changed is repeated before so many times the time that it took: at
+most 2% of a core."""
 
 
 class Watched:
@@ -27,10 +30,11 @@ class Watched:
         self.root = root
         self.lock = threading.RLock()  # requests come in threads; tables are read by one of them at a time
         self._search = threading.Lock()  # which runs there are can be asked meanwhile
-        self.ahead = ReadAhead(self.lock)
+        self.ahead = ReadAhead(self.lock, lambda run: self.rows([run]))
         self._known: dict[str, History] = {}
         self._rows: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._next = 0.0
+        self._stamps: dict[tuple[str, ...], tuple[float, str]] = {}
 
     def look(self) -> dict[str, History]:
         """Every run that is there, by name."""
@@ -73,17 +77,34 @@ class Watched:
             with self.lock, contextlib.suppress(Exception):  # the part that shows the table says what is wrong
                 read(run)
 
-    def rows(self, runs: Sequence[History]) -> list[Mapping[str, Any]]:
-        """See `overview`, for each run; made anew where it has changed."""
+    def rows(self, runs: Sequence[History], seconds: float = math.inf) -> dict[str, Mapping[str, Any]]:
+        """Name -> `overview` of a run, made anew where that has changed.
+
+        seconds: no more are read once these are over; runs that have no row yet are left out.
+        """
+        end = time.monotonic() + seconds
         with self.lock:
             for run in runs:
+                if time.monotonic() > end:
+                    break
                 if self._rows.get(run.name, ("", {}))[0] != (now := stamp(run)):
                     self._rows[run.name] = now, row_of(run)
-            return [self._rows[run.name][1] for run in runs]
+                    settings_of(run)  # kept: whoever shows a row shows these
+            return {run.name: self._rows[run.name][1] for run in runs if run.name in self._rows}
+
+    def stamp(self, runs: Sequence[History]) -> str:
+        """Differs once anything of these runs that a page shows has changed, or was read for the first time."""
+        names = tuple(run.name for run in runs)
+        again, known = self._stamps.get(names, (0.0, ""))
+        if (started := time.monotonic()) >= again:
+            known = f"{hash(tuple(map(stamp, runs))):x}"
+            again = time.monotonic() + SHARE * (time.monotonic() - started)
+            self._stamps = {names: (again, known)}
+        return f"{known} {sum(name in self._rows for name in names)}"
 
 
 def row_of(run: History) -> Mapping[str, Any]:
-    """Its `overview`, number of parameters and settings; of a run whose files cannot be read, what is wrong."""
+    """Its `overview` and number of parameters; of a run whose files cannot be read, what is wrong."""
     try:
         row, counts = overview(run), run.info.get("parameters", {})
         done = row["tokens"] / row["planned"] if row["planned"] else None
