@@ -22,6 +22,7 @@ import pandas as pd
 from dsv3.reporting.history import History
 
 RESAMPLES = 1000
+TABLE = "metrics/documents"
 MOST_DRAWN = 4_000_000  # counts that are in memory at once
 
 
@@ -50,7 +51,7 @@ def differing_by_document(
 
 
 def _table(run: History, weights: str, domain: str) -> pd.DataFrame:
-    table = run.table("metrics/documents")
+    table = run.table(TABLE)
     if table.empty:
         return pd.DataFrame(columns=["domain", "bytes", "nats"])
     chosen = (table.weights == weights) & (table.tokens == table.tokens.max())

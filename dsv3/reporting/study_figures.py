@@ -11,7 +11,7 @@ from dsv3.reporting.experts import TOP, by_domain, last_interval, specialisation
 from dsv3.reporting.history import History
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.palette import COLOURS
-from dsv3.reporting.study_results import Curve, Study, at_equal, common_budget, curve
+from dsv3.reporting.study_results import Curve, Study, at_equal, at_point, common_budget, curve
 from dsv3.reporting.style import INK, SHARES, X_AXES, framed, line
 
 
@@ -48,16 +48,16 @@ def curves(study: Study, budget: str) -> go.Figure:
     return framed(figure, f"Held-out text over {budget}", x=X_AXES[budget], y="bits per byte", height=400)
 
 
-def gap(study: Study, arm: str, budget: str) -> tuple[np.ndarray, list[Difference]]:
-    """Points of a budget, and the arm's paired difference from the baseline there: by seeds alone, at the common budget
-    as in the verdict."""
+def gap(study: Study, arm: str, budget: str, common: float) -> tuple[np.ndarray, list[Difference]]:
+    """Points of a budget, and the arm's paired difference from the baseline there: by seeds alone, at the `common`
+    budget as in the verdict."""
     seeds = study.seeds(arm, study.baseline)
     ours, theirs = ([curve(study.runs[name][seed], budget) for seed in seeds] for name in (arm, study.baseline))
     points = shared_points(*ours, *theirs)
     values = [np.stack([np.interp(points, x, y) for x, y in curves], axis=1) for curves in (ours, theirs)]
     differences = [paired(a.tolist(), b.tolist()) for a, b in zip(*values, strict=True)]
-    if len(points) and points[-1] == common_budget(study, budget):
-        differences[-1] = study.difference(at_equal(study, budget), arm) or differences[-1]
+    if len(points) and points[-1] == common:
+        differences[-1] = study.difference(at_point(common, budget), arm) or differences[-1]
     return points, differences
 
 
@@ -69,9 +69,9 @@ def interval(differences: Sequence[Difference]) -> tuple[np.ndarray, np.ndarray,
 
 def gaps(study: Study, budget: str) -> go.Figure:
     """Each arm's difference from the baseline, with its 95% interval."""
-    figure = go.Figure()
+    figure, common = go.Figure(), common_budget(study, budget)
     for i, arm in with_the_same_text(study, study.compared()):
-        x, differences = gap(study, arm, budget)
+        x, differences = gap(study, arm, budget, common)
         means, lows, highs = interval(differences)
         bars = {"type": "data", "symmetric": False, "array": highs - means, "arrayminus": means - lows}
         figure.add_scatter(x=x, y=means, error_y=bars, mode="lines+markers", line=line(i), name=arm)
@@ -90,8 +90,9 @@ def draw(study: Study, out: Path) -> None:
         x, middle, spread = band(study, arm, "tokens")
         left.plot(x / 1e6, middle, "o-", color=COLOURS[i % len(COLOURS)], markersize=4, label=arm)
         left.fill_between(x / 1e6, middle - spread, middle + spread, color=COLOURS[i % len(COLOURS)], alpha=0.15)
+    common = common_budget(study, "tokens")
     for i, arm in with_the_same_text(study, study.compared()):
-        x, differences = gap(study, arm, "tokens")
+        x, differences = gap(study, arm, "tokens", common)
         means, lows, highs = interval(differences)
         width = 0.004 * i * x.max(initial=0) / 1e6  # beside each other, so that intervals are told apart
         errors = np.stack((means - lows, highs - means))

@@ -15,7 +15,7 @@ import pandas as pd
 from dsv3.config.arms import stages_of
 from dsv3.config.problems import one_of
 from dsv3.config.study_metrics import Figure, held_out
-from dsv3.reporting.documents import differing_by_document, half_widths
+from dsv3.reporting.documents import TABLE, differing_by_document, half_widths
 from dsv3.reporting.history import History, find_runs
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.picked_runs import Arms, by_settings, picked
@@ -90,9 +90,15 @@ class Study(NamedTuple):
         if metric.documents is None:
             return [0.0] * len(seeds)
         weights, domain = metric.documents
-        runs = ([self.runs[name][seed] for seed in seeds] for name in (arm, self.baseline))
-        documents = differing_by_document(*runs, weights=weights, domain=domain)
-        return half_widths(documents).tolist() if documents is not None else [0.0] * len(seeds)
+        ours, theirs = ([self.runs[name][seed] for seed in seeds] for name in (arm, self.baseline))
+        every = [*ours, *theirs]
+
+        def make() -> list[float]:
+            documents = differing_by_document(ours, theirs, weights=weights, domain=domain)
+            return half_widths(documents).tolist() if documents is not None else [0.0] * len(seeds)
+
+        name = f"half widths by document, {weights}, {domain}, of {[run.name for run in every]}"
+        return ours[0].kept(name, tuple(run.table(TABLE) for run in every), make)
 
 
 def read_study(
@@ -213,8 +219,12 @@ def curve(run: History, budget: str, domain: str = "all") -> Curve:
     scores = run.validation()
     if scores.empty:
         return np.empty(0), np.empty(0)
-    rows = scores[(scores.domain == domain) & scores[budget].notna()]
-    return rows[budget].to_numpy(dtype=float) + run.before(budget), rows.bpb.to_numpy(dtype=float)
+
+    def make() -> Curve:
+        rows = scores[(scores.domain == domain) & scores[budget].notna()]
+        return rows[budget].to_numpy(dtype=float) + run.before(budget), rows.bpb.to_numpy(dtype=float)
+
+    return run.kept(f"{domain} over {budget}", (scores,), make)
 
 
 def common_budget(study: Study, budget: str) -> float:
@@ -229,8 +239,12 @@ def equal(budget: str) -> str:
 
 
 def at_equal(study: Study, budget: str) -> Metric:
-    """Held-out bits per byte where every run has had as much of the budget; documents as at the ends of the runs."""
-    point = common_budget(study, budget)
+    """Held-out bits per byte where every run has had as much of the budget."""
+    return at_point(common_budget(study, budget), budget)
+
+
+def at_point(point: float, budget: str) -> Metric:
+    """Held-out bits per byte after so much of the budget; documents as at the ends of the runs."""
 
     def value(run: History) -> float | None:
         return float(np.interp(point, *curve(run, budget))) if np.isfinite(point) else None

@@ -25,7 +25,6 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Study:
         return np.array(x, dtype=float), np.array(y)
 
     monkeypatch.setattr(study_figures, "curve", curve)
-    monkeypatch.setattr(study_figures, "common_budget", lambda study, budget: np.nan)  # so that all are by seeds alone
     runs = {arm: {seed: (arm, seed) for seed in (1, 2)} for arm in ("a", "b", "slow")}
     return Study("made up", "", "", None, "a", "a", runs, [], {})  # type: ignore[arg-type]
 
@@ -36,7 +35,7 @@ def test_points_lie_on_every_curve_and_leave_out_the_untrained() -> None:
 
 
 def test_differences_are_paired_by_seed_and_read_straight_between_validations(study: Study) -> None:
-    points, differences = gap(study, "b", "tokens")
+    points, differences = gap(study, "b", "tokens", np.nan)
     assert points.tolist() == [12, 20, 24]
     by_hand = [(3 - 3.8, 4.5 - 4.8), (3 - 2 / 3 - 3, 4.5 - 1 - 4), (2 - 2.6, 3 - 3.6)]
     assert [d.mean for d in differences] == pytest.approx([sum(pair) / 2 for pair in by_hand])
@@ -52,7 +51,7 @@ def test_arms_are_compared_with_the_baseline_and_keep_their_colours(study: Study
 
 
 def test_runs_whose_validations_share_no_point_have_no_differences_to_draw(study: Study) -> None:
-    points, differences = gap(study, "slow", "seconds")
+    points, differences = gap(study, "slow", "seconds", np.nan)
     assert (points.size, differences) == (0, [])
     assert [ends.size for ends in interval(differences)] == [0, 0, 0]
 

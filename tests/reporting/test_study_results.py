@@ -162,7 +162,7 @@ def test_the_plotted_interval_at_the_end_is_that_of_the_verdict(tmp_path: Path) 
             made(tmp_path, arm, seed, bpb=2.0 + noise * (seed - 1))
     until = {"half_width": 0.001, "most_seeds": 8, "most_hours": None}
     for study in (read_study(tmp_path), read_study(tmp_path)._replace(until=until)):
-        _, differences = gap(study, "b", "tokens")
+        _, differences = gap(study, "b", "tokens", common_budget(study, "tokens"))
         assert differences[-1] == study.difference(at_equal(study, "tokens"), "b")
     assert differences[-1].high - differences[-1].low > 2 * 0.0196, "wider than Student's, for repeated looks"
 
