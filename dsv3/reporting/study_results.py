@@ -222,9 +222,10 @@ def curve(run: History, budget: str, domain: str = "all") -> Curve:
 
     def make() -> Curve:
         rows = scores[(scores.domain == domain) & scores[budget].notna()]
-        return rows[budget].to_numpy(dtype=float) + run.before(budget), rows.bpb.to_numpy(dtype=float)
+        return rows[budget].to_numpy(dtype=float), rows.bpb.to_numpy(dtype=float)
 
-    return run.kept(f"{domain} over {budget}", (scores,), make)
+    x, y = run.kept(f"{domain} over {budget}", (scores,), make)
+    return x + run.before(budget), y
 
 
 def common_budget(study: Study, budget: str) -> float:
