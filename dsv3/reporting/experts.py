@@ -17,6 +17,7 @@ from dsv3.reporting.routing_history import SCALARS, LayerLoad, RoutingHistory
 from dsv3.reporting.style import (
     LEFT,
     LOADS,
+    MOST_LEGENDS,
     SHARES,
     SIGNED,
     TOKENS,
@@ -36,7 +37,6 @@ from dsv3.reporting.style import (
 
 MAP_BELOW = 52  # pixels below a map, which has no legend
 MOST_LINES = 32  # beyond, a map
-MOST_LEGENDS = 16  # beyond, the pointer tells which line it is on
 MOST_COLUMNS = 300  # intervals in a map that is half a screen wide
 MOST_HIGHEST = 6  # layers that are drawn of more than these
 
@@ -70,7 +70,9 @@ def load(run: History, tokens: int | None = None) -> go.Figure:
     tokens = routing.moments[-1] if tokens is None else tokens
     names, values = load_at(routing, tokens)
     hover = "%{y}, expert %{x}: %{z:.2f} relative load (1 = balanced)<extra></extra>"
-    height = 140 + max(18 * len(names) if len(names) <= 20 else 11 * len(names), 120)
+    height = 140 + max(
+        18 * len(names) if len(names) <= 20 else 11 * len(names), 170
+    )  # the colour bar's title needs so many
     trace = heat(values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale())
     title = f"Load of every expert, up to {tokens:,} tokens"
     return of_layers(trace, title, height=height, uirevision="load")

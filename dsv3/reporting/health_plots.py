@@ -22,10 +22,16 @@ def load_over_tokens(run: History, layer: str | None, domain: str | None = None)
     load = routing.layers[layer]
     load_TE = load.domain_TXE[:, routing.domains.index(domain)] if domain in routing.domains else load.load_TE
     at = strided(len(load_TE), MOST_INTERVALS)
-    hover = "expert %{y}, up to %{x:,} tokens: %{z:.2f} relative load<extra></extra>"
-    trace = heat(load_TE[at].T, x=numbers(load.tokens_T[at]), hovertemplate=hover, **even_scale())
+    hover = "expert %{y}, about %{x:.3s} tokens: %{z:.2f} relative load<extra></extra>"
+    trace = heat(load_TE[at].T, x=numbers(edges(load.tokens_T[at])), hovertemplate=hover, **even_scale())
     height = 150 + min(max(14 * load_TE.shape[1], 240), 520)
     return plotted([trace], title, x=TOKENS, y="expert", height=height, below=MAP_BELOW)
+
+
+def edges(ends_T: np.ndarray) -> np.ndarray:
+    """Where the columns of a map begin and end that stand for the intervals before these places."""
+    width = ends_T[1] - ends_T[0] if len(ends_T) > 1 else ends_T[0]
+    return np.array([max(ends_T[0] - width, 0), *ends_T])
 
 
 def vitals(run: History) -> go.Figure:

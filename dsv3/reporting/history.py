@@ -1,6 +1,7 @@
 """Reads a run folder during or after training: tables, state, units."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -253,9 +254,15 @@ def run_folders(root: Path, seen: set[Path] | None = None) -> Iterator[Path]:
         if (root / "config.yaml").exists():
             yield root
             return
-        children = sorted(child for child in root.iterdir() if child.is_dir() and ".old-" not in child.name)
+        children = [child for child in root.iterdir() if child.is_dir() and ".old-" not in child.name]
     except OSError as error:
         log.warning("%s is left out: %s", root, error.strerror)
         return
-    for child in children:
+    for child in sorted(children, key=naturally):
         yield from run_folders(child, seen)
+
+
+def naturally(path: Path) -> list[tuple[bool, int, str]]:
+    """Key that sorts seed2 before seed10."""
+    words = re.split(r"(\d+)", path.name)
+    return [(word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from dsv3.reporting.curves import mode
 from dsv3.reporting.findings import speeds
 from dsv3.reporting.history import History
-from dsv3.reporting.style import COLOURS, Panel, empty, line, outline, points, stacked
+from dsv3.reporting.style import COLOURS, Panel, empty, few, line, outline, points, stacked
 
 X_AXES = {
     "tokens": "training tokens",
@@ -98,6 +98,7 @@ def overlay(
     groups: Mapping[str, Sequence[History]],
     names: Sequence[str],
     *,
+    title: str = "Curves",
     x: str = "tokens",
     smooth: float = 0.0,
     log: Sequence[str] = (),
@@ -106,7 +107,6 @@ def overlay(
 
     smooth: weight of the past in an exponential mean over steps, from 0 up to 1. log: `x`, `y`.
     """
-    title = "Curves"
     if not groups:
         return empty(title, "select runs in the table")
     if not names:
@@ -126,7 +126,7 @@ def overlay(
             traces += [(panel, trace) for trace in drawn(lines, raw, i, shown)]
         panels.append(Panel(name, unit))
     axes, zoom = {f"{axis}axis": {"type": "log"} for axis in log}, f"{x} {' '.join(log)}"
-    return stacked(title, panels, traces, x=X_AXES[x], each=240, axes=axes, showlegend=True, uirevision=zoom)
+    return stacked(title, panels, traces, x=X_AXES[x], each=240, axes=axes, showlegend=few(groups), uirevision=zoom)
 
 
 def smoothed(found: Curve, smooth: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from dsv3.reporting.history import History
 from dsv3.reporting.paired import Difference, paired
 from dsv3.reporting.palette import COLOURS
 from dsv3.reporting.study_results import Curve, Study, at_equal, at_point, common_budget, curve
-from dsv3.reporting.style import INK, SHARES, X_AXES, framed, line
+from dsv3.reporting.style import INK, SHARES, X_AXES, few, framed, line
 
 
 def shared_points(*curves: Curve) -> np.ndarray:
@@ -91,17 +91,19 @@ def draw(study: Study, out: Path) -> None:
         left.plot(x / 1e6, middle, "o-", color=COLOURS[i % len(COLOURS)], markersize=4, label=arm)
         left.fill_between(x / 1e6, middle - spread, middle + spread, color=COLOURS[i % len(COLOURS)], alpha=0.15)
     common = common_budget(study, "tokens")
+    apart = 0.04 / max(10, len(study.runs))
     for i, arm in with_the_same_text(study, study.compared()):
         x, differences = gap(study, arm, "tokens", common)
         means, lows, highs = interval(differences)
-        width = 0.004 * i * x.max(initial=0) / 1e6  # beside each other, so that intervals are told apart
+        width = apart * i * x.max(initial=0) / 1e6  # beside each other, so that intervals are told apart
         errors = np.stack((means - lows, highs - means))
         right.errorbar(x / 1e6 + width, means, errors, fmt="o-", color=COLOURS[i % len(COLOURS)], capsize=3, label=arm)
     right.axhline(0, color=INK, linewidth=1)
     left.set(title=study.name, xlabel="training tokens (millions)", ylabel="held-out text, bits per byte")
     title = f"difference from {study.baseline}, with 95% intervals"
     right.set(title=title, xlabel="training tokens (millions)", ylabel="bits per byte; below 0 is better")
-    left.legend(loc="upper right")
+    if few(study.runs):
+        left.legend(loc="upper right")
     write_atomically(out, lambda path: figure.savefig(path, format="png", dpi=100))
 
 

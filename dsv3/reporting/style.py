@@ -57,6 +57,20 @@ LOOK_AS_DICT = LOOK.to_plotly_json()
 X_AXES = {"tokens": TOKENS, "seconds": "seconds of training", "flops": "floating-point operations"}
 
 
+MOST_LEGENDS = 16
+"""Lines that a legend names; of more, which would hide the plot, the pointer tells which line it is on."""
+
+
+def few(names: Iterable[Any]) -> bool:
+    """Whether a legend has room for them."""
+    return len({*names}) <= MOST_LEGENDS
+
+
+def legend(traces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the layout: hides a legend that has no room for the traces' names, and leaves the choice to Plotly else."""
+    return {} if few(trace.get("name") for trace in traces) else {"showlegend": False}
+
+
 def line(number: int) -> dict[str, Any]:
     """Colour and dash of the n-th line of a plot."""
     return {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 1.8}
@@ -67,6 +81,7 @@ def framed(
 ) -> go.Figure:
     """The figure with its title, the labels of both axes and the common look; the legend, if any, stands below."""
     figure.update_layout(template=LOOK, **frame(title, height=height, top=top, below=below))
+    figure.update_layout(legend(trace.to_plotly_json() for trace in figure.data))
     if x:
         figure.update_xaxes(title_text=x)
     if y:
@@ -99,7 +114,8 @@ def plotted(
 
 def drawn(traces: Iterable[Mapping[str, Any]], layout: Mapping[str, Any]) -> go.Figure:
     """A figure in the common look whose parts Plotly does not check, which takes it longer than all else."""
-    return go.Figure(list(traces), {"template": LOOK_AS_DICT, **layout}, _validate=False)
+    traces = list(traces)
+    return go.Figure(traces, {"template": LOOK_AS_DICT, **legend(traces), **layout}, _validate=False)
 
 
 def points(x: Any, y: Any, **keys: Any) -> dict[str, Any]:

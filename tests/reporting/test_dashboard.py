@@ -256,10 +256,13 @@ def test_page_follows_a_running_job_keeps_the_zoom_and_sees_it_killed(browser: A
         tab.page.goto(f"{url}/?view=training")
         wait_for(tab, "loss", "plot._fullData[0].y.length == 12")
         zoomed = drag(tab)
+        data_of(tab, "loss", "void Plotly.relayout(plot, {'yaxis.range[0]': 1, 'yaxis.range[1]': 9})")  # a second move
+        tab.page.set_viewport_size({"width": 1000, "height": 900})
         for steps in (24, 36, 48):
             run.interval()
             wait_for(tab, "loss", f"plot._fullData[0].y.length == {steps}")
             assert data_of(tab, "loss", "plot._fullLayout.xaxis.range") == zoomed
+            assert data_of(tab, "loss", "plot._fullLayout.yaxis.range") == [1, 9]
         tab.page.keyboard.press("3")
         wait_for(tab, "load", f"plot.layout.title.text.includes('{run.tokens:,}')")
         tab.page.locator("#moment [role=slider]").focus()

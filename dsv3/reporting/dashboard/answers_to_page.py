@@ -92,6 +92,15 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         *(State(*HOLDERS[name]) for name in CHOICES),
     )(partial(skeleton, watched))
     app.clientside_callback(ClientsideFunction("page", "placed"), Output("placed", "data"), Input(PLACE, "id"))
+    app.clientside_callback(
+        ClientsideFunction("page", "moved"),
+        Output("moves", "data"),
+        Input(PLOT, "relayoutData"),
+        State(PLOT, "id"),
+        State("moves", "data"),
+        State(DRAWN, "data"),
+        prevent_initial_call=True,
+    )
     app.callback(
         Output(PLACE, "children"),
         Output(PLOT, "figure"),
@@ -104,7 +113,7 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         State(PART, "id"),
         State(DRAWN, "data"),
         State(PLOT, "id"),
-        State(PLOT, "relayoutData"),
+        State("moves", "data"),
         *(Input(*HOLDERS[name]) for name in CHOICES),
         running=waits,
     )(partial(draw, watched))

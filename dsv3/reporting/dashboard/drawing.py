@@ -81,6 +81,8 @@ def made(part: Drawn, scene: Scene, name: str) -> Any:
         return part.make(scene)
     except Exception as error:  # a run folder may hold anything
         log.warning("%s of %s: %s", name, scene.run.name, error)
+        if not scene.run.folder.path.is_dir():
+            return empty(name, f"the folder of {scene.run.name} is gone")
         what = str(error).replace(f"{scene.run.folder.path}/", "")
         return empty(name, f"cannot be drawn: {what[:200]}")
 

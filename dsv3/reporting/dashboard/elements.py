@@ -1,6 +1,6 @@
 """Building blocks of the page: tables, plots, labelled controls."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -30,12 +30,11 @@ def graph(name: str, run: str, figure: go.Figure) -> dcc.Graph:
     )
 
 
-def zoomed(figure: go.Figure, moved: dict[str, Any] | None) -> go.Figure:
-    """In the ranges that its reader last moved its axes to (`relayoutData`)."""
-    for axis in {key.partition(".")[0] for key in moved or {} if ".range[" in key}:
-        low, high = ((moved or {}).get(f"{axis}.range[{end}]") for end in (0, 1))
-        if None not in (low, high):
-            figure.update_layout({axis: {"range": [low, high]}})
+def zoomed(figure: go.Figure, ranges: Mapping[str, Any]) -> go.Figure:
+    """In the ranges that its reader has moved its axes to."""
+    for axis, ends in ranges.items():
+        if None not in ends:
+            figure.update_layout({axis: {"range": ends}})
     return figure
 
 

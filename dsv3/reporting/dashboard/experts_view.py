@@ -7,9 +7,9 @@ from dash import html
 from dsv3.reporting import experts
 from dsv3.reporting.dashboard.drawing import Drawn, Scene, View
 from dsv3.reporting.dashboard.elements import plot
-from dsv3.reporting.experts import MOST_LEGENDS
 from dsv3.reporting.health import chosen_layer
 from dsv3.reporting.history import History
+from dsv3.reporting.style import MOST_LEGENDS
 
 
 def skeleton(run: str) -> list[Any]:

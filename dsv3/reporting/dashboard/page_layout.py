@@ -27,6 +27,7 @@ def page(root: Path) -> html.Div:
             dcc.Store(id="pinned", data=[]),
             dcc.Store(id="placed"),
             dcc.Store(id="seen", data={"names": []}),
+            dcc.Store(id="moves", data={}),
             dcc.Download(id="file"),
             html.Header([tabs(), *pickers(), theme(root)], className="head"),
             slider(),

@@ -14,6 +14,8 @@ from dsv3.reporting.settings import differing, settings_of
 
 MOST_SETTINGS = 40
 """Columns of settings in the table, and rows of them below it."""
+MOST_DRAWN = 50
+"""Picked runs that are drawn beside each other."""
 FIGURES: dict[str, tuple[str, str]] = {
     "state": ("state", ""),
     "done": ("done", "d3.format('.0%')(params.value)"),
@@ -49,8 +51,9 @@ def grid_rows(known: Sequence[Mapping[str, Any]], runs: Sequence[History]) -> li
 
 def grid_columns(rows: Sequence[Mapping[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Columns as AG Grid takes them; the filter of each suits its values."""
+    by_name = {"function": "naturally"}
     columns: list[dict[str, Any]] = [
-        {"field": "run", "headerName": "run", "pinned": "left", "filter": "agTextColumnFilter"}
+        {"field": "run", "headerName": "run", "pinned": "left", "filter": "agTextColumnFilter", "comparator": by_name}
     ]
     settings = dict.fromkeys(key for row in rows for key in row if key.startswith("setting "))
     for field in [*FIGURES, *settings]:
@@ -76,9 +79,10 @@ def grid_columns(rows: Sequence[Mapping[str, Any]], sort: str) -> list[dict[str,
 
 
 def groups(scene: Scene) -> dict[str, list[History]]:
-    """Runs by the value of the setting that they are grouped by; each by itself where there is none."""
+    """Runs by the value of the setting that they are grouped by; each by itself where there is none, the first of many
+    alone."""
     if not scene.choice.group:
-        return {run.name: [run] for run in scene.picked}
+        return {run.name: [run] for run in scene.picked[:MOST_DRAWN]}
     grouped: dict[str, list[History]] = {}
     for run in scene.picked:
         value = settings_of(run).get(scene.choice.group)
@@ -89,17 +93,17 @@ def groups(scene: Scene) -> dict[str, list[History]]:
 
 
 def picked_curves(scene: Scene) -> Any:
-    choice = scene.choice
-    return overlay(groups(scene), choice.metrics, x=choice.x, smooth=choice.smooth, log=choice.log)
+    choice, number = scene.choice, len(scene.picked)
+    title = "Curves" if choice.group or number <= MOST_DRAWN else f"Curves of the first {MOST_DRAWN} of {number:,} runs"
+    return overlay(groups(scene), choice.metrics, title=title, x=choice.x, smooth=choice.smooth, log=choice.log)
 
 
 def settings(scene: Scene) -> Any:
     if len(scene.picked) < 2:
         return html.P("Select two or more runs to see in which settings they differ.")
-    rows = list(differing(scene.picked).items())
-    content: list[Any] = [
-        table(("setting", *(run.name for run in scene.picked)), [[k, *v] for k, v in rows[:MOST_SETTINGS]])
-    ]
+    runs = scene.picked[:MOST_DRAWN]
+    rows = list(differing(runs).items())
+    content: list[Any] = [table(("setting", *(run.name for run in runs)), [[k, *v] for k, v in rows[:MOST_SETTINGS]])]
     if len(rows) > MOST_SETTINGS:
         content.append(html.P(f"and {len(rows) - MOST_SETTINGS} more"))
     return content if rows else html.P("They do not differ in any setting.")
@@ -110,8 +114,8 @@ VIEW = View(
     {
         "curves": Drawn(picked_curves, ("picked", "metrics", "x", "smooth", "log", "group")),
         "settings": Drawn(settings, ("picked",)),
-        "scores": Drawn(lambda scene: curves.benchmarks(scene.picked), ("picked",)),
-        "asked": Drawn(lambda scene: curves.questions(scene.picked), ("picked",)),
+        "scores": Drawn(lambda scene: curves.benchmarks(scene.picked[:MOST_DRAWN]), ("picked",)),
+        "asked": Drawn(lambda scene: curves.questions(scene.picked[:MOST_DRAWN]), ("picked",)),
     },
     lambda run: ("curves", "scores", "asked"),
 )

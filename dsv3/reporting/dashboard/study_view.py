@@ -58,6 +58,8 @@ def counts(scene: Scene) -> list[Any]:
     ]
     left = seconds_left(jobs)
     end = "unknown" if left is None else text_of_seconds(left)
+    if not any(job.state == "training" for job in jobs):
+        end = "no run trains"
     if all(job.state in ENDED for job in jobs):
         end = "ended"
     tiles = [(state, str(count), f"of {len(jobs)} runs") for state, count in shown]

@@ -68,7 +68,7 @@ def draw(
     parts: list[Any],
     drawn: list[Any],
     plots: list[Any],
-    moved: list[Any],
+    moves: Mapping[str, Any],
     *values: Any,
 ) -> list[list[Any]]:
     """All parts of the view, and its plots on the screen, that are not up to date. A plot that shows the same gets
@@ -84,19 +84,25 @@ def draw(
     if not made:
         raise PreventUpdate
     run, there = scene.run.name, {each["plot"] for each in plots}
-    same = {name for name in there & made.keys() if known.get(name, "").split()[:1] == now[name].split()[:1]}
+    same = {name for name in there & made.keys() if what(known.get(name, "")) == what(now[name])}
+    ranges = {name: move["axes"] for name, move in moves.items() if name in same and move["of"] == what(now[name])}
     new = [
         graph(name, run, made[name]) if name in made and name not in same else no_update
         for name in (each["place"] for each in places)
     ]
     figures = [
-        zoomed(made[each["plot"]], move) if each["plot"] in same else no_update
-        for each, move in zip(plots, moved, strict=True)
+        zoomed(made[each["plot"]], ranges.get(each["plot"], {})) if each["plot"] in same else no_update
+        for each in plots
     ]
     styles = [no_update if figure is no_update else height_of(figure) for figure in figures]
     texts = [text_of(made[each["part"]]) if each["part"] in made else no_update for each in parts]
     watched.ahead.asked(watched.look(), run)
     return [new, figures, styles, texts, [{**known, **now}]]
+
+
+def what(key: str) -> str:
+    """Of a part's key: what the part shows."""
+    return key.partition(" ")[0]
 
 
 def save_view(watched: Watched, clicks: int, places: list[Any], *values: Any) -> dict[str, str]:

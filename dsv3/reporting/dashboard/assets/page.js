@@ -6,6 +6,8 @@ window.dashAgGridFunctions = {
     api.forEachNodeAfterFilterAndSort(node => rows.push(node.data));
     return rows;
   },
+  // seed2 before seed10.
+  naturally: (one, other) => String(one).localeCompare(String(other), undefined, {numeric: true}),
 };
 
 (() => {
@@ -41,7 +43,26 @@ window.dashAgGridFunctions = {
           tell(shown());
         };
         requestAnimationFrame(begin);
+        dash_clientside.set_props("moves", {data: {}});
         return dash_clientside.no_update;
+      },
+      // Where the reader has moved the axes of each plot to, by all moves since it shows what it shows (the first word
+      // of its key). A plot that is fitted to its place has not been moved.
+      moved: (events, ids, before, [known]) => {
+        const now = {...before};
+        for (const {prop_id, value} of dash_clientside.callback_context.triggered) {
+          const name = JSON.parse(prop_id.slice(0, prop_id.lastIndexOf("."))).plot;
+          const of = (known?.[name] ?? "").split(" ")[0];
+          const axes = now[name]?.of === of ? {...now[name].axes} : {};
+          for (const [key, to] of Object.entries(value ?? {})) {
+            const [, axis, what, end] = key.match(/^([xy]axis\d*)\.(range|autorange)(?:\[([01])\])?$/) ?? [];
+            if (what === "autorange") delete axes[axis];
+            else if (end) axes[axis] = Object.assign([...(axes[axis] ?? [null, null])], {[end]: to});
+            else if (what) axes[axis] = to;
+          }
+          now[name] = {of, axes};
+        }
+        return now;
       },
     },
   });
