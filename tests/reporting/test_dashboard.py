@@ -143,11 +143,13 @@ def test_a_table_of_many_runs_fills_while_it_is_shown(
     """Here no answer may take time to read a run; a thread reads them when nothing is asked."""
     monkeypatch.setattr("dsv3.reporting.dashboard.answers_to_page.MOST_SECONDS", -1.0)
     with served(build_app(folder)) as url, opened(browser) as tab:
-        tab.page.goto(f"{url}/?view=runs")
+        tab.page.goto(f"{url}/?view=runs&group=router.top_k")
         tab.page.wait_for_selector("#reading:has-text('of 4.')")
         tab.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length == 4")
         tab.until("document.querySelector('#reading').textContent == ''")
         tab.page.wait_for_selector(".ag-header-cell-text:has-text('router.top_k')")
+        assert "2 selected" in tab.page.inner_text("#metrics"), "no choice is forgotten meanwhile"
+        assert "router.top_k" in tab.page.inner_text("#group")
         assert tab.wrong == []
     with served(build_app(folder)) as url, opened(browser) as tab:
         tab.page.goto(f"{url}/?view=runs&picked=sick%2Fseed1&picked=wide%2Fseed1")

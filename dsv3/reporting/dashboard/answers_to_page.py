@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from dsv3.reporting.dashboard.page_layout import grid_options, grid_style
 from dsv3.reporting.dashboard.spreadsheet import table_csv
 from dsv3.reporting.dashboard.view_contents import draw, save_view, skeleton
 from dsv3.reporting.dashboard.watched import Watched
+from dsv3.reporting.history import History
 from dsv3.reporting.overlay import metrics
 
 PICKERS = ("run", "layer", "domain", "metrics", "group")
@@ -175,7 +176,9 @@ def lead(*values_and_state: Any) -> tuple[str, str]:
 
 
 def options_of(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value] if value else []
+    """Each once, without what is empty."""
+    values = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(each for each in values if each))
 
 
 def pulse(watched: Watched, tick: Any, before: str | None, view: str, run: str | None) -> str:
@@ -206,25 +209,31 @@ def offer(
         layers, domains = list(routing.layers), routing.domains
         if times := routing.moments:
             slider = [-max(len(times) - 1, 1), {0: f"{times[-1]:,}", 1 - len(times): f"{times[0]:,}"}]
-    table: list[Any] = [no_update] * 7
-    if view == "runs":
-        asked = from_search(search or "")
-        # Rows that the address selects or filters must be there when it is followed.
-        waits = not columns and (asked.picked or json.loads(asked.filters))
-        known = watched.rows(list(found.values()), math.inf if waits else MOST_SECONDS)
-        with watched.lock:
-            runs = [found[name] for name in known]
-            rows, names = runs_view.grid_rows(list(known.values()), runs), metrics(runs)
-        now = runs_view.grid_columns(rows, asked.sort)
-        left = f"Reading runs: {len(rows):,} of {len(found):,}." if len(rows) < len(found) else ""
-        settings = [c["headerName"] for c in now if c["field"].startswith("setting ")]
-        same = [c["field"] for c in now] == [c["field"] for c in columns]
-        # The first rows come with what the address says of them.
-        first_time = [no_update, no_update] if columns else [json.loads(asked.filters), selection(asked)]
-        table = [names, settings, rows, no_update if same else now, *first_time, left]
+    table = table_of(watched, found, search, columns) if view == "runs" else [no_update] * 7
     options = [list(found), layers, domains, *table[:2]]
     changed_options = [no_update if now == then else now for now, then in zip(options, before, strict=True)]
     return [*changed_options, *slider, *table[2:], first]
+
+
+def table_of(watched: Watched, found: Mapping[str, History], search: str | None, columns: Sequence[Any]) -> list[Any]:
+    """Figures and settings to choose from, rows, columns where they are others than now, filters and selection with the
+    first rows, and how many runs are still to be read."""
+    asked = from_search(search or "")
+    # Rows that the address selects or filters must be there when it is followed.
+    waits = not columns and (asked.picked or json.loads(asked.filters))
+    known = watched.rows(list(found.values()), math.inf if waits else MOST_SECONDS)
+    with watched.lock:
+        runs = [found[name] for name in known]
+        rows, names = runs_view.grid_rows(list(known.values()), runs), metrics(runs)
+    now = runs_view.grid_columns(rows, asked.sort)
+    settings = [c["headerName"] for c in now if c["field"].startswith("setting ")]
+    left = ""
+    if len(rows) < len(found):
+        left = f"Reading runs: {len(rows):,} of {len(found):,}."
+        names, settings = options_of([*names, *asked.metrics]), options_of([*settings, asked.group])
+    same = [c["field"] for c in now] == [c["field"] for c in columns]
+    first_time = [no_update, no_update] if columns else [json.loads(asked.filters), selection(asked)]
+    return [names, settings, rows, no_update if same else now, *first_time, left]
 
 
 def pin(clicks: int, rows: Any, pinned: list[str]) -> list[str]:

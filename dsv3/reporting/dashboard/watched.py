@@ -82,8 +82,8 @@ class Watched:
 
         seconds: no more are read once these are over; runs that have no row yet are left out.
         """
-        end = time.monotonic() + seconds
         with self.lock:
+            end = time.monotonic() + seconds
             for run in runs:
                 if time.monotonic() > end:
                     break
