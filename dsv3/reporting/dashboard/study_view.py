@@ -63,7 +63,7 @@ def counts(scene: Scene) -> list[Any]:
     if all(job.state in ENDED for job in jobs):
         end = "ended"
     tiles = [(state, str(count), f"of {len(jobs)} runs") for state, count in shown]
-    tiles.append(("left", end, "at the speed of now"))
+    tiles.append(("left", end, "" if left is None else "at the speed of now"))
     return [
         html.Div([html.Span(name, className="label"), html.B(value), html.Span(note, className="label")])
         for name, value, note in tiles
