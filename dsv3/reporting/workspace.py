@@ -19,15 +19,14 @@ def build_workspace(*, project: str, entity: str | None, out: str | None) -> dic
     """Save the workspace on the server, or write it to `out`.
 
     Raises:
-        ValueError: there is no API key, and `out` is not given.
+        ValueError: `out` is not given, and there is no API key, or the server cannot be asked or refuses.
     """
     if out is None and "WANDB_API_KEY" not in os.environ:
         raise ValueError(
             "WANDB_API_KEY is not set: a workspace is made on the server. out=FILE writes it as JSON instead"
         )
     if out is None:
-        workspace = described(project=project, entity=entity or default_entity())
-        workspace.save()
+        workspace = saved(project=project, entity=entity)
         print(f"saved at {workspace.url}")
         return {"url": workspace.url}
     content = described(project=project, entity=entity or "")._to_model().model_dump(mode="json", by_alias=True)
@@ -37,10 +36,16 @@ def build_workspace(*, project: str, entity: str | None, out: str | None) -> dic
     return {"out": out}
 
 
-def default_entity() -> str:
+def saved(*, project: str, entity: str | None) -> Any:
+    """The workspace, on the server."""
     import wandb
 
-    return wandb.Api().default_entity or ""
+    try:
+        workspace = described(project=project, entity=entity or wandb.Api().default_entity or "")
+        workspace.save()
+    except (wandb.Error, OSError) as error:
+        raise ValueError(f"W&B: {str(error).rstrip('.')}. out=FILE writes the workspace as JSON instead") from None
+    return workspace
 
 
 def described(*, project: str, entity: str) -> Any:
@@ -73,7 +78,7 @@ def described(*, project: str, entity: str) -> Any:
         "Quantisation error (FP8)": [
             lines(f"Quantisation: {unit}", unit, pattern=f"quantisation/.*{unit}.*") for unit in FP8
         ],
-        "Benchmarks": [lines("Benchmarks", "score", pattern="benchmarks/.*")],
+        "Benchmarks": [lines("Benchmarks", "score", pattern="benchmarks/[^/]+/[^.]+$")],
     }
     made = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()]
     settings = ws.WorkspaceSettings(x_axis="tokens")

@@ -1,14 +1,18 @@
 """W&B media: maps and tables with each checkpoint, and a workspace of panels."""
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
 
 from dsv3.cli import main
 from dsv3.reporting.history import History
-from dsv3.reporting.workspace import MAPS, SUMMARY
+from dsv3.reporting.workspace import MAPS, NAME, SUMMARY
 from dsv3.training.callbacks.expert_plots import draw, summary
 from tests.reporting.made_up import MadeUpRun
 
@@ -53,11 +57,62 @@ def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> N
     assert '"tokens"' in text
 
 
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """The views that were saved on a server that answers as W&B's does."""
+    views: list[dict[str, Any]] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+            data: dict[str, Any] = {"viewer": {"id": "1", "entity": "team", "username": "ada", "flags": "{}"}}
+            data["viewer"] |= {"email": "ada@example.org", "teams": {"edges": []}}
+            if "upsertView" in asked.get("query", ""):
+                views.append(asked["variables"])
+                data = {"upsertView": {"view": {"id": "1", "name": "nw-new-v"}, "inserted": True}}
+            body = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    yield views
+    server.shutdown()
+    thread.join()
+
+
+def test_a_workspace_is_saved_on_the_server(saved: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dashboard", "wandb", "project=mine"]) == 0
+    (view,) = saved
+    assert (view["entityName"], view["projectName"], view["displayName"]) == ("team", "mine", NAME)
+    sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    names = [section["name"] for section in sections if section["panels"]]
+    assert names == ["Summary", "Loss", "Balance", "Load of the experts", "Quantisation error (FP8)", "Benchmarks"]
+    assert "/team/mine?nw=new" in capsys.readouterr().out
+
+
 def test_a_workspace_needs_a_key_or_a_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(SystemExit):
         main(["dashboard", "wandb"])
     assert "WANDB_API_KEY is not set" in capsys.readouterr().err
+
+
+def test_a_key_that_is_none_is_no_defect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(SystemExit):
+        main(["dashboard", "wandb"])
+    told = capsys.readouterr().err
+    assert "WANDB_API_KEY invalid" in told
+    assert "defect" not in told
 
 
 def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

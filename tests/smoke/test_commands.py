@@ -5,6 +5,7 @@ Training runs in an interpreter of its own, what reads the run in forked process
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from dsv3.checkpoint.run_folder import RunFolder
 from dsv3.cli import main
+from dsv3.reporting.workspace import described
 from tests.commands import attempt, call, call_python
 from tests.conftest import ROOT
 
@@ -79,6 +81,20 @@ def test_wandb_run_has_tokens_as_its_axis(trained: Path) -> None:
     assert b"max_violation/layers.1" in content
     assert b"tokens" in content
     assert (trained / "wandb_id").read_text() in run.name
+
+
+def test_every_panel_of_the_workspace_has_figures_of_a_run(trained: Path) -> None:
+    (run,) = (trained / "wandb").glob("offline-run-*/run-*.wandb")
+    logged = set(re.findall(r"[\w./]+", run.read_bytes().decode("latin-1")))
+    sections = {section.name: section.panels for section in described(project="p", entity="e").sections}
+    for name in ("Loss", "Balance", "Load of the experts"):
+        for panel in sections[name]:
+            patterns = [panel.metric_regex] if getattr(panel, "metric_regex", None) else []
+            keys = [*(getattr(panel, "y", None) or []), *(getattr(panel, "media_keys", None) or [])]
+            patterns += [re.escape(getattr(key, "name", key)) + r"(\.\w+)?$" for key in keys]
+            assert patterns, panel
+            for pattern in patterns:
+                assert any(re.search(pattern, key) for key in logged), f"{name}: nothing is logged as {pattern}"
 
 
 def test_evaluate_scores_both_weights_and_equals_the_summary(trained: Path, tmp_path: Path) -> None:
