@@ -14,6 +14,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+ABORTED = "net::ERR_ABORTED"
 POISON = "<img src=x onerror=window.poisoned=1><script>window.poisoned=1</script>"
 """Runs in a page that takes it for HTML."""
 
@@ -27,14 +28,18 @@ def chromium() -> str:
 
 
 class Tab:
-    """A page, and what went wrong on it: console errors, exceptions, requests beyond this machine."""
+    """A page, and what went wrong on it: console errors, exceptions, failed requests, requests beyond this machine.
+
+    Requests that Chromium calls aborted have not failed: leaving a page breaks off what it still fetches, and a stream
+    that a script has read to its end counts as aborted, too.
+    """
 
     def __init__(self, page: Any) -> None:
         self.page = page
         self.wrong: list[str] = []
         page.on("console", lambda m: self.wrong.append(f"{m.type}: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda error: self.wrong.append(f"exception: {error}"))
-        page.on("requestfailed", lambda r: self.wrong.append(f"failed: {r.url}"))
+        page.on("requestfailed", lambda r: r.failure == ABORTED or self.wrong.append(f"failed: {r.url}: {r.failure}"))
         page.on("request", lambda r: self.wrong.append(f"external: {r.url}") if is_external(r.url) else None)
 
     def until(self, condition: str, seconds: float = 30) -> None:

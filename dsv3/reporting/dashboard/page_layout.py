@@ -103,7 +103,9 @@ def runs_panel() -> html.Div:
             grid,
             html.Div(
                 [
-                    control("Figures", dcc.Dropdown([], list(choice.metrics), id="metrics", multi=True)),
+                    control(
+                        "Figures", dcc.Dropdown(list(choice.metrics), list(choice.metrics), id="metrics", multi=True)
+                    ),
                     control("Over", dcc.Dropdown(list(X_AXES), choice.x, id="x", clearable=False)),
                     control("Group by", dcc.Dropdown([], None, id="group", placeholder="each run by itself")),
                     control("Smoothing", dcc.Slider(0, 0.99, 0.01, value=choice.smooth, id="smooth", marks=None)),
