@@ -70,9 +70,8 @@ def load(run: History, tokens: int | None = None) -> go.Figure:
     tokens = routing.moments[-1] if tokens is None else tokens
     names, values = load_at(routing, tokens)
     hover = "%{y}, expert %{x}: %{z:.2f} relative load (1 = balanced)<extra></extra>"
-    height = 140 + max(
-        18 * len(names) if len(names) <= 20 else 11 * len(names), 170
-    )  # the colour bar's title needs so many
+    rows = 18 * len(names) if len(names) <= 20 else 11 * len(names)
+    height = 140 + max(rows, 170)  # the title of the colour bar is so long
     trace = heat(values, y=names, x=np.arange(values.shape[1]), hovertemplate=hover, **even_scale())
     title = f"Load of every expert, up to {tokens:,} tokens"
     return of_layers(trace, title, height=height, uirevision="load")

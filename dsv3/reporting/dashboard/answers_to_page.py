@@ -97,7 +97,6 @@ def add_callbacks(app: Dash, watched: Watched) -> None:
         ClientsideFunction("page", "moved"),
         Output("moves", "data"),
         Input(PLOT, "relayoutData"),
-        State(PLOT, "id"),
         State("moves", "data"),
         State(DRAWN, "data"),
         prevent_initial_call=True,

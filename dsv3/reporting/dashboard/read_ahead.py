@@ -70,9 +70,8 @@ class ReadAhead:
     def _left(self, runs: Mapping[str, History], shown: str) -> Iterator[tuple[History, int]]:
         """What has not been read, as numbers of `_reads`: first all of the run that is shown, then a row of each."""
         latest = sorted(runs, key=lambda name: (name != shown, -runs[name].began))
-        first, *others = latest[:MOST_RUNS] or [""]
-        tables = range(1, len(self._reads))
-        jobs = [*product([first], tables), *product(latest, [0]), *product(others, tables)]
+        read, tables = latest[:MOST_RUNS], range(1, len(self._reads))
+        jobs = [*product(read[:1], tables), *product(latest, [0]), *product(read[1:], tables)]
         yield from ((runs[name], number) for name, number in jobs if (name, number) not in self._done)
 
     def _work(self, jobs: list[tuple[History, int]]) -> None:

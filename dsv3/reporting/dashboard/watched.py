@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 SHARE = 50
 """Neither a search for runs nor one for what has changed is repeated before so many times the time that it took: at
 most 2% of a core."""
+MOST_STAMPS = 16
+"""Sets of runs, one for each page that is open, of which it is known when they were last looked at."""
 
 
 class Watched:
@@ -99,7 +101,9 @@ class Watched:
         if (started := time.monotonic()) >= again:
             known = f"{hash(tuple(map(stamp, runs))):x}"
             again = time.monotonic() + SHARE * (time.monotonic() - started)
-            self._stamps = {names: (again, known)}
+            self._stamps[names] = (again, known)
+            if len(self._stamps) > MOST_STAMPS:
+                del self._stamps[next(iter(self._stamps))]
         return f"{known} {sum(name in self._rows for name in names)}"
 
 

@@ -48,7 +48,7 @@ window.dashAgGridFunctions = {
       },
       // Where the reader has moved the axes of each plot to, by all moves since it shows what it shows (the first word
       // of its key). A plot that is fitted to its place has not been moved.
-      moved: (events, ids, before, [known]) => {
+      moved: (events, before, [known]) => {
         const now = {...before};
         for (const {prop_id, value} of dash_clientside.callback_context.triggered) {
           const name = JSON.parse(prop_id.slice(0, prop_id.lastIndexOf("."))).plot;
