@@ -58,7 +58,14 @@ def test_workspace_has_every_section_and_tokens_as_its_axis(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+def forgotten() -> Iterator[None]:
+    """W&B keeps the key and the address that it saw first in this process."""
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> Iterator[list[dict[str, Any]]]:
     """The views that were saved on a server that answers as W&B's does."""
     views: list[dict[str, Any]] = []
 
@@ -106,6 +113,7 @@ def test_a_workspace_needs_a_key_or_a_file(monkeypatch: pytest.MonkeyPatch, caps
     assert "WANDB_API_KEY is not set" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_a_key_that_is_none_is_no_defect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with pytest.raises(SystemExit):
