@@ -7,7 +7,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dsv3.config.moved import Settings, upgrade
+from dsv3.config.moved import upgrade
+from dsv3.config.plain_settings import Settings
 
 # The one written in C is ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

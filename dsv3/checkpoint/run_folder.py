@@ -30,7 +30,7 @@ from dsv3.checkpoint.holding import hold
 from dsv3.checkpoint.older_runs import read_part, table_parts, upgraded_summary
 from dsv3.checkpoint.parts import is_run, numbered, tokens_of
 from dsv3.checkpoint.run_config import read_config, read_settings
-from dsv3.config.moved import Settings
+from dsv3.config.plain_settings import Settings
 from dsv3.strict_json import text_of
 
 if TYPE_CHECKING:

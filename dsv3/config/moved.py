@@ -1,14 +1,12 @@
 """Names of older versions: the command line answers them with today's, and older runs are read by them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dsv3.config.plain_settings import Settings, put, value_of
 from dsv3.config.problems import shown
-
-Settings = dict[str, Any]
-"""A configuration as plain mappings and lists."""
 
 MOVED = {
     "guard": "callbacks.guard",
@@ -127,25 +125,3 @@ def _move(settings: Settings, key: str, now: str) -> None:
     if not holder and parent in settings:  # nothing but old keys stood there
         del settings[parent]
     put(settings, now, value)
-
-
-def value_of(settings: Mapping[str, Any], key: str) -> Any:
-    """What stands under a dotted key; None where nothing does."""
-    node: Any = settings
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node
-
-
-def put(settings: Settings, key: str, value: Any) -> None:
-    """Set a dotted key; a mapping is added to the one that stands there."""
-    *parents, last = key.split(".")
-    for name in parents:
-        if not isinstance(settings.get(name), dict):
-            settings[name] = {}
-        settings = settings[name]
-    if isinstance(value, dict) and isinstance(settings.get(last), dict):
-        for name, inner in value.items():
-            put(settings[last], str(name), inner)
-    else:
-        settings[last] = value

@@ -12,7 +12,7 @@ import pandas as pd
 from dsv3.checkpoint.holding import is_held
 from dsv3.checkpoint.older_runs import columns_of, file_to_read, read_part, read_parts, table_names, table_parts
 from dsv3.checkpoint.run_folder import RunFolder
-from dsv3.config.moved import Settings, value_of
+from dsv3.config.plain_settings import Settings, value_of
 from dsv3.reporting.routing_history import RoutingHistory
 from dsv3.strict_json import read_json
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dsv3.config.moved import value_of
+from dsv3.config.plain_settings import value_of
 from dsv3.config.problems import did_you_mean
 from dsv3.paths import CONF
 from dsv3.reporting.history import History

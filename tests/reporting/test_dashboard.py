@@ -287,7 +287,6 @@ def test_a_zoom_is_forgotten_once_the_plot_shows_something_else(browser: Any, tm
     with served(build_app(tmp_path / "runs")) as url, opened(browser) as tab:
         tab.page.goto(f"{url}/?view=runs&picked=seed1&smooth=0")
         wait_for(tab, "curves", "plot._fullData[0].y.length == 12")
-        tab.page.wait_for_timeout(1000)  # a new plot is fitted to its place, which counts as its last move
         data_of(tab, "curves", "void Plotly.relayout(plot, {'xaxis.range[0]': 5000, 'xaxis.range[1]': 9000})")
         wait_for(tab, "curves", "plot._fullLayout.xaxis.range[1] == 9000")
         run.interval()

@@ -144,7 +144,7 @@ def test_nothing_is_read_ahead_while_someone_asks(made: MadeUpRun, monkeypatch: 
     assert read[0] >= last + 0.4
 
 
-def test_rows_are_read_for_as_long_as_someone_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_for_as_long_as_someone_waits(tmp_path: Path) -> None:
     for seed in range(3):
         MadeUpRun(tmp_path / f"seed{seed}", layers=1, experts=2, seed=seed).interval()
     watched = Watched(tmp_path)

@@ -72,8 +72,7 @@ def draw(
     *values: Any,
 ) -> list[list[Any]]:
     """All parts of the view, and its plots on the screen, that are not up to date. A plot that shows the same gets
-    another figure, and stays where it was moved to: a new plot would count fitting itself to its place as its last
-    move. One that shows something else is a new plot."""
+    another figure, in the ranges that its axes were moved to; one that shows something else is a new plot."""
     ids = [*places, *parts]
     scene = scene_of(watched, ids[0]["run"], chosen(values)) if ids else None
     if scene is None:

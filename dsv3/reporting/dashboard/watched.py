@@ -44,7 +44,7 @@ class Watched:
             if (started := time.monotonic()) >= self._next:
                 found = {run.name: run for run in find_runs(self.root)}
                 self._known = {name: self._known.get(name, run) for name, run in found.items()}
-                self._next = time.monotonic() + SHARE * (time.monotonic() - started)
+                self._next = again_after(started)
             return {name: run for name, run in self._known.items() if run.folder.config_path.exists()}
 
     def named(self, name: str) -> str | None:
@@ -100,11 +100,16 @@ class Watched:
         again, known = self._stamps.get(names, (0.0, ""))
         if (started := time.monotonic()) >= again:
             known = f"{hash(tuple(map(stamp, runs))):x}"
-            again = time.monotonic() + SHARE * (time.monotonic() - started)
-            self._stamps[names] = (again, known)
+            self._stamps[names] = (again_after(started), known)
             if len(self._stamps) > MOST_STAMPS:
                 del self._stamps[next(iter(self._stamps))]
         return f"{known} {sum(name in self._rows for name in names)}"
+
+
+def again_after(started: float) -> float:
+    """When a search that began then, and is over now, may be repeated."""
+    now = time.monotonic()
+    return now + SHARE * (now - started)
 
 
 def row_of(run: History) -> Mapping[str, Any]:
