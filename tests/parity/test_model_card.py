@@ -2,12 +2,9 @@
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -19,6 +16,7 @@ from dsv3.cli import main
 from tests.parity.runs import write_run
 from tests.parity.test_export import SMALL
 from tests.parity.twins import configured, random_model
+from tests.stand_in import JSONHandler, answering
 
 SCORES = {"code": {"loss": 1.0, "bpb": 1.2345}, "all": {"loss": 1.0, "bpb": 1.5}}
 SUMMARY = {
@@ -92,64 +90,47 @@ def test_a_card_cannot_be_broken_by_a_run_folder(run: Path) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["license"] == 'x"\n---\nevil: 1'
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(JSONHandler):
     """Repositories and commits of the Hub, kept in `files`."""
 
     files: dict[str, bytes]
     asked: list[str]
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = self.content()
         self.asked.append(self.path)
         if "Bearer good" not in self.headers.get("Authorization", ""):
-            self.answer(401, {"error": "Invalid username or password."})
+            self.answer({"error": "Invalid username or password."}, 401)
         elif self.path == "/api/repos/create":
             assert json.loads(content)["visibility"] == "private"
-            self.answer(200, {"url": "https://huggingface.co/me/small", "name": "me/small"})
+            self.answer({"url": "https://huggingface.co/me/small", "name": "me/small"})
         elif "/preupload/" in self.path:
             files = [file["path"] for file in json.loads(content)["files"]]
             modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
-            self.answer(200, {"files": modes})
+            self.answer({"files": modes})
         elif self.path == "/api/validate-yaml":
-            self.answer(200, {"errors": [], "warnings": []})
+            self.answer({"errors": [], "warnings": []})
         else:
             assert self.path.startswith("/api/models/me/small/commit/main")
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             url = "https://huggingface.co/me/small/commit/123"
-            self.answer(200, {"commitUrl": url, "commitOid": "123", "success": True})
+            self.answer({"commitUrl": url, "commitOid": "123", "success": True})
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        self.answer(404, {"error": "Not found"})
-
-    def answer(self, status: int, content: Any) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
+        self.answer({"error": "Not found"}, 404)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """The fake hub, to which this process is logged in."""
     handler = type("FreshHub", (Hub,), {"files": {}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    api = partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="good")
-    monkeypatch.setattr(huggingface_hub, "HfApi", api)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with answering(handler) as url:
+        monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=url, token="good"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield handler
 
 
 def test_push_uploads_what_was_exported(

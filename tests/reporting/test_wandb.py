@@ -1,9 +1,7 @@
 """W&B media: maps and tables with each checkpoint, and a workspace of panels."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from dsv3.reporting.history import History
 from dsv3.reporting.workspace import MAPS, NAME, SUMMARY
 from dsv3.training.callbacks.expert_plots import draw, summary
 from tests.reporting.made_up import MadeUpRun
+from tests.stand_in import JSONHandler, answering
 
 
 def test_pictures_are_maps_and_a_table_of_the_newest_interval(tmp_path: Path) -> None:
@@ -69,31 +68,21 @@ def saved(monkeypatch: pytest.MonkeyPatch, forgotten: None) -> Iterator[list[dic
     """The views that were saved on a server that answers as W&B's does."""
     views: list[dict[str, Any]] = []
 
-    class Answers(BaseHTTPRequestHandler):
+    class Answers(JSONHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+            content = self.content()
+            asked = json.loads(content) if self.path == "/graphql" else {}  # elsewhere it reports on itself
             data: dict[str, Any] = {"viewer": {"id": "1", "entity": "team", "username": "ada", "flags": "{}"}}
             data["viewer"] |= {"email": "ada@example.org", "teams": {"edges": []}}
             if "upsertView" in asked.get("query", ""):
                 views.append(asked["variables"])
                 data = {"upsertView": {"view": {"id": "1", "name": "nw-new-v"}, "inserted": True}}
-            body = json.dumps({"data": data}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer({"data": data})
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    yield views
-    server.shutdown()
-    thread.join()
+    with answering(Answers) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield views
 
 
 def test_a_workspace_is_saved_on_the_server(saved: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,7 @@
 """Agents as benchmarks: likelihoods of actions, results with baselines, models behind a URL."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +22,7 @@ from dsv3.inference.endings import score_endings
 from dsv3.sandbox import Sandbox
 from dsv3.training.callbacks.run_benchmarks import Benchmarks
 from tests.evaluation.benchmarks.conftest import suite_of
+from tests.stand_in import JSONHandler, answering
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9], list(range(3, 200)) * 2]
 ENDINGS = [[[1], [2, 3], [2, 4], [2, 4, 5]], [[7, 7, 7]], [[1], [9, 8]]]
@@ -87,7 +86,7 @@ def test_only_an_interval_above_zero_is_better_than_random() -> None:
     assert verdict((0.5, 0.1), (0.4, 0.1), (0.5, 0.2)) == "better than random"
 
 
-class Api(BaseHTTPRequestHandler):
+class Api(JSONHandler):
     """A model of bytes that prefers the letter g; `abilities` says what the server gives."""
 
     abilities: tuple[str, ...] = ()
@@ -97,7 +96,7 @@ class Api(BaseHTTPRequestHandler):
         self.answer({"data": [{"id": "letters"}]})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.content())
         self.posted.append(asked)
         if "messages" in asked:
             self.answer({"choices": [{"message": {"content": "go forward\nand more"}}]})
@@ -109,25 +108,12 @@ class Api(BaseHTTPRequestHandler):
             choice["logprobs"] = {"text_offset": list(range(len(letters))), "token_logprobs": values}
         self.answer({"choices": [choice]})
 
-    def answer(self, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def url() -> Iterator[str]:
     Api.posted = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
+    with answering(Api) as url:
+        yield f"{url}/v1"
 
 
 def remote_suite(url: str, *, chat: bool = False) -> Suite:
